@@ -1,0 +1,332 @@
+"""The typed configuration: what every YAML file under ``conf/`` may contain, and what each field means.
+
+Owns names, types, units and single-field rules. Rules between fields are in ``checks.py``. Unknown keys are refused
+everywhere, sizes may be written ``64K``, ``512K``, ``20B``. Field names are Megatron's own wherever it has one.
+Needs no torch, so that a configuration can be checked on a login node in a second.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+
+from nemo_prolong.units import parse_size
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+"""A positive count that may be written with K, M, B or T."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, no unknown keys, attribute docstrings are the help texts."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), validate_default=True
+    )
+
+
+class Stage(StrEnum):
+    """The stages of the recipe in their order."""
+
+    BASE = "base"
+    STAGE1 = "stage1"
+    STAGE2 = "stage2"
+    SFT = "sft"
+
+
+class Transition(StrEnum):
+    """What a stage takes from its parent."""
+
+    SCRATCH = "scratch"
+    WEIGHTS = "weights"
+    WEIGHTS_AND_OPTIMIZER = "weights_and_optimizer"
+
+
+class KernelBackend(StrEnum):
+    """Which implementation of the layers runs: ours in plain torch, or Transformer Engine."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    TE = "te"
+
+
+class ModelConfig(Section):
+    """A Llama model, in the words of NeMo's ``LlamaConfig``."""
+
+    name: str
+    """What the model is called in manifests, reports and the model card."""
+    nemo_config: str
+    """Class in ``nemo.collections.llm`` that supplies everything not set here: LlamaConfig, Llama3Config8B, ..."""
+    num_layers: PositiveInt
+    """Transformer layers."""
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    ffn_hidden_size: PositiveInt
+    """Width of the SwiGLU block."""
+    num_attention_heads: PositiveInt
+    """Query heads."""
+    num_query_groups: PositiveInt
+    """Key and value heads (grouped-query attention)."""
+    kv_channels: PositiveInt
+    """Dimensions of one head."""
+    vocab_size: PositiveInt
+    """Real vocabulary, as in the exported ``config.json``; must be the tokenizer's."""
+    make_vocab_size_divisible_by: PositiveInt = 128
+    """The embedding is padded to a multiple of this times TP; the padding is dropped at export."""
+    rotary_base: Annotated[float, Field(gt=1.0)]
+    """RoPE base (Hugging Face: ``rope_theta``)."""
+    layernorm_epsilon: Annotated[float, Field(gt=0.0)] = 1e-5
+    """Epsilon of RMSNorm."""
+    init_method_std: Annotated[float, Field(gt=0.0)] = 0.02
+    """Standard deviation of the initial weights when trained from scratch."""
+    share_embeddings_and_output_weights: bool = False
+    """Tie the LM head to the embedding."""
+    license: str = ""
+    """Licence of the base model, for the model card."""
+
+
+class MixtureEntry(Section):
+    """One directory of packed rows and its share of the training rows."""
+
+    path: str
+    """MDS directory, relative to ``data.root``."""
+    proportion: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Share of the rows drawn from it, which is its share of the tokens because rows have one length."""
+
+
+class DataConfig(Section):
+    """What is trained on."""
+
+    root: str
+    """Directory that holds the packed directories and the tokenizer."""
+    tokenizer: str
+    """Tokenizer directory (``transformers`` format), relative to ``data.root`` or absolute."""
+    mixture: list[MixtureEntry] = Field(min_length=1)
+    """Training directories; proportions sum to 1."""
+    validation: list[str] = []
+    """Directories of packed rows for the validation loss, relative to ``data.root``."""
+    apply_instruct_masks: bool = False
+    """Train only on tokens whose ``mask`` column is 1."""
+    num_workers: Annotated[int, Field(ge=0)] = 1
+    """Loader processes per rank."""
+
+
+class TrainConfig(Section):
+    """Length and batch of the stage, and its rhythm."""
+
+    train_iters: PositiveInt
+    """Optimizer steps."""
+    global_batch_size: PositiveInt
+    """Packed rows per optimizer step, over all data-parallel ranks."""
+    micro_batch_size: PositiveInt = 1
+    """Packed rows per rank and forward pass; packing wants 1."""
+    val_check_interval: Annotated[int, Field(ge=0)] = 0
+    """Steps between validations; 0 never validates."""
+    limit_val_batches: PositiveInt = 1
+    """Global batches per validation."""
+    log_every_n_steps: PositiveInt = 1
+    """Steps between progress lines; every step is in ``metrics.jsonl`` regardless."""
+    deterministic: bool = True
+    """Ask torch for deterministic kernels where there is a choice."""
+
+
+class ParallelismConfig(Section):
+    """How a model is laid out over ranks; data parallel takes what is left of the world size."""
+
+    tensor_model_parallel_size: PositiveInt = 1
+    """Ranks that share each layer's matrices (TP)."""
+    pipeline_model_parallel_size: PositiveInt = 1
+    """Ranks that share the layers (PP)."""
+    context_parallel_size: PositiveInt = 1
+    """Ranks that share each row's tokens (CP)."""
+    sequence_parallel: bool = False
+    """Split norm and dropout activations over the TP ranks; needs TP > 1."""
+    cp_comm_type: str = "p2p"
+    """Exchange between CP ranks: p2p, all_gather, a2a."""
+    num_nodes: PositiveInt = 1
+    """Machines the stage is planned for."""
+    ranks_per_node: PositiveInt = 1
+    """GPUs (or CPU processes) per machine it is planned for."""
+
+
+class RecomputeConfig(Section):
+    """What is computed again in the backward pass instead of kept."""
+
+    recompute_granularity: str | None = None
+    """None, full or selective."""
+    recompute_method: str | None = None
+    """With full: uniform or block."""
+    recompute_num_layers: PositiveInt | None = None
+    """With full: layers per block."""
+
+
+class PrecisionConfig(Section):
+    """Number formats and kernels."""
+
+    compute: str
+    """fp32, bf16, fp8 (FP8 matrix products, BF16 attention) or fp8_attention."""
+    fp8_recipe: str = "tensorwise"
+    """Scaling of FP8 matrix products: tensorwise, delayed or blockwise."""
+    backend: KernelBackend = KernelBackend.AUTO
+    """auto takes Transformer Engine on a GPU where it is installed, else torch."""
+    recompute: RecomputeConfig = RecomputeConfig()
+
+
+class OptimConfig(Section):
+    """AdamW with linear warmup and cosine decay."""
+
+    lr: Annotated[float, Field(gt=0.0)]
+    """Peak learning rate."""
+    min_lr: Annotated[float, Field(ge=0.0)]
+    """Learning rate at the last step."""
+    lr_warmup_iters: Annotated[int, Field(ge=0)]
+    """Steps of linear warmup."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """Decay of matrices; norms and biases have none."""
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    adam_eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    clip_grad: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest global gradient norm; 0 never clips."""
+    use_distributed_optimizer: bool = True
+    """Shard optimizer state over the DP x CP ranks."""
+
+
+class CheckpointConfig(Section):
+    """When state is saved and how much is kept."""
+
+    save_interval_steps: PositiveInt
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints kept; older ones are deleted."""
+
+
+class TrackerConfig(Section):
+    """Where metrics go besides ``metrics.jsonl``."""
+
+    tensorboard: bool = False
+    """Write TensorBoard events under ``<run>/tensorboard``."""
+
+
+class RunConfig(Section):
+    """One stage of the recipe: the configuration of ``scripts/train.py``."""
+
+    stage: Stage
+    """Which stage this is."""
+    name: str
+    """Directory of the run below ``runs_dir``."""
+    runs_dir: str = "runs"
+    """Directory that holds the runs."""
+    parent: str | None = None
+    """Run directory the stage starts from, or ``hf:DIR`` for a Hugging Face directory."""
+    transition: Transition
+    """What is taken from the parent."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Seed of initial weights and data order."""
+    seq_length: Size
+    """Tokens in one packed row. Set here and nowhere else."""
+    advertised_context_length: Size | None = None
+    """Context the exported model claims; by default the longest row in the chain of stages."""
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    parallelism: ParallelismConfig
+    precision: PrecisionConfig
+    optim: OptimConfig
+    checkpoint: CheckpointConfig
+    tracker: TrackerConfig = TrackerConfig()
+
+    @property
+    def run_dir(self) -> str:
+        """Directory of everything this run writes."""
+        return f"{self.runs_dir}/{self.name}"
+
+    @property
+    def global_batch_tokens(self) -> int:
+        """Row tokens per optimizer step, pads included."""
+        return self.train.global_batch_size * self.seq_length
+
+
+class RowSet(Section):
+    """One directory of packed rows that ``scripts/prepare_data.py`` writes."""
+
+    path: str
+    """Directory below ``output``."""
+    domain: str
+    """Which documents go in: code_by_repo, reference, docs or chat."""
+    seq_length: Size
+    """Tokens per row."""
+    document_length: Size | None = None
+    """Cut long documents into pieces of exactly this length first and drop what is shorter; None packs whole documents."""
+    max_rows: PositiveInt | None = None
+    """Stop after this many rows."""
+    split: str = "train"
+    """train, or validation: documents no training row contains."""
+
+
+class PrepareConfig(Section):
+    """The configuration of ``scripts/prepare_data.py``: real text of a Python installation, as packed rows."""
+
+    output: str
+    """Directory to write: ``tokenizer/``, one MDS directory per row set, ``manifest.json``."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    vocab_size: PositiveInt
+    """Tokens of the byte-level BPE, special tokens included."""
+    tokenizer_train_bytes: Size
+    """Text the tokenizer is trained on."""
+    max_bytes_per_domain: Size
+    """Text read per domain."""
+    validation_fraction: Fraction = 0.05
+    """Share of each domain's documents held out."""
+    row_sets: list[RowSet] = Field(min_length=1)
+
+
+class EvaluateConfig(Section):
+    """The configuration of ``scripts/evaluate.py``."""
+
+    models: list[str] = Field(min_length=1)
+    """Run directories (through Megatron) or ``hf:DIR`` directories (through ``transformers``)."""
+    output: str | None = None
+    """Directory for the results; by default ``<model>/eval``."""
+    data: str
+    """Packed rows to score, one document per row as a rule."""
+    position_buckets: list[Size] = Field(min_length=1)
+    """Upper ends of the position buckets for perplexity, ascending."""
+    max_documents: PositiveInt
+    """Documents scored for perplexity."""
+    recall_lengths: list[Size] = Field(min_length=1)
+    """Prompt lengths of the key-value recall task, in tokens."""
+    recall_samples: PositiveInt
+    """Prompts per length."""
+    seed: Annotated[int, Field(ge=0)] = 42
+
+
+class ExportConfig(Section):
+    """The configuration of ``scripts/export.py``."""
+
+    run: str
+    """Run directory to export."""
+    output: str
+    """Hugging Face directory to write; must not exist unless ``overwrite``."""
+    dtype: str = "bf16"
+    """bf16 or fp32."""
+    overwrite: bool = False
+    """Replace ``output`` if it is an earlier export."""
+    verify: bool = True
+    """Compare every tensor and the logits with the Megatron model; a difference refuses the export."""
+    max_shard_bytes: Size = 5 * 2**30
+    """Largest safetensors file."""
+
+
+class ReportConfig(Section):
+    """The configuration of ``scripts/report.py``."""
+
+    runs: list[str] = Field(min_length=1)
+    """Run directories in the order of the stages."""
+    export: str | None = None
+    """Exported directory to report on."""
+    output: str
+    """HTML file to write; ``summary.json`` goes beside it."""
