@@ -1,0 +1,81 @@
+"""The rows of a stage as NeMo's data module, with a position that survives a resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from nemo.lightning.data import WrappedDataLoader
+from nemo.lightning.pytorch.plugins import MegatronDataSampler
+
+from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.data.dataset import PackedRowDataset, collate_rows
+
+
+class PackedDataModule(pl.LightningDataModule):
+    """Feeds global row ``i`` of the stage to step ``i // global_batch_size``, for any number of ranks.
+
+    Args:
+        cfg: The stage; ``data``, ``train``, ``seq_length`` and ``seed`` decide which rows come.
+
+    Raises:
+        DataError: If a directory is missing, empty or does not fit the configuration.
+    """
+
+    def __init__(self, cfg: RunConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        num_rows = cfg.train.train_iters * cfg.train.global_batch_size
+        self._train_rows = PackedRowDataset.from_config(cfg, num_rows=num_rows)
+        self._validation_rows = self._build_validation_rows()
+        self.data_sampler = MegatronDataSampler(
+            seq_len=cfg.seq_length,
+            micro_batch_size=cfg.train.micro_batch_size,
+            global_batch_size=cfg.train.global_batch_size,
+            output_log=False,
+        )
+
+    @property
+    def validates(self) -> bool:
+        """Whether the stage has a validation set and an interval."""
+        return self._validation_rows is not None
+
+    def _build_validation_rows(self) -> PackedRowDataset | None:
+        train = self.cfg.train
+        if not self.cfg.data.validation or train.val_check_interval == 0:
+            return None
+        return PackedRowDataset.validation_from_config(
+            self.cfg, num_rows=train.limit_val_batches * train.global_batch_size
+        )
+
+    def _loader(self, rows: PackedRowDataset, mode: str) -> WrappedDataLoader:
+        workers = self.cfg.data.num_workers
+        return WrappedDataLoader(
+            mode=mode,
+            dataset=rows,
+            collate_fn=collate_rows,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            # Forking a process that holds gloo threads can hang; a fork server is started before any exist.
+            multiprocessing_context="forkserver" if workers > 0 else None,
+        )
+
+    def train_dataloader(self) -> WrappedDataLoader:
+        """Return the training rows; NeMo adds the sampler that splits them over data-parallel ranks."""
+        return self._loader(self._train_rows, "train")
+
+    def val_dataloader(self) -> WrappedDataLoader | list[Any]:
+        """Return the validation rows, or nothing."""
+        return self._loader(self._validation_rows, "validation") if self._validation_rows is not None else []
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: rows consumed so far."""
+        assert self.trainer is not None
+        return {"consumed_train_rows": self.trainer.global_step * self.cfg.train.global_batch_size}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue after the rows that were consumed."""
+        consumed = state_dict["consumed_train_rows"]
+        self.data_sampler.init_consumed_samples = consumed
+        self.data_sampler.prev_consumed_samples = consumed
+        self.data_sampler.init_global_step = consumed // self.cfg.train.global_batch_size

@@ -1,0 +1,145 @@
+"""From our configuration to NeMo's: the model class, its config and its optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.optimizer import OptimizerConfig
+from nemo.collections import llm
+from nemo.collections.llm.gpt.model.base import GPTConfig
+from nemo.lightning.pytorch.optim import MegatronOptimizerModule
+
+from nemo_prolong.config.schema import KernelBackend, OptimConfig, RunConfig
+from nemo_prolong.engine.layers import torch_layer_spec
+from nemo_prolong.engine.packed_step import ExactLossReduction, packed_data_step, packed_forward_step
+from nemo_prolong.engine.schedule import WarmupCosine
+from nemo_prolong.errors import ConfigError
+
+_NEMO_CONFIGS = {"LlamaConfig": llm.LlamaConfig, "Llama3Config8B": llm.Llama3Config8B}
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+# Fused kernels of CUDA, apex and Transformer Engine; without them Megatron runs the same formulas in torch.
+_NO_FUSION: dict[str, Any] = {
+    "apply_rope_fusion": False,
+    "bias_activation_fusion": False,
+    "bias_dropout_fusion": False,
+    "cross_entropy_loss_fusion": False,
+    "gradient_accumulation_fusion": False,
+    "masked_softmax_fusion": False,
+    "persist_layer_norm": False,
+}
+
+
+class PackedLlamaModel(llm.LlamaModel):
+    """NeMo's Llama with the exact loss in training and validation."""
+
+    @property
+    def training_loss_reduction(self) -> ExactLossReduction:
+        """Sum of token losses over the micro-batch."""
+        return ExactLossReduction()
+
+    @property
+    def validation_loss_reduction(self) -> ExactLossReduction:
+        """The same sum: a validation loss is the mean over all its target tokens."""
+        return ExactLossReduction(validation_step=True)
+
+
+def padded_vocab_size(cfg: RunConfig) -> int:
+    """Return the rows of the embedding: the vocabulary rounded up for tensor parallelism."""
+    multiple = cfg.model.make_vocab_size_divisible_by * cfg.parallelism.tensor_model_parallel_size
+    return -(-cfg.model.vocab_size // multiple) * multiple
+
+
+def params_dtype(cfg: RunConfig) -> torch.dtype:
+    """Return the dtype of weights and activations.
+
+    Raises:
+        ConfigError: If the precision needs Transformer Engine kernels, which the torch backend has not.
+    """
+    if cfg.precision.compute not in _DTYPES:
+        raise ConfigError(
+            f"precision.compute={cfg.precision.compute}",
+            "the torch backend computes in fp32 or bf16; FP8 needs Transformer Engine on a GPU.",
+            "Set precision=bf16.",
+        )
+    return _DTYPES[cfg.precision.compute]
+
+
+def build_nemo_config(cfg: RunConfig) -> GPTConfig:
+    """Return NeMo's configuration of the model.
+
+    Raises:
+        ConfigError: If the class, the backend or the precision cannot be had.
+    """
+    model = cfg.model
+    if model.nemo_config not in _NEMO_CONFIGS:
+        raise ConfigError(
+            f"model.nemo_config={model.nemo_config}",
+            f"the classes that may be named here are {', '.join(_NEMO_CONFIGS)}.",
+            "Set model.nemo_config=LlamaConfig.",
+        )
+    if cfg.precision.backend == KernelBackend.TE:
+        raise ConfigError(
+            "precision.backend=te",
+            "this version trains with the torch backend only.",
+            "Set precision.backend=torch.",
+        )
+    dtype = params_dtype(cfg)
+    recompute = cfg.precision.recompute
+    return _NEMO_CONFIGS[model.nemo_config](
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        layernorm_epsilon=model.layernorm_epsilon,
+        init_method_std=model.init_method_std,
+        share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
+        rotary_base=model.rotary_base,
+        seq_length=cfg.seq_length,
+        vocab_size=padded_vocab_size(cfg),
+        make_vocab_size_divisible_by=model.make_vocab_size_divisible_by,
+        transformer_layer_spec=torch_layer_spec,
+        data_step_fn=packed_data_step,
+        forward_step_fn=packed_forward_step,
+        calculate_per_token_loss=True,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        use_cpu_initialization=True,
+        recompute_granularity=recompute.recompute_granularity,
+        recompute_method=recompute.recompute_method,
+        recompute_num_layers=recompute.recompute_num_layers,
+        **_NO_FUSION,
+    )
+
+
+def build_optimizer(optim: OptimConfig, train_iters: int, *, bf16: bool) -> MegatronOptimizerModule:
+    """Return Megatron's AdamW with the recipe's schedule."""
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=optim.lr,
+        min_lr=optim.min_lr,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.adam_beta1,
+        adam_beta2=optim.adam_beta2,
+        adam_eps=optim.adam_eps,
+        clip_grad=optim.clip_grad,
+        bf16=bf16,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        use_distributed_optimizer=optim.use_distributed_optimizer,
+    )
+    schedule = WarmupCosine(
+        train_iters=train_iters, warmup_iters=optim.lr_warmup_iters, min_lr_ratio=optim.min_lr / optim.lr
+    )
+    return MegatronOptimizerModule(config, lr_scheduler=schedule)
+
+
+def build_model(cfg: RunConfig) -> PackedLlamaModel:
+    """Return the model with its optimizer, not yet built on a device."""
+    nemo_config = build_nemo_config(cfg)
+    optimizer = build_optimizer(cfg.optim, cfg.train.train_iters, bf16=nemo_config.bf16)
+    return PackedLlamaModel(nemo_config, optim=optimizer)

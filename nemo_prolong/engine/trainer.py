@@ -1,0 +1,90 @@
+"""NeMo's trainer for one stage: strategy, precision, callbacks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from megatron.core.distributed import DistributedDataParallelConfig
+from nemo import lightning as nl
+from nemo.lightning.pytorch.strategies.utils import RestoreConfig
+
+from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.engine.model import params_dtype
+
+
+def build_strategy(cfg: RunConfig, restore: RestoreConfig | None = None) -> nl.MegatronStrategy:
+    """Return Megatron's strategy for the layout of the configuration.
+
+    Args:
+        cfg: The stage.
+        restore: What to take from a parent's checkpoint when training starts; None trains from scratch or resumes.
+    """
+    parallelism = cfg.parallelism
+    on_gpu = torch.cuda.is_available()
+    return nl.MegatronStrategy(
+        tensor_model_parallel_size=parallelism.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallelism.pipeline_model_parallel_size,
+        context_parallel_size=parallelism.context_parallel_size,
+        sequence_parallel=parallelism.sequence_parallel,
+        pipeline_dtype=params_dtype(cfg),
+        process_group_backend="nccl" if on_gpu else "gloo",
+        ddp=DistributedDataParallelConfig(
+            check_for_nan_in_grad=True,
+            # Gradients are sums until the end of the step, where they are divided by the target tokens of all ranks.
+            average_in_collective=False,
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=cfg.optim.use_distributed_optimizer,
+        ),
+        # Both need CUDA; on GPU the checkpoint is written by a background process while training goes on.
+        ckpt_async_save=False,
+        ckpt_parallel_load=on_gpu,
+        # The next stage may have another TP, PP or CP, and takes the optimizer state with it.
+        ckpt_optim_fully_reshardable=True,
+        # Checkpoints of the torch and the Transformer Engine layers differ in one key without data (_extra_state).
+        ckpt_load_strictness="log_all",
+        restore_config=restore,
+        replace_progress_bar=False,
+    )
+
+
+def build_trainer(
+    cfg: RunConfig, callbacks: Sequence[pl.Callback], *, validate: bool, restore: RestoreConfig | None = None
+) -> nl.Trainer:
+    """Return the trainer of a stage.
+
+    Args:
+        cfg: The stage.
+        callbacks: Metrics, checkpoints and the like.
+        validate: Whether there is a validation set.
+        restore: See ``build_strategy``.
+    """
+    on_gpu = torch.cuda.is_available()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    options: dict[str, Any] = {}
+    if params_dtype(cfg) == torch.bfloat16:
+        options["plugins"] = nl.MegatronMixedPrecision(precision="bf16-mixed")
+    return nl.Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=local_world_size,
+        num_nodes=world_size // local_world_size,
+        strategy=build_strategy(cfg, restore),
+        max_steps=cfg.train.train_iters,
+        val_check_interval=cfg.train.val_check_interval if validate else None,
+        limit_val_batches=cfg.train.limit_val_batches if validate else 0,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=str(Path(cfg.run_dir)),
+        **options,
+    )
