@@ -24,7 +24,12 @@ class Section(BaseModel):
     """Base of every section: immutable, no unknown keys, attribute docstrings are the help texts."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), validate_default=True
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
 

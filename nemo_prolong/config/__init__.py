@@ -1,0 +1,1 @@
+"""What may be configured: typed schemas, the strict loader, the rules between fields. Never imports torch."""

@@ -1,0 +1,123 @@
+"""Look up keys of a schema: which exist, what they mean, and which one a misspelt key was meant to be."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+
+from pydantic.fields import FieldInfo
+
+from nemo_prolong.config.schema import Section
+from nemo_prolong.errors import ConfigError
+
+Location = tuple[str | int, ...]
+"""Path of a value as pydantic reports it: ``("data", "mixture", 0, "path")``."""
+
+
+def dotted(location: Location) -> str:
+    """Return a location as it is typed on the command line.
+
+    >>> dotted(("data", "mixture", 0, "path"))
+    'data.mixture[0].path'
+    """
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def section_at(schema: type[Section], location: Location) -> type[Section] | None:
+    """Return the section that lies at ``location``, or None where there is none."""
+    section: type[Section] | None = schema
+    for part in location:
+        if isinstance(part, int):
+            continue
+        if section is None or part not in section.model_fields:
+            return None
+        section = _section_of(section.model_fields[part].annotation)
+    return section
+
+
+def field_at(schema: type[Section], location: Location) -> FieldInfo | None:
+    """Return the field at ``location``; for an entry of a list, the field of the list."""
+    names = [part for part in location if isinstance(part, str)]
+    section = section_at(schema, tuple(names[:-1]))
+    return section.model_fields.get(names[-1]) if section and names else None
+
+
+def all_keys(schema: type[Section], prefix: str = "") -> Iterator[str]:
+    """Yield every key of ``schema`` with its full path, sections before their keys."""
+    for name, field in schema.model_fields.items():
+        path = f"{prefix}{name}"
+        yield path
+        section = _section_of(field.annotation)
+        if section is not None and not _is_list(field.annotation):
+            yield from all_keys(section, f"{path}.")
+
+
+def nearest_key(schema: type[Section], path: str) -> str | None:
+    """Return the key of ``schema`` that ``path`` most likely meant, or None when nothing is close.
+
+    A key in the wrong section is found too: the last part is compared on its own when the whole path is not close.
+    """
+    keys = list(all_keys(schema))
+    close = difflib.get_close_matches(path, keys, n=1, cutoff=0.8)
+    if close:
+        return close[0]
+    by_last_part = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    close = difflib.get_close_matches(path.rpartition(".")[2], by_last_part, n=1, cutoff=0.75)
+    return by_last_part[close[0]] if close else None
+
+
+def unknown_key(schema: type[Section], location: Location, value: str | None = None) -> ConfigError:
+    """Return the error for a key that ``schema`` does not have, with the nearest key as remedy.
+
+    Args:
+        schema: The schema of the whole configuration.
+        location: Where the key was set.
+        value: What it was set to, as text; None leaves it out of the message.
+    """
+    path = dotted(location)
+    parent = section_at(schema, location[:-1])
+    place = dotted(location[:-1]) or "the configuration"
+    nearest = _nearest_in(schema, location)
+    if nearest is not None:
+        remedy = f"Did you mean {nearest}?"
+    elif parent is not None:
+        remedy = f"Keys of {place}: {', '.join(parent.model_fields)}."
+    else:
+        remedy = f"Top-level keys: {', '.join(schema.model_fields)}."
+    return ConfigError(path if value is None else f"{path}={value}", f"no such key in {place}.", remedy)
+
+
+def _nearest_in(schema: type[Section], location: Location) -> str | None:
+    """Prefer a neighbour of the misspelt key, then any key of the schema."""
+    parent = section_at(schema, location[:-1])
+    if parent is not None:
+        close = difflib.get_close_matches(str(location[-1]), parent.model_fields, n=1)
+        if close:
+            return dotted((*location[:-1], close[0]))
+    return nearest_key(schema, dotted(location))
+
+
+def nearest_name(name: str, names: Sequence[str]) -> str | None:
+    """Return the one of ``names`` that ``name`` most likely meant, or None when nothing is close."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return close[0] if close else None
+
+
+def _section_of(annotation: object) -> type[Section] | None:
+    """Return the section inside ``X``, ``list[X]``, ``X | None`` or None when there is none."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    inner = (_section_of(argument) for argument in typing.get_args(annotation))
+    return next((section for section in inner if section is not None), None)
+
+
+def _is_list(annotation: object) -> bool:
+    """Return whether the annotation is a list, or a list or None."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return any(_is_list(argument) for argument in typing.get_args(annotation))
+    return typing.get_origin(annotation) is list

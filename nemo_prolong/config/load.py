@@ -1,0 +1,168 @@
+"""Turn a composed configuration into a typed section, strictly.
+
+Refuses unknown keys wherever they are (``+model.new=1`` included), values of another type, and missing values; all of
+them are reported at once, each with its path, its rule and a remedy. Costs milliseconds, needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from nemo_prolong.config.findings import raise_all
+from nemo_prolong.config.keys import Location, dotted, field_at, nearest_key, section_at, unknown_key
+from nemo_prolong.config.schema import Section
+from nemo_prolong.errors import ConfigError
+
+T = TypeVar("T", bound=Section)
+
+_MISSING = "???"
+
+_KINDS = {
+    "int_type": ("must be a whole number", "N"),
+    "int_from_float": ("must be a whole number", "N"),
+    "float_type": ("must be a number", "X"),
+    "finite_number": ("must be a finite number", "X"),
+    "bool_type": ("must be true or false", "true|false"),
+    "string_type": ("must be text", "TEXT"),
+    "list_type": ("must be a list", "[...]"),
+    "too_short": ("must not be empty", "[...]"),
+    "model_type": ("must be a section", "{...}"),
+    "model_attributes_type": ("must be a section", "{...}"),
+    "dict_type": ("must be a section", "{...}"),
+}
+"""pydantic's error types: the rule in our words, and what stands for a right value."""
+
+_BOUNDS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def load(cfg: DictConfig, schema: type[T]) -> T:
+    """Return ``cfg`` as an instance of ``schema``.
+
+    Args:
+        cfg: A composed configuration; interpolations are resolved here.
+        schema: The section it must be: ``RunConfig``, ``PrepareConfig``, ``EvaluateConfig``, ...
+
+    Raises:
+        ConfigError: If a key is unknown or missing, a value has the wrong type or breaks its own bounds, or an
+            interpolation cannot be resolved. All of them in one message, one line each.
+    """
+    values = _resolved(cfg, schema)
+    try:
+        # JSON mode is the strict one that still reads an enum from its text.
+        return schema.model_validate_json(json.dumps(_without_missing(values), default=str), strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise_all([_explain(schema, detail) for detail in details])
+        raise AssertionError("pydantic raised without an error") from error
+
+
+def format_value(value: Any) -> str:
+    """Return a value as it would be typed on the command line; long lists and sections are shortened."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _resolved(cfg: DictConfig, schema: type[Section]) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise _explain_interpolation(cfg, schema, error) from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _explain_interpolation(cfg: DictConfig, schema: type[Section], error: OmegaConfBaseException) -> ConfigError:
+    """Return the error for ``key: ${other}`` that leads nowhere."""
+    key = error.full_key or "configuration"
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    for part in re.findall(r"[^.\[\]]+", key):
+        raw = raw[int(part) if isinstance(raw, list) else part] if isinstance(raw, dict | list) else raw
+    reason = str(error.msg or error).splitlines()[0]
+    wanted = re.search(r"Interpolation key '(.+)' not found", reason)
+    if isinstance(error, InterpolationKeyError) and wanted:
+        nearest = nearest_key(schema, wanted[1])
+        remedy = f"Did you mean ${{{nearest}}}?" if nearest else f"Write a value for {key}."
+        return ConfigError(f"{key}={format_value(raw)}", f"refers to {wanted[1]}, which does not exist.", remedy)
+    return ConfigError(
+        f"{key}={format_value(raw)}",
+        f"cannot be resolved: {reason.rstrip('.')}.",
+        f"Write a value for {key}, or ${{KEY}} with a key of this configuration.",
+    )
+
+
+def _without_missing(values: Any) -> Any:
+    """Drop keys that are still ``???``, so that pydantic reports them as missing."""
+    if isinstance(values, dict):
+        return {key: _without_missing(value) for key, value in values.items() if value != _MISSING}
+    if isinstance(values, list):
+        return [_without_missing(value) for value in values]
+    return values
+
+
+def _explain(schema: type[Section], detail: ErrorDetails) -> ConfigError:
+    """Return one of pydantic's findings as an error in the words of this project."""
+    location: Location = detail["loc"]
+    path, value, kind = dotted(location), detail["input"], detail["type"]
+    if kind == "extra_forbidden":
+        return unknown_key(schema, location, None if isinstance(value, dict) else format_value(value))
+    if kind == "missing":
+        return ConfigError(f"{path}=???", "must be set and has no default.", _say(schema, location, "VALUE"))
+    what = f"{path}={format_value(value)}"
+    if kind == "enum":
+        expected = str(detail["ctx"]["expected"])
+        first = expected.split("'")[1]
+        return ConfigError(what, f"must be one of {expected}.", _say(schema, location, first))
+    if kind in _BOUNDS:
+        return _explain_bound(schema, location, what, detail)
+    if kind == "value_error":
+        rule, _, _ = str(detail["ctx"]["error"]).partition(";")
+        return ConfigError(what, f"{rule}.", _say(schema, location, _nearest_size(value)))
+    rule, placeholder = _KINDS.get(kind, (detail["msg"], "VALUE"))
+    section = section_at(schema, location)
+    if section is not None and placeholder == "{...}":
+        rule += f" with the keys {', '.join(section.model_fields)}"
+    return ConfigError(what, f"{rule}.", _say(schema, location, placeholder))
+
+
+def _explain_bound(schema: type[Section], location: Location, what: str, detail: ErrorDetails) -> ConfigError:
+    name, words = _BOUNDS[detail["type"]]
+    limit = detail["ctx"][name]
+    nearest = limit
+    if name in ("gt", "lt"):
+        whole = isinstance(limit, int) and isinstance(detail["input"], int | str)
+        nearest = (limit + 1 if name == "gt" else limit - 1) if whole else "X"
+    return ConfigError(what, f"must be {words} {limit}.", _say(schema, location, nearest))
+
+
+def _nearest_size(value: Any) -> str:
+    """Return the size a text starts with (``64k tokens``: 64K), or a general example."""
+    match = re.match(r"\s*(\d+)\s*([kmbt]?)", str(value), re.IGNORECASE)
+    return f"{match[1]}{match[2].upper()}" if match else "64K"
+
+
+def _say(schema: type[Section], location: Location, value: object) -> str:
+    """Return ``Set path=value (what the key means).``"""
+    return f"Set {dotted(location)}={value}{meaning_of(schema, location)}."
+
+
+def meaning_of(schema: type[Section], location: Location) -> str:
+    """Return the first sentence of a key's help as ``" (text)"``, or nothing when it has none."""
+    field = field_at(schema, location)
+    if field is None or not field.description:
+        return ""
+    sentence = " ".join(field.description.replace("`", "").split()).partition(". ")[0].rstrip(".")
+    if sentence[1:2].islower():
+        sentence = sentence[0].lower() + sentence[1:]
+    return f" ({sentence})"
