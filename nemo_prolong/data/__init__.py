@@ -1,0 +1,1 @@
+"""Text to tokenized documents to packed rows to one global order to batches."""

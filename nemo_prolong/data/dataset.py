@@ -1,0 +1,273 @@
+"""Packed rows as training samples: labels inside documents, positions that restart, masks and padding.
+
+A sample is built from one MDS row (``input_ids``, ``indices``, optionally ``mask``, ``domain``) and nothing else, so a
+directory that ProLong published trains unchanged. ``labels`` are already shifted: position i predicts token i + 1 of the
+same document. What a row must be is checked when it is read; the first row of every directory when the data set is made,
+so that a wrong directory is refused before training starts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from nemo_prolong.config.schema import MixtureEntry
+from nemo_prolong.data.mds import MdsReader
+from nemo_prolong.data.order import GlobalOrder
+from nemo_prolong.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+"""``tokens`` int64 [S], ``labels`` int64 [S], ``loss_mask`` float32 [S], ``position_ids`` int64 [S],
+``cu_seqlens`` int32 [D+1], ``domain`` str, ``real_tokens`` int."""
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """What a row must be and what is made of it.
+
+    Attributes:
+        seq_length: Tokens of a training row; shorter rows are padded, longer ones refused.
+        apply_instruct_masks: Train only on tokens whose ``mask`` is 1.
+        vocab_size: Smallest token id that does not exist; None trusts the data.
+    """
+
+    seq_length: int
+    apply_instruct_masks: bool = False
+    vocab_size: int | None = None
+
+
+class PackedRowDataset(Dataset[Row]):
+    """The rows of a stage in their global order; index = global row index.
+
+    Args:
+        root: Directory that holds the row sets.
+        mixture: Row sets below ``root`` and their shares.
+        seq_length: Tokens per row.
+        seed: Seed of the order.
+        num_rows: Rows of the stage; ``len`` of the data set. Does not change which row an index means.
+        apply_instruct_masks: Train only on tokens whose ``mask`` column is 1.
+        vocab_size: Refuse token ids from here on; None trusts the data.
+
+    Raises:
+        DataError: If a directory is missing, empty or damaged, or its rows do not fit the arguments.
+        ConfigError: If the proportions do not sum to 1.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        mixture: Sequence[MixtureEntry],
+        seq_length: int,
+        seed: int,
+        num_rows: int,
+        apply_instruct_masks: bool = False,
+        vocab_size: int | None = None,
+    ) -> None:
+        self.num_rows = num_rows
+        self.paths = [entry.path for entry in mixture]
+        self._format = RowFormat(seq_length, apply_instruct_masks, vocab_size)
+        self._readers = _open_row_sets(Path(root), self.paths, self._format)
+        self._order = GlobalOrder([len(reader) for reader in self._readers], [e.proportion for e in mixture], seed)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> Row:
+        """Return row ``index`` of the stage.
+
+        Raises:
+            DataError: If the stored row is damaged or does not fit.
+        """
+        if not 0 <= index < self.num_rows:
+            raise IndexError(f"row {index} of {self.num_rows}")
+        directory, row = self._order.locate(index)
+        return _read_row(self._readers[directory], row, self._format)
+
+    def epochs(self) -> dict[str, float]:
+        """Return how often the stage walks through each row set."""
+        return dict(zip(self.paths, self._order.epochs(self.num_rows), strict=True))
+
+
+class ValidationRowDataset(Dataset[Row]):
+    """Every row of some row sets once, in stored order, one set after the other in turn.
+
+    Args:
+        root: Directory that holds the row sets.
+        paths: Row sets below ``root``.
+        seq_length: Tokens per row.
+        apply_instruct_masks: Score only tokens whose ``mask`` column is 1.
+        vocab_size: Refuse token ids from here on; None trusts the data.
+
+    Raises:
+        DataError: As for PackedRowDataset.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        paths: Sequence[str],
+        seq_length: int,
+        apply_instruct_masks: bool = False,
+        vocab_size: int | None = None,
+    ) -> None:
+        self._format = RowFormat(seq_length, apply_instruct_masks, vocab_size)
+        self._readers = _open_row_sets(Path(root), paths, self._format)
+        places = [(row, directory) for directory, reader in enumerate(self._readers) for row in range(len(reader))]
+        self._places = sorted(places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Row:
+        row, directory = self._places[index]
+        return _read_row(self._readers[directory], row, self._format)
+
+
+def collate_rows(rows: Sequence[Row]) -> dict[str, Any]:
+    """Make the micro-batch of one row.
+
+    Args:
+        rows: One sample; packing puts many documents in it, so more rows per pass gain nothing.
+
+    Returns:
+        ``tokens``, ``labels`` int64 [1, S], ``loss_mask`` float32 [1, S], ``position_ids`` int64 [1, S],
+        ``cu_seqlens`` int32 [D+1], ``max_seqlen`` Python int (longest document), ``domain`` list[str], ``real_tokens`` int.
+
+    Raises:
+        ConfigError: If there is not exactly one row.
+    """
+    if len(rows) != 1:
+        raise ConfigError(
+            f"train.micro_batch_size={len(rows)}",
+            "a packed row already fills a forward pass.",
+            "Use train.micro_batch_size=1 and a longer seq_length or a larger global_batch_size.",
+        )
+    row = rows[0]
+    batch = {key: row[key].unsqueeze(0) for key in ("tokens", "labels", "loss_mask", "position_ids")}
+    # A tensor here would defeat the cache of rotary embeddings, which is keyed by it.
+    max_seqlen = int(row["cu_seqlens"].diff().max())
+    return {
+        **batch,
+        "cu_seqlens": row["cu_seqlens"],
+        "max_seqlen": max_seqlen,
+        "domain": [row["domain"]],
+        "real_tokens": row["real_tokens"],
+    }
+
+
+def build_row(stored: dict[str, Any], row_format: RowFormat, where: str) -> Row:
+    """Return the training sample of one stored row.
+
+    Args:
+        stored: Columns of an MDS row: ``input_ids`` [L], ``indices`` [D, 2] (absent: one document), ``mask`` [L].
+        row_format: What it must be.
+        where: What to name in an error.
+
+    Raises:
+        DataError: If the row is too long, its spans do not tile it, a token id is out of range or ``mask`` is missing.
+    """
+    seq_length = row_format.seq_length
+    ids = _checked_ids(stored, row_format, where)
+    bounds = _checked_bounds(stored.get("indices"), len(ids), where)
+    if len(ids) < seq_length:
+        bounds = np.append(bounds, seq_length)
+    tokens = np.zeros(seq_length, np.int64)
+    tokens[: len(ids)] = ids
+    starts = np.repeat(bounds[:-1], np.diff(bounds))
+    loss_mask = np.zeros(seq_length, np.float32)
+    loss_mask[: len(ids)] = 1.0
+    loss_mask[bounds[1:] - 1] = 0.0
+    if row_format.apply_instruct_masks:
+        loss_mask[: len(ids) - 1] *= _checked_mask(stored, len(ids), where)[1:]
+    labels = np.zeros(seq_length, np.int64)
+    labels[:-1] = tokens[1:]
+    labels[loss_mask == 0] = 0
+    return {
+        "tokens": torch.from_numpy(tokens),
+        "labels": torch.from_numpy(labels),
+        "loss_mask": torch.from_numpy(loss_mask),
+        "position_ids": torch.from_numpy(np.arange(seq_length) - starts),
+        "cu_seqlens": torch.from_numpy(bounds.astype(np.int32)),
+        "domain": str(stored.get("domain", "")),
+        "real_tokens": len(ids),
+    }
+
+
+def _checked_ids(stored: dict[str, Any], row_format: RowFormat, where: str) -> np.ndarray:
+    ids = stored.get("input_ids")
+    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
+        raise DataError(where, "has no one-dimensional integer column input_ids.", "Give packed rows (docs/data.md).")
+    if len(ids) > row_format.seq_length:
+        raise DataError(
+            f"seq_length={row_format.seq_length}",
+            f"{where} has {len(ids)} tokens.",
+            f"Set seq_length={len(ids)}, or use row sets of {row_format.seq_length} tokens.",
+        )
+    if int(ids.min()) < 0 or (row_format.vocab_size is not None and int(ids.max()) >= row_format.vocab_size):
+        raise DataError(
+            where,
+            f"has token ids from {ids.min()} to {ids.max()}, model.vocab_size is {row_format.vocab_size}.",
+            "Use the tokenizer of the model to prepare the data.",
+        )
+    return ids
+
+
+def _checked_bounds(indices: np.ndarray | None, length: int, where: str) -> np.ndarray:
+    """Return document boundaries int64 [D+1] from spans [D, 2]; documents tile the row."""
+    if indices is None:
+        return np.array([0, length], np.int64)
+    spans = np.asarray(indices).astype(np.int64)
+    tiled = spans.ndim == 2 and spans.shape[1] == 2 and bool(np.all(spans[:, 1] > spans[:, 0]))
+    if not tiled or spans[0, 0] != 0 or spans[-1, 1] != length or np.any(spans[1:, 0] != spans[:-1, 1]):
+        raise DataError(
+            where,
+            f"has document spans that do not tile its {length} tokens: {spans.tolist()[:3]}...",
+            "Spans are (start, end) per document, in order, without gaps or overlaps; pack the data again.",
+        )
+    return np.append(spans[:, 0], length)
+
+
+def _checked_mask(stored: dict[str, Any], length: int, where: str) -> np.ndarray:
+    mask = stored.get("mask")
+    if mask is None:
+        raise DataError(
+            "data.apply_instruct_masks=true",
+            f"{where} has no mask column.",
+            "Use chat rows, or set data.apply_instruct_masks=false.",
+        )
+    if np.shape(mask) != (length,):
+        raise DataError(
+            where, f"has a mask of shape {np.shape(mask)} for {length} tokens.", "Write one mask value per token."
+        )
+    return mask != 0
+
+
+def _read_row(reader: MdsReader, row: int, row_format: RowFormat) -> Row:
+    return build_row(reader[row], row_format, f"{reader.directory} row {row}")
+
+
+def _open_row_sets(root: Path, paths: Sequence[str], row_format: RowFormat) -> list[MdsReader]:
+    readers = []
+    for path in paths:
+        reader = MdsReader(root / path)
+        if not len(reader):
+            raise DataError(f"{reader.directory}", "has no rows.", "Prepare more text for it, or leave it out.")
+        first = _read_row(reader, 0, row_format)
+        if first["real_tokens"] < row_format.seq_length:
+            logger.warning(
+                "%s has rows of %d tokens; each is padded to seq_length=%d",
+                reader.directory,
+                first["real_tokens"],
+                row_format.seq_length,
+            )
+        readers.append(reader)
+    return readers
