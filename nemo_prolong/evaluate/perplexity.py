@@ -1,0 +1,109 @@
+"""Perplexity by position: how well a model predicts a token that stands ``p`` tokens into its document.
+
+A model that cannot use its long context, or that breaks beyond its trained length, shows it here and nowhere in the
+mean loss. Every document is scored alone from its first token, whatever it was packed with. The same documents are
+scored for every model, so that the numbers of two models differ only by the models.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_prolong.errors import DataError
+from nemo_prolong.evaluate.scorer import Scorer, require_tokens_in_vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+def split_documents(rows: Iterable[Mapping[str, Any]], max_tokens: int) -> Iterator[Tensor]:
+    """Yield the documents of packed rows in order, as int64 [T] with 2 <= T <= ``max_tokens``.
+
+    Args:
+        rows: Rows with ``input_ids`` (unsigned ints [L]) and ``indices`` (document spans [D, 2]).
+        max_tokens: Longer documents are cut here: nothing beyond the last bucket is counted, so none is computed.
+    """
+    for row in rows:
+        for begin, end in np.asarray(row["indices"]).reshape(-1, 2).tolist():
+            if end - begin >= 2:
+                ids = np.asarray(row["input_ids"])[begin : min(end, begin + max_tokens)]
+                yield torch.from_numpy(ids.astype(np.int64))
+
+
+class PositionBuckets:
+    """Sums of token losses by the position of the target in its document, exact to float64.
+
+    Args:
+        ends: Ascending exclusive upper ends; bucket ``i`` holds target positions ``ends[i-1] <= p < ends[i]``.
+            The first token of a document has no loss, so position 0 is never counted.
+    """
+
+    def __init__(self, ends: list[int]) -> None:
+        self.ends = ends
+        self.loss_sums = np.zeros(len(ends), dtype=np.float64)
+        self.token_counts = np.zeros(len(ends), dtype=np.int64)
+        self.document_counts = np.zeros(len(ends), dtype=np.int64)
+
+    def add_document(self, losses: Tensor) -> None:
+        """Add one document: ``losses`` float32 [T - 1], element ``i`` belonging to target position ``i + 1``."""
+        values = losses.to(torch.float64).numpy()
+        for bucket, (start, end) in enumerate(zip([0, *self.ends], self.ends, strict=False)):
+            inside = values[max(start - 1, 0) : end - 1]
+            self.loss_sums[bucket] += inside.sum()
+            self.token_counts[bucket] += len(inside)
+            self.document_counts[bucket] += bool(len(inside))
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return one entry per bucket; loss (nats per token) and perplexity are null where no document reaches."""
+        entries = []
+        for bucket, (start, end) in enumerate(zip([0, *self.ends], self.ends, strict=False)):
+            tokens = int(self.token_counts[bucket])
+            loss = float(self.loss_sums[bucket]) / tokens if tokens else None
+            entries.append(
+                {
+                    "start": start,
+                    "end": end,
+                    "documents": int(self.document_counts[bucket]),
+                    "tokens": tokens,
+                    "loss": loss,
+                    "perplexity": None if loss is None else math.exp(loss),
+                }
+            )
+        return entries
+
+
+def measure_perplexity(
+    scorer: Scorer, rows: Iterable[Mapping[str, Any]], bucket_ends: list[int], max_documents: int, source: str
+) -> dict[str, Any]:
+    """Score the first ``max_documents`` documents of ``rows`` and return the part of ``perplexity.json`` it fills.
+
+    Args:
+        scorer: The model.
+        rows: Packed rows, held out from training.
+        bucket_ends: Ascending exclusive upper ends of the buckets, in tokens.
+        max_documents: Documents scored at most.
+        source: The rows' directory, for messages.
+
+    Raises:
+        DataError: If there is no document of two tokens, or another tokenizer wrote them.
+    """
+    buckets = PositionBuckets(bucket_ends)
+    documents = 0
+    for document in split_documents(rows, max_tokens=bucket_ends[-1]):
+        require_tokens_in_vocabulary(document, scorer, source)
+        buckets.add_document(scorer.token_losses(document))
+        documents += 1
+        logger.debug("%s: document %d, %d tokens", scorer.name, documents, len(document))
+        if documents == max_documents:
+            break
+    if documents == 0:
+        raise DataError(
+            f"data={source}", "No document has two tokens or more.", "Name a directory of packed validation rows."
+        )
+    return {"documents": documents, "buckets": buckets.table()}

@@ -1,0 +1,202 @@
+"""Key-value recall: can the model copy one value out of a long JSON object, wherever in it the value stands?
+
+The shape of HELMET's JSON KV task, sized for any tokenizer: keys are four consonants (160,000 of them, never a word),
+values four digits, so that a pair costs about ten tokens even with a small vocabulary, and the value starts where every
+pre-tokenizer splits. The prompt is a completion, not a chat turn, so that base and instruct models see the same text.
+Everything is generated from the seed; nothing is downloaded.
+
+The prompt ends inside the second object::
+
+    Below is a JSON object of keys and values.
+
+    {"bdfg": "4821", "kqtz": "9034", ...}
+
+    The value of one of its keys is:
+
+    {"kqtz": "
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
+
+from nemo_prolong.errors import ConfigError
+from nemo_prolong.evaluate.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+
+KEYS = tuple("".join(letters) for letters in itertools.product("bcdfghjklmnpqrstvwxz", repeat=4))
+VALUES = range(1000, 10000)
+MIN_TOKENS_PER_PAIR = 4
+"""No tokenizer writes a pair with fewer tokens: bounds how many pairs are drawn for a prompt."""
+LIKELY_TOKENS_PER_PAIR = 12
+"""First guess of what a pair costs."""
+
+
+@dataclass(frozen=True)
+class RecallPrompt:
+    """One question with its answer.
+
+    Attributes:
+        text: The prompt as text, without the beginning-of-sequence token.
+        prompt: int64 [P], with that token if the tokenizer has one.
+        answer: int64 [A], the tokens of the value; ``P + A`` is at most the length asked for.
+        key: The key asked about.
+        value: Its value.
+        depth: Where the pair stands in the object, 0.0 first to 1.0 last.
+        num_pairs: Pairs in the object.
+    """
+
+    text: str
+    prompt: Tensor
+    answer: Tensor
+    key: str
+    value: str
+    depth: float
+    num_pairs: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and answer together."""
+        return len(self.prompt) + len(self.answer)
+
+
+def build_prompt(tokenizer: PreTrainedTokenizerBase, length_tokens: int, depth: float, random: Random) -> RecallPrompt:
+    """Fill a prompt with as many pairs as fit, and ask for the one at ``depth``.
+
+    Args:
+        tokenizer: The model's own; lengths are in its tokens.
+        length_tokens: Budget for prompt and answer together, so that a length up to the trained one is inside it.
+        depth: Where the needle stands, 0.0 first to 1.0 last.
+        random: Source of keys and values.
+
+    Raises:
+        ConfigError: If not even one pair fits.
+    """
+    keys = random.sample(KEYS, min(len(KEYS), max(length_tokens // MIN_TOKENS_PER_PAIR, 1)))
+    pairs = [(key, str(random.choice(VALUES))) for key in keys]
+    best: RecallPrompt | None = None
+    fitting, too_many = 0, len(pairs) + 1
+    guess = length_tokens // LIKELY_TOKENS_PER_PAIR
+    # Only the whole text tells its number of tokens. It grows evenly, so interpolation needs some five attempts where
+    # bisection needs seventeen of half a million tokens each.
+    while too_many - fitting > 1:
+        guess = min(max(guess, fitting + 1), too_many - 1)
+        prompt = _encode_prompt(tokenizer, pairs[:guess], depth)
+        if prompt.num_tokens <= length_tokens:
+            best, fitting = prompt, guess
+        else:
+            too_many = guess
+        guess += math.floor((length_tokens - prompt.num_tokens) * guess / prompt.num_tokens)
+    if best is None:
+        shortest = _encode_prompt(tokenizer, pairs[:1], depth).num_tokens
+        raise ConfigError(
+            f"recall_lengths={length_tokens}",
+            "A prompt with a single pair is longer than that in this model's tokens.",
+            f"Use lengths of at least {shortest}.",
+        )
+    return best
+
+
+def _encode_prompt(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], depth: float) -> RecallPrompt:
+    """Write and tokenize the prompt over ``pairs``; the answer is tokenized apart, as the model would begin it."""
+    key, value = pairs[round(depth * (len(pairs) - 1))]
+    listing = ", ".join(f'"{name}": "{number}"' for name, number in pairs)
+    text = (
+        "Below is a JSON object of keys and values.\n\n"
+        f"{{{listing}}}\n\n"
+        f'The value of one of its keys is:\n\n{{"{key}": "'
+    )
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = begin + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    answer = tokenizer(value, add_special_tokens=False)["input_ids"]
+    return RecallPrompt(text, torch.tensor(ids), torch.tensor(answer), key, value, depth, len(pairs))
+
+
+def build_prompts(
+    tokenizer: PreTrainedTokenizerBase, length_tokens: int, num_samples: int, seed: int
+) -> Iterator[RecallPrompt]:
+    """Yield ``num_samples`` prompts with the needle at evenly spread depths from first to last.
+
+    A prompt depends on the tokenizer, the length, the seed, its number and the number of samples, and on nothing else.
+    """
+    depths = np.linspace(0.0, 1.0, num_samples) if num_samples > 1 else np.array([0.5])
+    for sample, depth in enumerate(depths.tolist()):
+        yield build_prompt(tokenizer, length_tokens, depth, Random(f"{seed}/{length_tokens}/{sample}"))
+
+
+@dataclass
+class RecallScore:
+    """Sums over the prompts of one length."""
+
+    samples: int = 0
+    exact_matches: int = 0
+    answer_tokens: int = 0
+    correct_tokens: int = 0
+    loss_sum: float = 0.0
+
+    def add(self, logits: Tensor, answer: Tensor) -> None:
+        """Add one prompt: ``logits`` float32 [A, vocab] at the positions that predict ``answer`` int64 [A].
+
+        Greedy decoding writes the answer if and only if, given the prompt and the true tokens so far, every next
+        token of the answer is the most likely one. So one forward pass over prompt and answer decides exact match;
+        nothing has to be generated. What the model would write after the value is not judged.
+        """
+        correct = logits.argmax(dim=-1) == answer
+        self.samples += 1
+        self.exact_matches += int(correct.all())
+        self.answer_tokens += len(answer)
+        self.correct_tokens += int(correct.sum())
+        self.loss_sum += float(cross_entropy(logits, answer, reduction="none").to(torch.float64).sum())
+
+    def entry(self, length_tokens: int) -> dict[str, Any]:
+        """Return the entry of ``recall.json``; losses are nats per answer token.
+
+        ``chance_loss`` is what a model pays that knows the form of a value and does not look it up.
+        """
+        return {
+            "length": length_tokens,
+            "samples": self.samples,
+            "exact_match": self.exact_matches / self.samples,
+            "token_accuracy": self.correct_tokens / self.answer_tokens,
+            "answer_loss": self.loss_sum / self.answer_tokens,
+            "chance_loss": self.samples * math.log(len(VALUES)) / self.answer_tokens,
+            "answer_tokens": self.answer_tokens,
+        }
+
+
+def measure_recall(scorer: Scorer, lengths_tokens: list[int], num_samples: int, seed: int) -> list[dict[str, Any]]:
+    """Return the entries of ``recall.json`` for every length, in the order given.
+
+    Lengths beyond the trained one are measured too: how a model fails there is part of the answer.
+
+    Args:
+        scorer: The model.
+        lengths_tokens: Prompt and answer together, in the model's tokens.
+        num_samples: Prompts per length.
+        seed: Source of keys and values; the same prompts for every model that shares a tokenizer.
+
+    Raises:
+        ConfigError: If a length does not hold one pair.
+    """
+    entries = []
+    for length in lengths_tokens:
+        score = RecallScore()
+        for prompt in build_prompts(scorer.tokenizer, length, num_samples, seed):
+            tokens = torch.cat([prompt.prompt, prompt.answer[:-1]])
+            score.add(scorer.logits(tokens, start=len(prompt.prompt) - 1), prompt.answer)
+            logger.debug("%s: %d tokens, %d pairs, depth %.2f", scorer.name, length, prompt.num_pairs, prompt.depth)
+        entries.append(score.entry(length))
+    return entries

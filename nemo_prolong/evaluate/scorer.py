@@ -1,0 +1,116 @@
+"""The one thing an evaluation knows about a model: it scores a document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from nemo_prolong.config.locations import HF_PREFIX
+from nemo_prolong.errors import CheckpointError, DataError
+
+
+class Scorer(Protocol):
+    """A causal language model and its tokenizer.
+
+    Attributes:
+        name: The model as the user wrote it, e.g. ``runs/demo/stage2`` or ``hf:runs/demo/export/hf``.
+        through: The library that runs it, ``megatron`` or ``transformers``.
+        tokenizer: The tokenizer the model was trained with.
+    """
+
+    name: str
+    through: str
+    tokenizer: PreTrainedTokenizerBase
+
+    def logits(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """Return next-token logits of one document.
+
+        Args:
+            tokens: int64 [T], one document.
+            start: First position whose logits are wanted. A long prompt is asked about its last positions only;
+                all of ``[T, vocab]`` would be 250 GiB for 512K tokens of Llama-3.
+
+        Returns:
+            float32 [T - start, vocab]; row ``i`` predicts token ``start + i + 1``.
+        """
+
+    def token_losses(self, tokens: Tensor) -> Tensor:
+        """Return the cross-entropy of every token but the first, in nats.
+
+        Args:
+            tokens: int64 [T], one document, T >= 2.
+
+        Returns:
+            float32 [T - 1]; element ``i`` is the loss of token ``i + 1`` given tokens ``0..i``.
+        """
+
+
+def open_scorer(model: str) -> Scorer:
+    """Load the model that ``model`` names: ``hf:DIR`` through transformers, a run directory through Megatron.
+
+    Raises:
+        CheckpointError: If there is no such model, or it cannot be loaded.
+    """
+    if model.startswith(HF_PREFIX):
+        from nemo_prolong.evaluate.transformers_scorer import TransformersScorer
+
+        return TransformersScorer(model.removeprefix(HF_PREFIX))
+    # Imported only when wanted: it takes seconds, and an exported model is evaluated where Megatron is not installed.
+    from nemo_prolong.engine.inference import MegatronScorer
+
+    return MegatronScorer(model)
+
+
+def require_model(model: str) -> None:
+    """Refuse a model whose directory is missing or of the other kind, before anything is loaded.
+
+    Raises:
+        CheckpointError: With the spelling that would work where one is likely.
+    """
+    directory = Path(model.removeprefix(HF_PREFIX))
+    is_run, is_hf = (directory / "stage.json").is_file(), (directory / "config.json").is_file()
+    if is_hf if model.startswith(HF_PREFIX) else is_run:
+        return
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"models={model}",
+            "The directory does not exist.",
+            "Name a run directory such as runs/demo/stage1, or hf:DIR for a Hugging Face directory.",
+        )
+    if is_hf:
+        raise CheckpointError(
+            f"models={model}", "This is a Hugging Face directory, not a run.", f"Write models=[hf:{directory}]."
+        )
+    if is_run:
+        raise CheckpointError(
+            f"models={model}", "This is a run, not a Hugging Face directory.", f"Write models=[{directory}]."
+        )
+    raise CheckpointError(
+        f"models={model}",
+        "The directory holds neither a stage.json (a run) nor a config.json (a Hugging Face model).",
+        "Name a run directory written by scripts/train.py, or hf:DIR with a directory written by scripts/export.py.",
+    )
+
+
+def require_tokens_in_vocabulary(tokens: Tensor, scorer: Scorer, source: str) -> None:
+    """Refuse documents that another tokenizer wrote, as far as the ids tell.
+
+    Args:
+        tokens: int64 [T].
+        scorer: The model about to score them.
+        source: Where they come from, for the message.
+
+    Raises:
+        DataError: If an id is beyond the model's vocabulary.
+    """
+    largest = int(torch.max(tokens))
+    if largest >= len(scorer.tokenizer):
+        raise DataError(
+            f"data={source}",
+            f"Token id {largest} is beyond the {len(scorer.tokenizer)} tokens of {scorer.name}.",
+            "Evaluate on rows prepared with the tokenizer of that model.",
+        )

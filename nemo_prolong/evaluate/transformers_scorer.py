@@ -1,0 +1,95 @@
+"""A Hugging Face directory as a ``Scorer``: plain ``transformers``, local safetensors, no code from the directory.
+
+A document goes through in pieces that share a key-value cache, so the largest tensors are one piece's logits
+``[PIECE_TOKENS, vocab]`` and the cache, whatever the document's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from nemo_prolong.config.locations import HF_PREFIX
+from nemo_prolong.errors import CheckpointError
+
+PIECE_TOKENS = 1024
+"""Tokens per forward pass. 1024 x 128K logits are 0.5 GiB in float32."""
+
+
+class TransformersScorer:
+    """Scores documents with ``AutoModelForCausalLM``: float32 on the CPU, the checkpoint's dtype on a GPU.
+
+    Args:
+        directory: Hugging Face directory with ``config.json``, safetensors weights and a tokenizer.
+
+    Raises:
+        CheckpointError: If it lacks one of them, wants code of its own to be run, or leaves weights unset.
+    """
+
+    through = "transformers"
+
+    def __init__(self, directory: str | Path) -> None:
+        directory = Path(directory)
+        if not any(directory.glob("*.safetensors")):
+            raise CheckpointError(
+                f"models={HF_PREFIX}{directory}",
+                "There is no *.safetensors file in it; other weight files can carry code and are not read.",
+                "Export the run with scripts/export.py, or convert the weights to safetensors.",
+            )
+        self.name = f"{HF_PREFIX}{directory}"
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            self.model = _load_model(directory, self.device)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"models={self.name}",
+                f"transformers cannot load it: {error}",
+                "Name a complete directory of an architecture that transformers has built in.",
+            ) from error
+
+    def logits(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """See ``Scorer.logits``: int64 [T] -> float32 [T - start, vocab] on the CPU."""
+        return torch.cat([logits.cpu() for _, logits in self._pieces(tokens, start)])
+
+    def token_losses(self, tokens: Tensor) -> Tensor:
+        """See ``Scorer.token_losses``: int64 [T] -> float32 [T - 1] on the CPU."""
+        losses = []
+        for offset, logits in self._pieces(tokens[:-1]):
+            targets = tokens[offset + 1 : offset + 1 + len(logits)].to(self.device)
+            losses.append(cross_entropy(logits, targets, reduction="none").cpu())
+        return torch.cat(losses)
+
+    @torch.inference_mode()
+    def _pieces(self, tokens: Tensor, start: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first position, float32 logits [n, vocab]) of consecutive pieces of one document from ``start`` on."""
+        cache = DynamicCache(config=self.model.config)
+        for offset in range(0, len(tokens), PIECE_TOKENS):
+            piece = tokens[None, offset : offset + PIECE_TOKENS].to(self.device)
+            first = max(offset, start)
+            wanted = offset + piece.shape[1] - first
+            # A piece before ``start`` only fills the cache; transformers has no way to ask for no logits at all.
+            output = self.model(piece, past_key_values=cache, use_cache=True, logits_to_keep=max(wanted, 1))
+            if wanted > 0:
+                yield first, output.logits[0].float()
+
+
+def _load_model(directory: Path, device: torch.device) -> torch.nn.Module:
+    """Load the weights and refuse a checkpoint that leaves some at their random initial values."""
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        directory,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=torch.float32 if device.type == "cpu" else "auto",
+        output_loading_info=True,
+    )
+    if loading["missing_keys"]:
+        raise ValueError(f"weights are missing: {', '.join(sorted(loading['missing_keys'])[:3])}")
+    return model.eval().to(device)

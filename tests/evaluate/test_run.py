@@ -1,0 +1,102 @@
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from nemo_prolong.config.locations import evaluation_directory
+from nemo_prolong.config.schema import EvaluateConfig
+from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.evaluate.run import evaluate, output_directories
+
+
+def config(models, data, **changes):
+    values = {
+        "models": models,
+        "data": str(data),
+        "position_buckets": [16, 64],
+        "max_documents": 3,
+        "recall_lengths": [200],
+        "recall_samples": 2,
+    }
+    return EvaluateConfig(**{**values, **changes})
+
+
+def test_both_results_are_written_beside_an_exported_model_with_everything_needed_to_repeat_them(
+    hf_directory, data_directory, caplog
+):
+    cfg = config([f"hf:{hf_directory}"], data_directory)
+    caplog.set_level(logging.INFO, "nemo_prolong.evaluate")
+    (directory,) = evaluate(cfg)
+
+    assert directory == hf_directory.with_name("hf_eval") == evaluation_directory(f"hf:{hf_directory}")
+    assert sorted(path.name for path in directory.iterdir()) == ["perplexity.json", "recall.json"]
+    perplexity = json.loads((directory / "perplexity.json").read_text())
+    recall = json.loads((directory / "recall.json").read_text())
+    for result, task in ((perplexity, "perplexity"), (recall, "recall")):
+        assert (result["task"], result["model"], result["through"]) == (task, f"hf:{hf_directory}", "transformers")
+        assert EvaluateConfig(**result["settings"]) == cfg
+        assert result["seconds"] > 0
+    assert perplexity["data"] == str(data_directory) and perplexity["documents"] == 3
+    assert [bucket["end"] for bucket in perplexity["buckets"]] == [16, 64]
+    assert [entry["length"] for entry in recall["lengths"]] == [200]
+    assert f"hf:{hf_directory}: perplexity up to position 16 " in caplog.text
+    assert f"hf:{hf_directory}: recall at 200 0% (loss " in caplog.text
+
+
+def test_results_of_one_model_go_straight_into_the_output(tmp_path):
+    cfg = config(["runs/a"], "d", output=str(tmp_path / "out"))
+    assert output_directories(cfg) == {"runs/a": tmp_path / "out"}
+
+
+def test_results_of_several_models_go_into_a_folder_each(tmp_path):
+    cfg = config(["runs/a", "hf:export/hf"], "d", output=str(tmp_path))
+    assert output_directories(cfg) == {"runs/a": tmp_path / "a", "hf:export/hf": tmp_path / "hf"}
+
+
+def test_two_models_that_would_overwrite_each_other_are_refused(tmp_path):
+    cfg = config(["x/sft", "y/sft"], "d", output=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"output=.*same directory name.*Leave output unset"):
+        output_directories(cfg)
+
+
+def test_buckets_that_do_not_ascend_are_refused_with_the_order_that_works(data_directory, hf_directory):
+    cfg = config([f"hf:{hf_directory}"], data_directory, position_buckets=[64, 16, 64])
+    with pytest.raises(ConfigError, match=r"position_buckets=\[64, 16, 64\].*position_buckets=\[16, 64\]"):
+        evaluate(cfg)
+
+
+def test_a_missing_data_directory_is_refused_before_a_model_is_loaded(hf_directory, tmp_path):
+    with pytest.raises(DataError, match=r"data=.*nowhere: The directory does not exist.*prepare_data"):
+        evaluate(config([f"hf:{hf_directory}"], tmp_path / "nowhere"))
+
+
+def test_a_model_that_does_not_exist_is_refused_before_the_first_is_evaluated(hf_directory, data_directory, tmp_path):
+    with pytest.raises(CheckpointError, match=r"models=runs/none: The directory does not exist"):
+        evaluate(config([f"hf:{hf_directory}", "runs/none"], data_directory, output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hugging_face_directory_without_the_prefix_is_answered_with_the_right_spelling(hf_directory, data_directory):
+    with pytest.raises(CheckpointError, match=rf"not a run\. Write models=\[hf:{hf_directory}\]"):
+        evaluate(config([str(hf_directory)], data_directory))
+
+
+def test_a_run_with_the_prefix_is_answered_with_the_right_spelling(tmp_path, data_directory):
+    (tmp_path / "stage.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=rf"not a Hugging Face directory\. Write models=\[{tmp_path}\]"):
+        evaluate(config([f"hf:{tmp_path}"], data_directory))
+
+
+def test_a_directory_that_is_no_model_at_all_is_refused(tmp_path, data_directory):
+    with pytest.raises(CheckpointError, match=r"neither a stage\.json .* nor a config\.json"):
+        evaluate(config([str(tmp_path)], data_directory))
+
+
+def test_evaluating_an_exported_model_imports_neither_nemo_nor_megatron():
+    code = (
+        "import sys, nemo_prolong.evaluate.run, nemo_prolong.evaluate.transformers_scorer; print(sorted(sys.modules))"
+    )
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "'torch'" in modules and "'nemo'" not in modules and "'megatron'" not in modules
