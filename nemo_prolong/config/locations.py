@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 HF_PREFIX = "hf:"
@@ -20,3 +21,23 @@ def evaluation_directory(model: str) -> Path:
         directory = Path(model.removeprefix(HF_PREFIX))
         return directory.with_name(f"{directory.name}_eval")
     return Path(model) / "eval"
+
+
+_STEP_DIRECTORY = re.compile(r"step_(\d{8})")
+
+
+def checkpoint_directory(run_dir: Path, step: int) -> Path:
+    """Return the directory of the checkpoint after ``step`` optimizer steps."""
+    return run_dir / "checkpoints" / f"step_{step:08d}"
+
+
+def complete_steps(run_dir: Path) -> list[int]:
+    """Return the steps of all complete checkpoints, ascending; a directory with a final name is complete."""
+    matches = (_STEP_DIRECTORY.fullmatch(path.name) for path in (run_dir / "checkpoints").glob("*"))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """Return the complete checkpoint of the highest step, or None; the time of a file means nothing."""
+    steps = complete_steps(run_dir)
+    return checkpoint_directory(run_dir, steps[-1]) if steps else None

@@ -9,7 +9,7 @@ from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.data.dataset import PackedRowDataset, collate_rows
+from nemo_prolong.data.dataset import PackedRowDataset, ValidationRowDataset, collate_rows
 
 
 class PackedDataModule(pl.LightningDataModule):
@@ -25,8 +25,15 @@ class PackedDataModule(pl.LightningDataModule):
     def __init__(self, cfg: RunConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        num_rows = cfg.train.train_iters * cfg.train.global_batch_size
-        self._train_rows = PackedRowDataset.from_config(cfg, num_rows=num_rows)
+        self._train_rows = PackedRowDataset(
+            cfg.data.root,
+            cfg.data.mixture,
+            cfg.seq_length,
+            cfg.seed,
+            num_rows=cfg.train.train_iters * cfg.train.global_batch_size,
+            apply_instruct_masks=cfg.data.apply_instruct_masks,
+            vocab_size=cfg.model.vocab_size,
+        )
         self._validation_rows = self._build_validation_rows()
         self.data_sampler = MegatronDataSampler(
             seq_len=cfg.seq_length,
@@ -40,15 +47,15 @@ class PackedDataModule(pl.LightningDataModule):
         """Whether the stage has a validation set and an interval."""
         return self._validation_rows is not None
 
-    def _build_validation_rows(self) -> PackedRowDataset | None:
-        train = self.cfg.train
-        if not self.cfg.data.validation or train.val_check_interval == 0:
+    def _build_validation_rows(self) -> ValidationRowDataset | None:
+        data = self.cfg.data
+        if not data.validation or self.cfg.train.val_check_interval == 0:
             return None
-        return PackedRowDataset.validation_from_config(
-            self.cfg, num_rows=train.limit_val_batches * train.global_batch_size
+        return ValidationRowDataset(
+            data.root, data.validation, self.cfg.seq_length, data.apply_instruct_masks, self.cfg.model.vocab_size
         )
 
-    def _loader(self, rows: PackedRowDataset, mode: str) -> WrappedDataLoader:
+    def _loader(self, rows: PackedRowDataset | ValidationRowDataset, mode: str) -> WrappedDataLoader:
         workers = self.cfg.data.num_workers
         return WrappedDataLoader(
             mode=mode,

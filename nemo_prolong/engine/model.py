@@ -10,7 +10,14 @@ from nemo.collections import llm
 from nemo.collections.llm.gpt.model.base import GPTConfig
 from nemo.lightning.pytorch.optim import MegatronOptimizerModule
 
-from nemo_prolong.config.schema import KernelBackend, OptimConfig, RunConfig
+from nemo_prolong.config.schema import (
+    KernelBackend,
+    ModelConfig,
+    OptimConfig,
+    ParallelismConfig,
+    PrecisionConfig,
+    RunConfig,
+)
 from nemo_prolong.engine.layers import torch_layer_spec
 from nemo_prolong.engine.packed_step import ExactLossReduction, packed_data_step, packed_forward_step
 from nemo_prolong.engine.schedule import WarmupCosine
@@ -46,62 +53,52 @@ class PackedLlamaModel(llm.LlamaModel):
         return ExactLossReduction(validation_step=True)
 
 
-def padded_vocab_size(cfg: RunConfig) -> int:
+def padded_vocab_size(model: ModelConfig, parallelism: ParallelismConfig) -> int:
     """Return the rows of the embedding: the vocabulary rounded up for tensor parallelism."""
-    multiple = cfg.model.make_vocab_size_divisible_by * cfg.parallelism.tensor_model_parallel_size
-    return -(-cfg.model.vocab_size // multiple) * multiple
+    multiple = model.make_vocab_size_divisible_by * parallelism.tensor_model_parallel_size
+    return -(-model.vocab_size // multiple) * multiple
 
 
-def params_dtype(cfg: RunConfig) -> torch.dtype:
+def params_dtype(precision: PrecisionConfig) -> torch.dtype:
     """Return the dtype of weights and activations.
 
     Raises:
         ConfigError: If the precision needs Transformer Engine kernels, which the torch backend has not.
     """
-    if cfg.precision.compute not in _DTYPES:
+    if precision.compute not in _DTYPES:
         raise ConfigError(
-            f"precision.compute={cfg.precision.compute}",
+            f"precision.compute={precision.compute}",
             "the torch backend computes in fp32 or bf16; FP8 needs Transformer Engine on a GPU.",
             "Set precision=bf16.",
         )
-    return _DTYPES[cfg.precision.compute]
+    return _DTYPES[precision.compute]
 
 
-def build_nemo_config(cfg: RunConfig) -> GPTConfig:
+def build_nemo_config(
+    model: ModelConfig, seq_length: int, parallelism: ParallelismConfig, precision: PrecisionConfig
+) -> GPTConfig:
     """Return NeMo's configuration of the model.
 
     Raises:
         ConfigError: If the class, the backend or the precision cannot be had.
     """
-    model = cfg.model
     if model.nemo_config not in _NEMO_CONFIGS:
         raise ConfigError(
             f"model.nemo_config={model.nemo_config}",
             f"the classes that may be named here are {', '.join(_NEMO_CONFIGS)}.",
             "Set model.nemo_config=LlamaConfig.",
         )
-    if cfg.precision.backend == KernelBackend.TE:
+    if precision.backend == KernelBackend.TE:
         raise ConfigError(
             "precision.backend=te",
             "this version trains with the torch backend only.",
             "Set precision.backend=torch.",
         )
-    dtype = params_dtype(cfg)
-    recompute = cfg.precision.recompute
+    dtype = params_dtype(precision)
     return _NEMO_CONFIGS[model.nemo_config](
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        ffn_hidden_size=model.ffn_hidden_size,
-        num_attention_heads=model.num_attention_heads,
-        num_query_groups=model.num_query_groups,
-        kv_channels=model.kv_channels,
-        layernorm_epsilon=model.layernorm_epsilon,
-        init_method_std=model.init_method_std,
-        share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
-        rotary_base=model.rotary_base,
-        seq_length=cfg.seq_length,
-        vocab_size=padded_vocab_size(cfg),
-        make_vocab_size_divisible_by=model.make_vocab_size_divisible_by,
+        **_architecture(model),
+        seq_length=seq_length,
+        vocab_size=padded_vocab_size(model, parallelism),
         transformer_layer_spec=torch_layer_spec,
         data_step_fn=packed_data_step,
         forward_step_fn=packed_forward_step,
@@ -110,11 +107,15 @@ def build_nemo_config(cfg: RunConfig) -> GPTConfig:
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         use_cpu_initialization=True,
-        recompute_granularity=recompute.recompute_granularity,
-        recompute_method=recompute.recompute_method,
-        recompute_num_layers=recompute.recompute_num_layers,
+        **precision.recompute.model_dump(),
         **_NO_FUSION,
     )
+
+
+def _architecture(model: ModelConfig) -> dict[str, Any]:
+    """Return the fields of the model that NeMo calls by the same name."""
+    ours_alone = {"name", "nemo_config", "vocab_size", "license"}
+    return model.model_dump(exclude=ours_alone)
 
 
 def build_optimizer(optim: OptimConfig, train_iters: int, *, bf16: bool) -> MegatronOptimizerModule:
@@ -140,6 +141,6 @@ def build_optimizer(optim: OptimConfig, train_iters: int, *, bf16: bool) -> Mega
 
 def build_model(cfg: RunConfig) -> PackedLlamaModel:
     """Return the model with its optimizer, not yet built on a device."""
-    nemo_config = build_nemo_config(cfg)
+    nemo_config = build_nemo_config(cfg.model, cfg.seq_length, cfg.parallelism, cfg.precision)
     optimizer = build_optimizer(cfg.optim, cfg.train.train_iters, bf16=nemo_config.bf16)
     return PackedLlamaModel(nemo_config, optim=optimizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,31 @@ from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine.model import params_dtype
 
 
-def build_strategy(cfg: RunConfig, restore: RestoreConfig | None = None) -> nl.MegatronStrategy:
+_STATE_OF_THE_STAGE = ("lr", "initial_lr", "max_lr", "min_lr", "weight_decay", "betas", "eps")
+
+
+class StageStrategy(nl.MegatronStrategy):
+    """Megatron's strategy with one difference: a parent's optimizer state brings no hyperparameters along.
+
+    Moments, fp32 weights and the step counter of Adam are taken; learning rate, decay and betas stay those of the stage.
+    """
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
+        """Load optimizer state; ``selective_restore`` means that it comes from a parent."""
+        kept = [_hyperparameters(group) for optimizer in self.optimizers for group in optimizer.param_groups]
+        super().load_optimizer_state_dict(checkpoint, selective_restore=selective_restore)
+        if not selective_restore:
+            return
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, hyperparameters in zip(groups, kept, strict=True):
+            group.update(hyperparameters)
+
+
+def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: group[key] for key in _STATE_OF_THE_STAGE if key in group}
+
+
+def build_strategy(cfg: RunConfig, restore: RestoreConfig | None = None) -> StageStrategy:
     """Return Megatron's strategy for the layout of the configuration.
 
     Args:
@@ -26,12 +50,12 @@ def build_strategy(cfg: RunConfig, restore: RestoreConfig | None = None) -> nl.M
     """
     parallelism = cfg.parallelism
     on_gpu = torch.cuda.is_available()
-    return nl.MegatronStrategy(
+    return StageStrategy(
         tensor_model_parallel_size=parallelism.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallelism.pipeline_model_parallel_size,
         context_parallel_size=parallelism.context_parallel_size,
         sequence_parallel=parallelism.sequence_parallel,
-        pipeline_dtype=params_dtype(cfg),
+        pipeline_dtype=params_dtype(cfg.precision),
         process_group_backend="nccl" if on_gpu else "gloo",
         ddp=DistributedDataParallelConfig(
             check_for_nan_in_grad=True,
@@ -67,7 +91,7 @@ def build_trainer(
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     options: dict[str, Any] = {}
-    if params_dtype(cfg) == torch.bfloat16:
+    if params_dtype(cfg.precision) == torch.bfloat16:
         options["plugins"] = nl.MegatronMixedPrecision(precision="bf16-mixed")
     return nl.Trainer(
         accelerator="gpu" if on_gpu else "cpu",

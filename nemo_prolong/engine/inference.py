@@ -1,0 +1,130 @@
+"""Score token sequences with the Megatron model of a run, in one process.
+
+Builds the same layers as training from ``model.json`` and loads the distributed checkpoint into them.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_prolong.config.locations import newest_checkpoint
+from nemo_prolong.engine import cpu
+from nemo_prolong.errors import CheckpointError
+
+cpu.prepare()
+
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel  # noqa: E402
+from megatron.core.dist_checkpointing.validation import StrictHandling  # noqa: E402
+from transformers import AutoTokenizer, PreTrainedTokenizerBase  # noqa: E402
+
+from nemo_prolong.config.schema import ModelConfig, ParallelismConfig, PrecisionConfig  # noqa: E402
+from nemo_prolong.engine.checkpoint import ModelDescription  # noqa: E402
+from nemo_prolong.engine.model import build_nemo_config  # noqa: E402
+from nemo_prolong.engine.packed_step import packed_seq_params  # noqa: E402
+from nemo_prolong.engine.weights import CheckpointReader  # noqa: E402
+
+
+def load_megatron_model(checkpoint: Path, description: ModelDescription) -> torch.nn.Module:
+    """Return Megatron's GPTModel of a checkpoint, in fp32, in evaluation mode.
+
+    Args:
+        checkpoint: A directory ``checkpoints/step_XXXXXXXX``.
+        description: Its ``model.json``.
+    """
+    _start_single_process()
+    config = build_nemo_config(
+        model=description.model_config,
+        seq_length=description.seq_length,
+        parallelism=ParallelismConfig(),
+        precision=PrecisionConfig(compute="fp32"),
+    )
+    model = config.configure_model(tokenizer=None)
+    prefix = CheckpointReader(checkpoint).wrapper_prefix
+    loaded = dist_checkpointing.load(
+        model.sharded_state_dict(prefix=prefix), str(checkpoint / "weights"), strict=StrictHandling.LOG_ALL
+    )
+    model.load_state_dict({key.removeprefix(prefix): value for key, value in loaded.items()}, strict=False)
+    return model.eval()
+
+
+class MegatronScorer:
+    """Log-probabilities of a run's model, through Megatron.
+
+    Args:
+        run_dir: Run directory; its newest checkpoint is used.
+
+    Raises:
+        CheckpointError: If the run has no complete checkpoint.
+    """
+
+    through = "megatron"
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.name = str(run_dir)
+        checkpoint = newest_checkpoint(Path(run_dir))
+        if checkpoint is None:
+            raise CheckpointError(
+                str(run_dir), "the run has no complete checkpoint.", "Train it until it saves one, or name another run."
+            )
+        self.description = ModelDescription.read(checkpoint)
+        self._model = load_megatron_model(checkpoint, self.description)
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer the model was trained with."""
+        return AutoTokenizer.from_pretrained(
+            self.description.tokenizer, local_files_only=True, trust_remote_code=False
+        )
+
+    @torch.no_grad()
+    def logits(self, tokens: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Return the next-token logits of one document.
+
+        Args:
+            tokens: int64 [T].
+            start: First position whose logits are wanted.
+
+        Returns:
+            float32 [T - start, vocab_size], without the padding of the vocabulary.
+        """
+        output = self._forward(tokens, labels=None)
+        return output[0, start:, : self.description.model_config.vocab_size].float()
+
+    @torch.no_grad()
+    def token_losses(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the loss of every token but the first of one document.
+
+        Args:
+            tokens: int64 [T].
+
+        Returns:
+            float32 [T-1]; entry i is the loss of token i+1.
+        """
+        labels = torch.cat([tokens[1:], tokens[:1]])
+        return self._forward(tokens, labels=labels[None])[0, :-1].float()
+
+    def _forward(self, tokens: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        length = tokens.numel()
+        boundaries = torch.tensor([0, length], dtype=torch.int32)
+        arguments: dict[str, Any] = {"labels": labels} if labels is not None else {}
+        return self._model(
+            input_ids=tokens[None],
+            position_ids=torch.arange(length)[None],
+            attention_mask=None,
+            packed_seq_params=packed_seq_params(boundaries, length),
+            **arguments,
+        )
+
+
+def _start_single_process() -> None:
+    """Give Megatron the process groups it asks for: one rank, once per process."""
+    if parallel_state.model_parallel_is_initialized():
+        return
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    tensor_parallel.model_parallel_cuda_manual_seed(0)

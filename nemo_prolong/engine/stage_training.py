@@ -1,0 +1,71 @@
+"""Train a stage with NeMo: the one function the stages room calls."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nemo_prolong.config.schema import RunConfig, Transition
+from nemo_prolong.engine import cpu
+
+cpu.prepare()
+
+from nemo.lightning.pytorch.strategies.utils import RestoreConfig  # noqa: E402
+
+from nemo_prolong.engine.checkpoint import CheckpointWriter  # noqa: E402
+from nemo_prolong.engine.data_module import PackedDataModule  # noqa: E402
+from nemo_prolong.engine.metrics import StepMetrics  # noqa: E402
+from nemo_prolong.engine.model import build_model  # noqa: E402
+from nemo_prolong.engine.trainer import build_trainer  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageTotals:
+    """What a stage has done.
+
+    Attributes:
+        step: Optimizer steps.
+        consumed_train_tokens: Tokens without padding.
+        consumed_target_tokens: Tokens with a loss.
+    """
+
+    step: int
+    consumed_train_tokens: int
+    consumed_target_tokens: int
+
+
+def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | None) -> StageTotals:
+    """Train until ``train_iters`` and return the totals of the stage.
+
+    Args:
+        cfg: The stage.
+        resume: Checkpoint of this run to continue from.
+        parent_checkpoint: Checkpoint to take weights (and optimizer state) from when not resuming.
+    """
+    torch.manual_seed(cfg.seed)
+    torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
+    data = PackedDataModule(cfg)
+    metrics = StepMetrics(
+        Path(cfg.run_dir) / "metrics.jsonl",
+        cfg.global_batch_tokens,
+        cfg.train.train_iters,
+        cfg.train.log_every_n_steps,
+    )
+    restore = None
+    if parent_checkpoint is not None and resume is None:
+        restore = RestoreConfig(
+            path=str(parent_checkpoint),
+            load_model_state=True,
+            load_optim_state=cfg.transition == Transition.WEIGHTS_AND_OPTIMIZER,
+        )
+    trainer = build_trainer(cfg, [metrics, CheckpointWriter(cfg)], validate=data.validates, restore=restore)
+    trainer.fit(build_model(cfg), datamodule=data, ckpt_path=str(resume) if resume else None)
+    totals = StageTotals(trainer.global_step, metrics.consumed_train_tokens, metrics.consumed_target_tokens)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return totals

@@ -1,0 +1,68 @@
+"""Where output goes: ours to the console, everything else to the run's log file.
+
+NeMo, Lightning, Megatron and their C++ parts print hundreds of lines on import. They are kept in ``train.log``, together
+with our own lines, and stay off the console.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_CONSOLE_FORMAT = "%(asctime)s  %(message)s"
+_FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@contextlib.contextmanager
+def run_logging(log_file: Path, *, console: bool) -> Iterator[None]:
+    """Send file descriptors 1 and 2 to ``log_file`` while the context is open.
+
+    Working on descriptors catches C++ code and child processes too. An exception leaves the context with both restored,
+    so its traceback reaches the console.
+
+    Args:
+        log_file: File to append to; its directory exists.
+        console: Whether our own log lines also go to the console; true on rank 0.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with log_file.open("a", buffering=1) as file, os.fdopen(os.dup(1), "w", buffering=1) as terminal:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        handlers = _install_handlers(file, terminal if console else None)
+        try:
+            yield
+        finally:
+            for logger, handler in handlers:
+                logger.removeHandler(handler)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(saved[0], 1)
+            os.dup2(saved[1], 2)
+            for descriptor in saved:
+                os.close(descriptor)
+
+
+def _install_handlers(file: object, terminal: object | None) -> list[tuple[logging.Logger, logging.Handler]]:
+    """Attach the file to the root logger and the console to ours."""
+    root, ours = logging.getLogger(), logging.getLogger("nemo_prolong")
+    handlers: list[tuple[logging.Logger, logging.Handler]] = [(root, _handler(file, _FILE_FORMAT))]
+    if terminal is not None:
+        handlers.append((ours, _handler(terminal, _CONSOLE_FORMAT)))
+    for logger, handler in handlers:
+        logger.addHandler(handler)
+    root.setLevel(logging.INFO)
+    ours.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    return handlers
+
+
+def _handler(stream: object, line_format: str) -> logging.Handler:
+    handler = logging.StreamHandler(stream)  # type: ignore[type-var]
+    handler.setFormatter(logging.Formatter(line_format, datefmt="%H:%M:%S"))
+    return handler

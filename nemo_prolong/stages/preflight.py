@@ -1,0 +1,155 @@
+"""Everything on disk that must be right before a training process starts; needs no torch.
+
+A stage that cannot run is refused in a second, by one message, before NeMo is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_prolong.config.locations import HF_PREFIX, newest_checkpoint
+from nemo_prolong.config.schema import RunConfig, Transition
+from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.stages.manifest import MANIFEST_FILE, ParentRecord, StageManifest
+
+CONFIG_FILE = "config.json"
+
+# What may differ between the first start of a run and its continuation: none of it changes which rows are trained on.
+_MAY_CHANGE = ("parallelism", "tracker", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a stage starts.
+
+    Attributes:
+        resume: Checkpoint of this run to continue from, or None.
+        parent: Manifest of the parent, or None.
+        parent_record: What is taken from the parent, or None.
+        parent_checkpoint: Checkpoint of the parent, or None.
+    """
+
+    resume: Path | None = None
+    parent: StageManifest | None = None
+    parent_record: ParentRecord | None = None
+    parent_checkpoint: Path | None = None
+
+
+def check_files(cfg: RunConfig) -> Start:
+    """Return how the stage starts.
+
+    Raises:
+        DataError: If data or tokenizer are missing or the data is empty.
+        CheckpointError: If the parent is missing or unfinished, or the run directory holds another run.
+        ConfigError: If the parent is of a kind this version cannot read, or of another shape.
+    """
+    _check_data(cfg)
+    resume = _check_run_dir(cfg)
+    if cfg.transition == Transition.SCRATCH:
+        return Start(resume=resume)
+    parent_dir = _parent_dir(cfg)
+    parent = StageManifest.read(parent_dir)
+    checkpoint = _parent_checkpoint(parent_dir, parent)
+    _check_same_shape(cfg, parent)
+    record = ParentRecord(path=str(parent_dir), step=parent.step, transition=cfg.transition)
+    return Start(resume=resume, parent=parent, parent_record=record, parent_checkpoint=checkpoint)
+
+
+def _check_data(cfg: RunConfig) -> None:
+    root = Path(cfg.data.root)
+    remedy = f"Write it with: python scripts/prepare_data.py output={cfg.data.root}"
+    if not root.is_dir():
+        raise DataError(f"data.root={cfg.data.root}", "the data directory does not exist.", remedy)
+    tokenizer = root / cfg.data.tokenizer
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise DataError(f"data.tokenizer={cfg.data.tokenizer}", f"there is no tokenizer in {tokenizer}.", remedy)
+    for path in [entry.path for entry in cfg.data.mixture] + cfg.data.validation:
+        if not (root / path / "index.json").is_file():
+            raise DataError(f"data.mixture path={path}", f"{root / path} holds no packed rows.", remedy)
+
+
+def _check_run_dir(cfg: RunConfig) -> Path | None:
+    """Return the checkpoint to resume from if the directory holds an unfinished run of the same configuration."""
+    run_dir = Path(cfg.run_dir)
+    if not run_dir.exists() or not any(run_dir.iterdir()):
+        return None
+    new_name = "Give the run another name=..., or remove the directory."
+    if not (run_dir / MANIFEST_FILE).is_file():
+        raise CheckpointError(f"name={cfg.name}", f"{run_dir} exists and is not the directory of a run.", new_name)
+    manifest = StageManifest.read(run_dir)
+    if manifest.status == "complete":
+        raise CheckpointError(
+            f"name={cfg.name}", f"{run_dir} already holds a complete run of {manifest.stage}.", new_name
+        )
+    differing = _differing_keys(_comparable(json.loads((run_dir / CONFIG_FILE).read_text())), _comparable(dump(cfg)))
+    if differing:
+        raise CheckpointError(
+            f"name={cfg.name}",
+            f"{run_dir} holds another run; it differs in {', '.join(differing)}.",
+            "Repeat that run's command to continue it, or " + new_name[0].lower() + new_name[1:],
+        )
+    return newest_checkpoint(run_dir)
+
+
+def dump(cfg: RunConfig) -> dict[str, Any]:
+    """Return the configuration in plain JSON types."""
+    return cfg.model_dump(mode="json")
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _MAY_CHANGE}
+
+
+def _differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted keys whose values differ."""
+    differing = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            differing += _differing_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            differing.append(f"{prefix}{key} ({before} -> {after})")
+    return differing
+
+
+def _parent_dir(cfg: RunConfig) -> Path:
+    assert cfg.parent is not None, "checked with the configuration"
+    if cfg.parent.startswith(HF_PREFIX):
+        raise ConfigError(
+            f"parent={cfg.parent}",
+            "this version starts a stage from a run directory; reading a Hugging Face directory is not built yet.",
+            "Name a run directory such as parent=runs/stage1.",
+        )
+    path = Path(cfg.parent)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"parent={cfg.parent}", "the parent run does not exist.", "Train the parent stage first, or name its run."
+        )
+    return path
+
+
+def _parent_checkpoint(parent_dir: Path, parent: StageManifest) -> Path:
+    checkpoint = newest_checkpoint(parent_dir)
+    if parent.status != "complete" or checkpoint is None:
+        raise CheckpointError(
+            f"parent={parent_dir}",
+            f"the parent is not complete (step {parent.step} of {parent.train_iters}, status {parent.status}).",
+            f"Finish it by repeating its command: {parent.command}",
+        )
+    return checkpoint
+
+
+def _check_same_shape(cfg: RunConfig, parent: StageManifest) -> None:
+    """Refuse a model whose tensors the parent's checkpoint does not have."""
+    free = {"name", "rotary_base", "init_method_std", "license", "nemo_config"}
+    ours, theirs = cfg.model.model_dump(exclude=free), parent.model.model_dump(exclude=free)
+    differing = _differing_keys(theirs, ours, "model.")
+    if differing:
+        raise ConfigError(
+            f"parent={cfg.parent}",
+            f"the model differs from the parent's in {', '.join(differing)}.",
+            f"Use the parent's model, {parent.model.name}.",
+        )

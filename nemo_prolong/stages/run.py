@@ -1,0 +1,96 @@
+"""Run one stage from its configuration to its finished manifest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from nemo_prolong.config.checks import check_world
+from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.files import write_json_atomically, write_text_atomically
+from nemo_prolong.stages.logs import run_logging
+from nemo_prolong.stages.manifest import StageManifest, new_manifest, utc_now
+from nemo_prolong.stages.preflight import CONFIG_FILE, Start, check_files, dump
+
+log = logging.getLogger(__name__)
+
+
+def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
+    """Train one stage; the same command again continues where it stopped.
+
+    Args:
+        cfg: The stage.
+        overrides: What the user typed, for the record.
+
+    Raises:
+        ConfigError: If the layout needs other ranks than there are, or the parent cannot be used.
+        DataError: If the data is missing or does not fit.
+        CheckpointError: If the parent is missing, or the run directory holds another run.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    check_world(cfg, world_size)
+    start = check_files(cfg)
+    run_dir = Path(cfg.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    manifest = new_manifest(cfg, start.parent, start.parent_record, _command(), world_size)
+    if rank == 0:
+        write_json_atomically(run_dir / CONFIG_FILE, dump(cfg))
+        write_text_atomically(run_dir / "overrides.txt", "".join(f"{line}\n" for line in overrides))
+        manifest.write(run_dir)
+    log_file = run_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log")
+    with run_logging(log_file, console=rank == 0):
+        _announce(cfg, start, manifest)
+        # Importing NeMo takes seconds and prints a page; nothing above needs it.
+        from nemo_prolong.engine.stage_training import train_stage
+
+        totals = train_stage(
+            cfg,
+            resume=start.resume,
+            parent_checkpoint=start.parent_checkpoint,
+        )
+    if rank == 0:
+        finished = manifest.model_copy(
+            update={
+                "status": "complete" if totals.step == cfg.train.train_iters else "stopped",
+                "step": totals.step,
+                "consumed_train_rows": totals.step * cfg.train.global_batch_size,
+                "consumed_train_tokens": totals.consumed_train_tokens,
+                "consumed_target_tokens": totals.consumed_target_tokens,
+                "finished_at": utc_now(),
+            }
+        )
+        finished.write(run_dir)
+        _report_end(finished, run_dir)
+
+
+def _command() -> str:
+    """Return the command of this process as it can be typed again."""
+    return shlex.join(["python", *sys.argv])
+
+
+def _announce(cfg: RunConfig, start: Start, manifest: StageManifest) -> None:
+    """Say what is about to happen, on one screen."""
+    log.info(
+        "%s: %s, rows of %d tokens, rotary_base %g, %d steps of %d tokens",
+        cfg.stage,
+        cfg.model.name,
+        cfg.seq_length,
+        cfg.model.rotary_base,
+        cfg.train.train_iters,
+        cfg.global_batch_tokens,
+    )
+    if start.resume:
+        log.info("continues from %s", start.resume)
+    elif start.parent_record:
+        log.info("takes %s of %s", cfg.transition.replace("_", " "), start.parent_checkpoint)
+    log.info("writes %s; library output goes to %s/train.log", cfg.run_dir, cfg.run_dir)
+
+
+def _report_end(manifest: StageManifest, run_dir: Path) -> None:
+    last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    loss = last.get("loss", last.get("val_loss"))
+    print(f"{manifest.stage} {manifest.status}: {manifest.step} steps, last loss {loss:.4f}, {run_dir}")
