@@ -84,7 +84,7 @@ def unknown_key(schema: type[Section], location: Location, value: str | None = N
     place = dotted(location[:-1]) or "the configuration"
     nearest = _nearest_in(schema, location)
     if nearest is not None:
-        remedy = f"Did you mean {nearest}?"
+        remedy = f"Did you mean {nearest}{'' if value is None else '=' + value}?"
     elif parent is not None:
         remedy = f"Keys of {place}: {', '.join(parent.model_fields)}."
     else:
@@ -96,7 +96,7 @@ def _nearest_in(schema: type[Section], location: Location) -> str | None:
     """Prefer a neighbour of the misspelt key, then any key of the schema."""
     parent = section_at(schema, location[:-1])
     if parent is not None:
-        close = difflib.get_close_matches(str(location[-1]), parent.model_fields, n=1)
+        close = difflib.get_close_matches(str(location[-1]), parent.model_fields, n=1, cutoff=0.7)
         if close:
             return dotted((*location[:-1], close[0]))
     return nearest_key(schema, dotted(location))

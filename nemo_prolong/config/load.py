@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from nemo_prolong.config.findings import raise_all
-from nemo_prolong.config.keys import Location, dotted, field_at, nearest_key, section_at, unknown_key
+from nemo_prolong.config.keys import Location, dotted, field_at, nearest_key, nearest_name, section_at, unknown_key
 from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError
 
@@ -120,14 +120,15 @@ def _explain(schema: type[Section], detail: ErrorDetails) -> ConfigError:
     if kind == "missing":
         return ConfigError(f"{path}=???", "must be set and has no default.", _say(schema, location, "VALUE"))
     what = f"{path}={format_value(value)}"
-    if kind == "enum":
-        expected = str(detail["ctx"]["expected"])
-        first = expected.split("'")[1]
-        return ConfigError(what, f"must be one of {expected}.", _say(schema, location, first))
+    if kind in ("enum", "literal_error"):
+        names = re.findall(r"'(.+?)'", str(detail["ctx"]["expected"]))
+        nearest = nearest_name(str(value), names) or names[0]
+        return ConfigError(what, f"must be one of {', '.join(names)}.", _say(schema, location, nearest))
     if kind in _BOUNDS:
         return _explain_bound(schema, location, what, detail)
     if kind == "value_error":
-        rule, _, _ = str(detail["ctx"]["error"]).partition(";")
+        rule, _, hint = str(detail["ctx"]["error"]).partition("; ")
+        rule = rule.removeprefix(f"{value!r} ") + (f" ({hint})" if hint else "")
         return ConfigError(what, f"{rule}.", _say(schema, location, _nearest_size(value)))
     rule, placeholder = _KINDS.get(kind, (detail["msg"], "VALUE"))
     section = section_at(schema, location)

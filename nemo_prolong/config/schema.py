@@ -7,8 +7,9 @@ Needs no torch, so that a configuration can be checked on a login node in a seco
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
@@ -17,7 +18,8 @@ from nemo_prolong.units import parse_size
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 """A positive count that may be written with K, M, B or T."""
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""A share that leaves something over."""
 
 
 class Section(BaseModel):
@@ -92,6 +94,11 @@ class ModelConfig(Section):
     license: str = ""
     """Licence of the base model, for the model card."""
 
+    def padded_vocab_size(self, tensor_model_parallel_size: int) -> int:
+        """Return the rows of the embedding as Megatron pads it for this TP."""
+        multiple = self.make_vocab_size_divisible_by * tensor_model_parallel_size
+        return math.ceil(self.vocab_size / multiple) * multiple
+
 
 class MixtureEntry(Section):
     """One directory of packed rows and its share of the training rows."""
@@ -149,21 +156,31 @@ class ParallelismConfig(Section):
     """Ranks that share each row's tokens (CP)."""
     sequence_parallel: bool = False
     """Split norm and dropout activations over the TP ranks; needs TP > 1."""
-    cp_comm_type: str = "p2p"
-    """Exchange between CP ranks: p2p, all_gather, a2a."""
+    cp_comm_type: Literal["p2p", "all_gather", "a2a"] = "p2p"
+    """Exchange between CP ranks. Transformer Engine 2.9 masks documents with p2p only."""
     num_nodes: PositiveInt = 1
     """Machines the stage is planned for."""
     ranks_per_node: PositiveInt = 1
     """GPUs (or CPU processes) per machine it is planned for."""
 
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model: TP x PP x CP."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
+    def planned_world_size(self) -> int:
+        """Ranks the stage is planned for."""
+        return self.num_nodes * self.ranks_per_node
+
 
 class RecomputeConfig(Section):
     """What is computed again in the backward pass instead of kept."""
 
-    recompute_granularity: str | None = None
-    """None, full or selective."""
-    recompute_method: str | None = None
-    """With full: uniform or block."""
+    recompute_granularity: Literal["full", "selective"] | None = None
+    """full computes whole layers again, selective only the core attention."""
+    recompute_method: Literal["uniform", "block"] | None = None
+    """With full: every block of layers, or only the first ones of each pipeline stage."""
     recompute_num_layers: PositiveInt | None = None
     """With full: layers per block."""
 
@@ -171,10 +188,10 @@ class RecomputeConfig(Section):
 class PrecisionConfig(Section):
     """Number formats and kernels."""
 
-    compute: str
-    """fp32, bf16, fp8 (FP8 matrix products, BF16 attention) or fp8_attention."""
-    fp8_recipe: str = "tensorwise"
-    """Scaling of FP8 matrix products: tensorwise, delayed or blockwise."""
+    compute: Literal["fp32", "bf16", "fp8", "fp8_attention"]
+    """Number format; fp8 is FP8 matrix products and BF16 attention."""
+    fp8_recipe: Literal["tensorwise", "delayed", "blockwise"] = "tensorwise"
+    """Scaling of FP8 matrix products; mxfp8 is not here because it needs Blackwell."""
     backend: KernelBackend = KernelBackend.AUTO
     """auto takes Transformer Engine on a GPU where it is installed, else torch."""
     recompute: RecomputeConfig = RecomputeConfig()
@@ -268,8 +285,8 @@ class RowSet(Section):
     """Cut long documents into pieces of exactly this length first and drop what is shorter; None packs whole documents."""
     max_rows: PositiveInt | None = None
     """Stop after this many rows."""
-    split: str = "train"
-    """train, or validation: documents no training row contains."""
+    split: Literal["train", "validation"] = "train"
+    """validation holds documents that no training row contains."""
 
 
 class PrepareConfig(Section):
@@ -316,8 +333,8 @@ class ExportConfig(Section):
     """Run directory to export."""
     output: str
     """Hugging Face directory to write; must not exist unless ``overwrite``."""
-    dtype: str = "bf16"
-    """bf16 or fp32."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Number format of the exported weights."""
     overwrite: bool = False
     """Replace ``output`` if it is an earlier export."""
     verify: bool = True

@@ -1,0 +1,152 @@
+"""Say in the words of this project what Hydra or OmegaConf could not compose.
+
+Hydra reports a misspelt group, file, key or experiment in different classes and formats, sometimes with the useful part
+in ``__cause__``. Each becomes a ``ConfigError`` with what was typed, the rule, and what exists instead. The texts
+matched here are Hydra 1.3's; ``tests/config`` provokes each of them, so that a change of wording is noticed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_prolong.config.keys import Location, nearest_name, unknown_key
+from nemo_prolong.config.schema import Section
+from nemo_prolong.errors import ConfigError
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+"""What Hydra raises while it composes when the user, not the software, is wrong."""
+
+_EXPERIMENTS = "exp"
+
+
+def explain(
+    error: Exception, schema: type[Section], overrides: Sequence[str], config_dirs: Sequence[Path]
+) -> ConfigError:
+    """Return ``error`` as a ``ConfigError``.
+
+    Args:
+        error: One of ``COMPOSITION_ERRORS``, raised by Hydra while composing.
+        schema: Schema of the configuration, for the nearest key.
+        overrides: What was typed on the command line.
+        config_dirs: Directories that hold the groups, for the names of the experiments.
+    """
+    text = str(error).strip()
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
+    if isinstance(error, MissingConfigException):
+        return _missing_file(error, overrides, config_dirs)
+    if isinstance(error, yaml.MarkedYAMLError):
+        return _bad_yaml(error)
+    if match := re.search(r"You must specify '(.+?)'", text):
+        return _missing_choice(match[1], text, overrides, config_dirs)
+    if match := re.search(r"Could not override '(.+?)'\.", text):
+        return _no_such_key(match[1], text, schema, overrides, config_dirs)
+    if match := re.search(r"Multiple values for (\w+)", text):
+        typed = [override for override in overrides if override.lstrip("+").startswith(f"{match[1]}=")]
+        return ConfigError(" ".join(typed), f"only one {match[1]} can be chosen.", f"Keep one, e.g. {typed[0]}.")
+    if match := re.search(r"(?:argument|Sweep parameters) '(\+*)(.+?)=(.*?)'", text):
+        fix = f"{match[1]}{match[2]}=[{match[3]}]"
+        return ConfigError(f"{match[2]}={match[3]}", "a list is written in brackets.", f"Type '{fix}'.")
+    return _anything_else(error, overrides)
+
+
+def experiments(config_dirs: Sequence[Path]) -> list[str]:
+    """Return the names of all experiments below ``config_dirs``, as they are typed after ``+exp=``."""
+    names = set()
+    for directory in config_dirs:
+        root = directory / _EXPERIMENTS
+        names.update(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    return sorted(names)
+
+
+def _unreadable(error: OverrideParseException) -> ConfigError:
+    reason = str(error.message).splitlines()[0].rstrip(".")
+    key, equals, value = error.override.partition("=")
+    fix = f"quote it: '{key}=\"{value}\"'" if equals else f"write {key}=VALUE"
+    return ConfigError(error.override, f"is not an override Hydra can read ({reason}).", f"To set it, {fix}.")
+
+
+def _missing_file(
+    error: MissingConfigException, overrides: Sequence[str], config_dirs: Sequence[Path]
+) -> ConfigError:
+    """Explain a group option or an experiment that has no file."""
+    wanted = error.missing_cfg_file or ""
+    group, _, name = wanted.rpartition("/")
+    where = re.match(r"In '(.+?)'", str(error))
+    if wanted.split("/")[0] == _EXPERIMENTS:
+        return _no_such_experiment(wanted.partition("/")[2], config_dirs)
+    if not group:
+        rule = str(error).strip().splitlines()[0].rstrip(".")
+        return ConfigError(f"--config-name {name}" if name else "--config-path", f"{rule}.", _see_help())
+    available = sorted(error.options or [])
+    nearest = nearest_name(name, available)
+    remedy = f"Did you mean {group}={nearest}? " if nearest else ""
+    typed = any(override.lstrip("+") == f"{group}={name}" for override in overrides)
+    place = f" (in conf/{where[1]}.yaml)" if where and not typed else ""
+    return ConfigError(
+        f"{group}={name}{place}",
+        f"no such file in the group {group}.",
+        f"{remedy}Available: {', '.join(available) or 'none'}.",
+    )
+
+
+def _no_such_experiment(name: str, config_dirs: Sequence[Path]) -> ConfigError:
+    available = experiments(config_dirs)
+    nearest = nearest_name(name, available)
+    remedy = f"Did you mean +exp={nearest}? " if nearest else ""
+    return ConfigError(f"+exp={name}", "no such experiment.", f"{remedy}Available: {', '.join(available)}.")
+
+
+def _missing_choice(group: str, text: str, overrides: Sequence[str], config_dirs: Sequence[Path]) -> ConfigError:
+    """Explain a group without a choice: as a rule nobody chose an experiment."""
+    if not any(override.startswith("+exp=") for override in overrides):
+        available = ", ".join(experiments(config_dirs))
+        return ConfigError("+exp=???", "an experiment must be chosen.", f"Type +exp=NAME, one of: {available}.")
+    options = ", ".join(line.strip() for line in text.partition("options:")[2].splitlines() if line.strip())
+    return ConfigError(
+        f"{group}=???", "the experiment does not choose it, and it has no default.", f"Type {group}= one of: {options}."
+    )
+
+
+def _no_such_key(
+    key: str, text: str, schema: type[Section], overrides: Sequence[str], config_dirs: Sequence[Path]
+) -> ConfigError:
+    """Explain ``key=value`` where no such key or group can be overridden."""
+    value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == key), None)
+    if key.split("/")[0] == _EXPERIMENTS and value is not None:
+        name = "/".join([*key.split("/")[1:], value])
+        if name not in experiments(config_dirs):
+            return _no_such_experiment(name, config_dirs)
+        rule = "an experiment is added to the configuration, which takes a plus sign."
+        return ConfigError(f"{key}={value}", rule, f"Type +exp={name}.")
+    error = unknown_key(schema, _location(key), value)
+    if where := re.match(r"In '(.+?)'", text):
+        return ConfigError(f"{error.what} (in conf/{where[1]}.yaml)", error.rule, error.remedy)
+    return error
+
+
+def _location(key: str) -> Location:
+    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", key))
+
+
+def _bad_yaml(error: yaml.MarkedYAMLError) -> ConfigError:
+    mark = error.problem_mark
+    place = f"{mark.name}:{mark.line + 1}" if mark else "a YAML file"
+    return ConfigError(place, f"is not valid YAML: {error.problem}.", "Correct that line.")
+
+
+def _anything_else(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Keep Hydra's own words, and those of the cause, which often name the key and the expected type."""
+    parts = [str(part).strip() for part in (error, error.__cause__) if part is not None and str(part).strip()]
+    lines = [line.strip() for part in parts for line in part.splitlines() if line.strip()]
+    return ConfigError(" ".join(overrides) or "configuration", f"{'; '.join(lines).rstrip('.')}.", _see_help())
+
+
+def _see_help() -> str:
+    return "Run the script with --help to see all groups and keys."

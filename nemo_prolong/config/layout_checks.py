@@ -1,0 +1,241 @@
+"""Rules between lengths, the model's shape, the parallel layout and the number of ranks.
+
+Each function returns the errors it finds; none looks at files or devices.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+from nemo_prolong.config.commands import train_command
+from nemo_prolong.config.findings import raise_all
+from nemo_prolong.config.schema import RunConfig, Transition
+from nemo_prolong.errors import ConfigError
+from nemo_prolong.units import format_tokens
+
+_MAX_DEGREE = 64
+"""Largest degree offered as a remedy."""
+
+_RANKS_PER_NODE = 8
+"""GPUs of a usual node, when the configuration plans none."""
+
+
+def layout_findings(cfg: RunConfig) -> list[ConfigError]:
+    """Return every conflict between lengths, model shape and layout that can be seen without starting a rank."""
+    return [
+        *_shape(cfg),
+        *_tensor_parallel(cfg),
+        *_pipeline_parallel(cfg),
+        *_context_parallel(cfg),
+        *_seq_length(cfg),
+        *_vocab_padding(cfg),
+        *_planned_world(cfg),
+    ]
+
+
+def check_world(cfg: RunConfig, world_size: int, overrides: Sequence[str] = ()) -> None:
+    """Check that the ranks that were started can hold the layout and share the global batch.
+
+    Args:
+        cfg: A checked configuration.
+        world_size: Ranks that were started.
+        overrides: What was typed, for the command in the remedy.
+
+    Raises:
+        ConfigError: If TP x PP x CP does not divide ``world_size``, or the global batch does not divide over DP.
+    """
+    parallelism = cfg.parallelism
+    needed = parallelism.model_parallel_size
+    if world_size % needed:
+        degrees = (
+            f"TP {parallelism.tensor_model_parallel_size} x PP {parallelism.pipeline_model_parallel_size} "
+            f"x CP {parallelism.context_parallel_size}"
+        )
+        ranks = "rank was" if world_size == 1 else "ranks were"
+        raise ConfigError(
+            f"parallelism={degrees}",
+            f"needs a multiple of {needed} ranks, and {world_size} {ranks} started.",
+            f"Start it with: {_command_for(cfg, overrides)}",
+        )
+    raise_all(_global_batch(cfg, world_size))
+
+
+def world_size_from_environment(environment: Mapping[str, str] = os.environ) -> int:
+    """Return the ranks that torchrun or srun started; 1 for a plain process."""
+    return int(environment.get("WORLD_SIZE") or environment.get("SLURM_NTASKS") or 1)
+
+
+def _command_for(cfg: RunConfig, overrides: Sequence[str]) -> str:
+    parallelism, needed = cfg.parallelism, cfg.parallelism.model_parallel_size
+    if parallelism.planned_world_size % needed == 0:
+        return train_command(overrides, parallelism.ranks_per_node, parallelism.num_nodes)
+    num_nodes = math.ceil(needed / _RANKS_PER_NODE)
+    return train_command(overrides, math.ceil(needed / num_nodes), num_nodes)
+
+
+def _global_batch(cfg: RunConfig, world_size: int) -> list[ConfigError]:
+    data_parallel_size = world_size // cfg.parallelism.model_parallel_size
+    rows = cfg.train.micro_batch_size * data_parallel_size
+    if cfg.train.global_batch_size % rows == 0:
+        return []
+    rule = f"must be a multiple of micro_batch_size * DP = {rows} ({world_size} ranks)."
+    nearest = nearest_multiple(cfg.train.global_batch_size, rows)
+    return [_finding("train.global_batch_size", cfg.train.global_batch_size, rule, nearest)]
+
+
+def _planned_world(cfg: RunConfig) -> list[ConfigError]:
+    """Check the planned number of ranks; a plan of one rank is no plan: torchrun decides."""
+    parallelism = cfg.parallelism
+    planned, needed = parallelism.planned_world_size, parallelism.model_parallel_size
+    if planned == 1:
+        return []
+    if planned % needed == 0:
+        return _global_batch(cfg, planned)
+    ranks = nearest_multiple(planned, needed)
+    per_node = parallelism.ranks_per_node
+    fix = (
+        f"parallelism.num_nodes={ranks // per_node}"
+        if ranks % per_node == 0
+        else f"parallelism.num_nodes=1 parallelism.ranks_per_node={ranks}"
+    )
+    return [
+        ConfigError(
+            f"parallelism.num_nodes={parallelism.num_nodes} parallelism.ranks_per_node={per_node}",
+            f"{planned} ranks are no multiple of TP*PP*CP = {needed}.",
+            f"Set {fix}.",
+        )
+    ]
+
+
+def _shape(cfg: RunConfig) -> list[ConfigError]:
+    model, found = cfg.model, []
+    heads, groups = model.num_attention_heads, model.num_query_groups
+    if heads % groups:
+        rule = f"must divide num_attention_heads = {heads}, so that every group serves as many heads."
+        found.append(_finding("model.num_query_groups", groups, rule, nearest_divisor(groups, heads)))
+    if model.kv_channels % 2:
+        rule = "must be even: RoPE turns pairs of dimensions."
+        found.append(_finding("model.kv_channels", model.kv_channels, rule, model.kv_channels + 1))
+    return found
+
+
+def _tensor_parallel(cfg: RunConfig) -> list[ConfigError]:
+    parallelism, model, found = cfg.parallelism, cfg.model, []
+    tp = parallelism.tensor_model_parallel_size
+    counts = {
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.num_query_groups,
+        "ffn_hidden_size": model.ffn_hidden_size,
+    }
+    broken = [f"{name} = {count}" for name, count in counts.items() if count % tp]
+    if broken:
+        rule = f"must divide {' and '.join(broken)} of the model."
+        nearest = nearest_divisor(tp, math.gcd(*counts.values()))
+        found.append(_finding("parallelism.tensor_model_parallel_size", tp, rule, nearest))
+    if parallelism.sequence_parallel and tp == 1:
+        rule = "splits activations over the TP ranks, and TP is 1."
+        remedy = "Set parallelism.sequence_parallel=false, or parallelism.tensor_model_parallel_size=2."
+        found.append(ConfigError("parallelism.sequence_parallel=true", rule, remedy))
+    return found
+
+
+def _pipeline_parallel(cfg: RunConfig) -> list[ConfigError]:
+    pp, layers = cfg.parallelism.pipeline_model_parallel_size, cfg.model.num_layers
+    if layers % pp == 0:
+        return []
+    rule = f"must divide model.num_layers = {layers}."
+    return [_finding("parallelism.pipeline_model_parallel_size", pp, rule, nearest_divisor(pp, layers))]
+
+
+def _context_parallel(cfg: RunConfig) -> list[ConfigError]:
+    """Check that an all-to-all exchange has heads to share."""
+    parallelism = cfg.parallelism
+    tp, cp = parallelism.tensor_model_parallel_size, parallelism.context_parallel_size
+    groups = max(cfg.model.num_query_groups // tp, 1)
+    if parallelism.cp_comm_type != "a2a" or groups % cp == 0:
+        return []
+    rule = f"a2a shares the num_query_groups / TP = {groups} groups of a rank over CP = {cp} ranks."
+    remedy = (
+        "Set parallelism.cp_comm_type=p2p, or "
+        f"parallelism.context_parallel_size={nearest_divisor(cp, groups)} to keep a2a."
+    )
+    return [ConfigError("parallelism.cp_comm_type=a2a", rule, remedy)]
+
+
+def seq_length_multiple(cfg: RunConfig, context_parallel_size: int) -> tuple[int, str]:
+    """Return what ``seq_length`` must be a multiple of at this CP, and the rule in words."""
+    tp, cp = cfg.parallelism.tensor_model_parallel_size, context_parallel_size
+    if cfg.precision.compute.startswith("fp8"):
+        return 32 * cp * tp, "16*2*CP*TP, the tile of FP8 matrix products on every rank"
+    split_tp = tp if cfg.parallelism.sequence_parallel else 1
+    halves = 2 * cp if cp > 1 else 1
+    words = {
+        (True, True): "both 2*CP and CP*TP",
+        (True, False): "2*CP, because every CP rank takes two pieces of a row",
+        (False, True): "TP, because sequence parallel splits a row over the TP ranks",
+    }
+    return math.lcm(halves, cp * split_tp), words.get((halves > 1, split_tp > 1), "1")
+
+
+def _seq_length(cfg: RunConfig) -> list[ConfigError]:
+    length, cp = cfg.seq_length, cfg.parallelism.context_parallel_size
+    multiple, words = seq_length_multiple(cfg, cp)
+    if length == 1:
+        return [ConfigError("seq_length=1", "a row of one token has nothing to predict.", "Set seq_length=2 or more.")]
+    if length % multiple == 0:
+        return []
+    fitting = [n for n in _powers_of_two() if n != cp and length % seq_length_multiple(cfg, n)[0] == 0]
+    other = f", or parallelism.context_parallel_size={_closest(cp, fitting)}" if fitting else ""
+    nearest = exact_tokens(nearest_multiple(length, multiple))
+    return [
+        ConfigError(
+            f"seq_length={exact_tokens(length)}",
+            f"must be a multiple of {multiple} ({words}).",
+            f"Set seq_length={nearest}{other}.",
+        )
+    ]
+
+
+def _vocab_padding(cfg: RunConfig) -> list[ConfigError]:
+    """Optimizer state that is carried over has the parent's padding: ask for a vocabulary no layout pads."""
+    model, tp = cfg.model, cfg.parallelism.tensor_model_parallel_size
+    padded = model.padded_vocab_size(tp)
+    if cfg.transition is not Transition.WEIGHTS_AND_OPTIMIZER or padded == model.vocab_size or model.vocab_size % tp:
+        return []
+    rule = (
+        f"pads the vocabulary of {model.vocab_size} to {padded} at TP {tp}; optimizer state carried over from a parent "
+        "with another TP would not fit."
+    )
+    nearest = math.gcd(model.make_vocab_size_divisible_by, model.vocab_size // tp)
+    return [_finding("model.make_vocab_size_divisible_by", model.make_vocab_size_divisible_by, rule, nearest)]
+
+
+def _finding(path: str, value: int, rule: str, nearest: int) -> ConfigError:
+    return ConfigError(f"{path}={value}", rule, f"Set {path}={nearest}.")
+
+
+def nearest_multiple(value: int, of: int) -> int:
+    """Return the positive multiple of ``of`` closest to ``value``; the smaller of two."""
+    below = max(value // of, 1) * of
+    above = below + of
+    return below if abs(value - below) <= abs(above - value) else above
+
+
+def nearest_divisor(value: int, of: int) -> int:
+    """Return the divisor of ``of`` closest to ``value``; the smaller of two."""
+    return _closest(value, [number for number in range(1, of + 1) if of % number == 0])
+
+
+def exact_tokens(count: int) -> str:
+    """Return a count as it is typed: ``64K`` where that is exact, else all digits."""
+    return format_tokens(count) if count % 1024 == 0 else str(count)
+
+
+def _closest(value: int, candidates: Sequence[int]) -> int:
+    return min(candidates, key=lambda number: (abs(number - value), number))
+
+
+def _powers_of_two() -> list[int]:
+    return [2**n for n in range(_MAX_DEGREE.bit_length())]
