@@ -13,7 +13,7 @@ import torch
 from torch.optim.adamw import adamw
 
 
-class GroupStepAdam(torch.optim.AdamW):
+class GroupStepAdam(torch.optim.Optimizer):
     """Decoupled-weight-decay Adam with one step counter per group.
 
     Args:
@@ -35,7 +35,7 @@ class GroupStepAdam(torch.optim.AdamW):
         adam_w_mode: bool = True,
     ) -> None:
         assert adam_w_mode, "the recipe uses decoupled weight decay"
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]

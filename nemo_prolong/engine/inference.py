@@ -17,7 +17,7 @@ from nemo_prolong.errors import CheckpointError
 
 cpu.prepare()
 
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel  # noqa: E402
+from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
 from megatron.core.dist_checkpointing.validation import StrictHandling  # noqa: E402
 from transformers import AutoTokenizer, PreTrainedTokenizerBase  # noqa: E402
 
@@ -45,9 +45,9 @@ def load_megatron_model(checkpoint: Path, description: ModelDescription) -> torc
     model = config.configure_model(tokenizer=None)
     prefix = CheckpointReader(checkpoint).wrapper_prefix
     loaded = dist_checkpointing.load(
-        model.sharded_state_dict(prefix=prefix), str(checkpoint / "weights"), strict=StrictHandling.LOG_ALL
+        model.sharded_state_dict(prefix=prefix), str(checkpoint / "weights"), strict=StrictHandling.ASSUME_OK_UNEXPECTED
     )
-    model.load_state_dict({key.removeprefix(prefix): value for key, value in loaded.items()}, strict=False)
+    model.load_state_dict({key.removeprefix(prefix): value for key, value in loaded.items()})
     return model.eval()
 
 
@@ -127,4 +127,3 @@ def _start_single_process() -> None:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
-    tensor_parallel.model_parallel_cuda_manual_seed(0)

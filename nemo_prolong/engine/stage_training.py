@@ -13,6 +13,7 @@ from nemo_prolong.engine import cpu
 
 cpu.prepare()
 
+from megatron.core import parallel_state  # noqa: E402
 from nemo.lightning.pytorch.strategies.utils import RestoreConfig  # noqa: E402
 
 from nemo_prolong.engine.checkpoint import CheckpointWriter  # noqa: E402
@@ -66,6 +67,11 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
     trainer = build_trainer(cfg, [metrics, CheckpointWriter(cfg)], validate=data.validates, restore=restore)
     trainer.fit(build_model(cfg), datamodule=data, ckpt_path=str(resume) if resume else None)
     totals = StageTotals(trainer.global_step, metrics.consumed_train_tokens, metrics.consumed_target_tokens)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    _leave_process_groups()
     return totals
+
+
+def _leave_process_groups() -> None:
+    """Leave the process as it was found, so that a second stage can run in it."""
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()

@@ -69,8 +69,6 @@ def build_strategy(cfg: RunConfig, restore: RestoreConfig | None = None) -> Stag
         ckpt_parallel_load=on_gpu,
         # The next stage may have another TP, PP or CP, and takes the optimizer state with it.
         ckpt_optim_fully_reshardable=True,
-        # Checkpoints of the torch and the Transformer Engine layers differ in one key without data (_extra_state).
-        ckpt_load_strictness="log_all",
         restore_config=restore,
         replace_progress_bar=False,
     )

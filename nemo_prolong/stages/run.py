@@ -12,7 +12,7 @@ from pathlib import Path
 from nemo_prolong.config.checks import check_world
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.files import write_json_atomically, write_text_atomically
-from nemo_prolong.stages.logs import run_logging
+from nemo_prolong.logs import run_logging
 from nemo_prolong.stages.manifest import StageManifest, new_manifest, utc_now
 from nemo_prolong.stages.preflight import CONFIG_FILE, Start, check_files, dump
 
