@@ -17,6 +17,7 @@ from typing import NoReturn, TypeVar
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -79,18 +80,14 @@ def load_command_line(schema: type[T], config_name: str, args: Namespace) -> tup
     Raises:
         ConfigError: For everything that cannot be composed, loaded or run.
     """
-    composed: list[tuple[DictConfig, list[str]]] = []
-
-    def keep(cfg: DictConfig) -> None:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise _no_multirun("hydra.mode=MULTIRUN")
-        composed.append((cfg, list(HydraConfig.get().overrides.task)))
-
-    _hydra_main(schema, config_name, args, keep)
-    cfg, overrides = composed[0]
+    composed: list[tuple[DictConfig, HydraConf]] = []
+    _hydra_main(schema, config_name, args, lambda cfg: composed.append((cfg, HydraConfig.get())))
+    cfg, hydra_cfg = composed[0]
+    if hydra_cfg.mode == RunMode.MULTIRUN:
+        raise _no_multirun("hydra.mode=MULTIRUN")
     typed = load(cfg, schema)
     check(typed)
-    return typed, overrides
+    return typed, list(hydra_cfg.overrides.task)
 
 
 def _hydra_main(

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException, SearchPathException
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_prolong.config.keys import Location, nearest_name, unknown_key
+from nemo_prolong.config.keys import location_of, nearest_name, unknown_key
 from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError
 
@@ -50,6 +50,14 @@ def explain(
     if match := re.search(r"Multiple values for (\w+)", text):
         typed = [override for override in overrides if override.lstrip("+").startswith(f"{match[1]}=")]
         return ConfigError(" ".join(typed), f"only one {match[1]} can be chosen.", f"Keep one, e.g. {typed[0]}.")
+    if match := re.search(r"An item is already at '(.+?)'", text):
+        typed = [override.lstrip("+") for override in overrides if _key(override) == match[1]]
+        return ConfigError(f"+{typed[0]}", "is set already; the plus adds what is not there.", f"Type {typed[0]}.")
+    if isinstance(error, SearchPathException):
+        return ConfigError("--config-dir", f"{text.rstrip('.')}.", "Give a directory that exists.")
+    if "Config group override must be a string" in text:
+        numbers = [override for override in overrides if re.fullmatch(r"\+?\w+=([\d.]+|true|false|null)", override)]
+        return ConfigError(" ".join(numbers or overrides), "a group is chosen by the name of a file.", _see_help())
     if match := re.search(r"(?:argument|Sweep parameters) '(\+*)(.+?)=(.*?)'", text):
         fix = f"{match[1]}{match[2]}=[{match[3]}]"
         return ConfigError(f"{match[2]}={match[3]}", "a list is written in brackets.", f"Type '{fix}'.")
@@ -104,8 +112,14 @@ def _no_such_experiment(name: str, config_dirs: Sequence[Path]) -> ConfigError:
 
 
 def _missing_choice(group: str, text: str, overrides: Sequence[str], config_dirs: Sequence[Path]) -> ConfigError:
-    """Explain a group without a choice: as a rule nobody chose an experiment."""
+    """Explain a group without a choice: as a rule nobody chose an experiment, or not in the right words."""
     if not any(override.startswith("+exp=") for override in overrides):
+        for override in overrides:
+            key, _, value = override.lstrip("+").partition("=")
+            if key.split("/")[0] == _EXPERIMENTS:
+                return _experiment_without_plus(key, value, config_dirs)
+            if value in experiments(config_dirs):
+                return ConfigError(override, f"no such group as {key}.", f"Did you mean +exp={value}?")
         available = ", ".join(experiments(config_dirs))
         return ConfigError("+exp=???", "an experiment must be chosen.", f"Type +exp=NAME, one of: {available}.")
     options = ", ".join(line.strip() for line in text.partition("options:")[2].splitlines() if line.strip())
@@ -120,19 +134,20 @@ def _no_such_key(
     """Explain ``key=value`` where no such key or group can be overridden."""
     value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == key), None)
     if key.split("/")[0] == _EXPERIMENTS and value is not None:
-        name = "/".join([*key.split("/")[1:], value])
-        if name not in experiments(config_dirs):
-            return _no_such_experiment(name, config_dirs)
-        rule = "an experiment is added to the configuration, which takes a plus sign."
-        return ConfigError(f"{key}={value}", rule, f"Type +exp={name}.")
-    error = unknown_key(schema, _location(key), value)
+        return _experiment_without_plus(key, value, config_dirs)
+    error = unknown_key(schema, location_of(key), value)
     if where := re.match(r"In '(.+?)'", text):
         return ConfigError(f"{error.what} (in conf/{where[1]}.yaml)", error.rule, error.remedy)
     return error
 
 
-def _location(key: str) -> Location:
-    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", key))
+def _experiment_without_plus(key: str, value: str, config_dirs: Sequence[Path]) -> ConfigError:
+    """Explain ``exp=stage2``, and ``exp/mini=stage1`` with or without a plus."""
+    name = "/".join([*key.split("/")[1:], value])
+    if name not in experiments(config_dirs):
+        return _no_such_experiment(name, config_dirs)
+    rule = "an experiment is added to the configuration, which takes a plus sign."
+    return ConfigError(f"{key}={value}", rule, f"Type +exp={name}.")
 
 
 def _bad_yaml(error: yaml.MarkedYAMLError) -> ConfigError:
@@ -142,10 +157,17 @@ def _bad_yaml(error: yaml.MarkedYAMLError) -> ConfigError:
 
 
 def _anything_else(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """Keep Hydra's own words, and those of the cause, which often name the key and the expected type."""
-    parts = [str(part).strip() for part in (error, error.__cause__) if part is not None and str(part).strip()]
-    lines = [line.strip() for part in parts for line in part.splitlines() if line.strip()]
-    return ConfigError(" ".join(overrides) or "configuration", f"{'; '.join(lines).rstrip('.')}.", _see_help())
+    """Keep Hydra's own words; those of the cause are the better ones where there is a cause."""
+    text = str(error).strip()
+    reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+    mentioned = [o for o in overrides if re.search(rf"(?<![\w.]){re.escape(_key(o))}(?![\w.])", text)]
+    what = " ".join(mentioned or overrides) or "configuration"
+    return ConfigError(what, f"{reason}.", _see_help())
+
+
+def _key(override: str) -> str:
+    """Return the key of an override without its prefix: ``seed`` of ``+seed=1`` and of ``~seed``."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _see_help() -> str:

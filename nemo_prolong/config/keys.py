@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,15 @@ def dotted(location: Location) -> str:
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
+
+
+def location_of(path: str) -> Location:
+    """Return the location of a typed path.
+
+    >>> location_of("data.mixture[0].path")
+    ('data', 'mixture', 0, 'path')
+    """
+    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", path))
 
 
 def section_at(schema: type[Section], location: Location) -> type[Section] | None:
@@ -62,6 +72,9 @@ def nearest_key(schema: type[Section], path: str) -> str | None:
 
     A key in the wrong section is found too: the last part is compared on its own when the whole path is not close.
     """
+    known_as = _key_known_as(schema, path.rpartition(".")[2])
+    if known_as is not None:
+        return known_as
     keys = list(all_keys(schema))
     close = difflib.get_close_matches(path, keys, n=1, cutoff=0.8)
     if close:
@@ -69,6 +82,16 @@ def nearest_key(schema: type[Section], path: str) -> str | None:
     by_last_part = {key.rpartition(".")[2]: key for key in reversed(keys)}
     close = difflib.get_close_matches(path.rpartition(".")[2], by_last_part, n=1, cutoff=0.75)
     return by_last_part[close[0]] if close else None
+
+
+def _key_known_as(schema: type[Section], name: str) -> str | None:
+    """Return the key whose help gives ``name`` in parentheses: ``TP``, or another library's name for it."""
+    for key in all_keys(schema):
+        field = field_at(schema, location_of(key))
+        aliases = re.findall(r"\w+", " ".join(re.findall(r"\((.*?)\)", (field and field.description) or "")))
+        if name.lower() in (alias.lower() for alias in aliases):
+            return key
+    return None
 
 
 def unknown_key(schema: type[Section], location: Location, value: str | None = None) -> ConfigError:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from nemo_prolong.config.findings import raise_all
-from nemo_prolong.config.keys import Location, dotted, field_at, nearest_key, nearest_name, section_at, unknown_key
+from nemo_prolong.config.keys import Location, dotted, field_at, location_of, nearest_key, nearest_name, section_at, unknown_key
 from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError
 
@@ -36,6 +36,7 @@ _KINDS = {
     "model_type": ("must be a section", "{...}"),
     "model_attributes_type": ("must be a section", "{...}"),
     "dict_type": ("must be a section", "{...}"),
+    "string_pattern_mismatch": ("does not have the right form", "TEXT"),
 }
 """pydantic's error types: the rule in our words, and what stands for a right value."""
 
@@ -59,13 +60,18 @@ def load(cfg: DictConfig, schema: type[T]) -> T:
             interpolation cannot be resolved. All of them in one message, one line each.
     """
     values = _resolved(cfg, schema)
+    unset = [location_of(key) for key in sorted(OmegaConf.missing_keys(cfg))]
+    errors = [_must_be_set(schema, location) for location in unset]
     try:
         # JSON mode is the strict one that still reads an enum from its text.
-        return schema.model_validate_json(json.dumps(_without_missing(values), default=str), strict=True)
+        typed = schema.model_validate_json(json.dumps(_without_missing(values), default=str), strict=True)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        raise_all([_explain(schema, detail) for detail in details])
+        details = [detail for detail in error.errors(include_url=False) if detail["loc"] not in unset]
+        errors += [_explain(schema, detail) for detail in details]
+        raise_all(errors)
         raise AssertionError("pydantic raised without an error") from error
+    raise_all(errors)
+    return typed
 
 
 def format_value(value: Any) -> str:
@@ -87,8 +93,8 @@ def _explain_interpolation(cfg: DictConfig, schema: type[Section], error: OmegaC
     """Return the error for ``key: ${other}`` that leads nowhere."""
     key = error.full_key or "configuration"
     raw = OmegaConf.to_container(cfg, resolve=False)
-    for part in re.findall(r"[^.\[\]]+", key):
-        raw = raw[int(part) if isinstance(raw, list) else part] if isinstance(raw, dict | list) else raw
+    for part in location_of(key):
+        raw = raw[part] if isinstance(raw, dict | list) else raw
     reason = str(error.msg or error).splitlines()[0]
     wanted = re.search(r"Interpolation key '(.+)' not found", reason)
     if isinstance(error, InterpolationKeyError) and wanted:
@@ -103,7 +109,7 @@ def _explain_interpolation(cfg: DictConfig, schema: type[Section], error: OmegaC
 
 
 def _without_missing(values: Any) -> Any:
-    """Drop keys that are still ``???``, so that pydantic reports them as missing."""
+    """Drop keys that are still ``???``; they are reported on their own."""
     if isinstance(values, dict):
         return {key: _without_missing(value) for key, value in values.items() if value != _MISSING}
     if isinstance(values, list):
@@ -118,7 +124,7 @@ def _explain(schema: type[Section], detail: ErrorDetails) -> ConfigError:
     if kind == "extra_forbidden":
         return unknown_key(schema, location, None if isinstance(value, dict) else format_value(value))
     if kind == "missing":
-        return ConfigError(f"{path}=???", "must be set and has no default.", _say(schema, location, "VALUE"))
+        return _must_be_set(schema, location)
     what = f"{path}={format_value(value)}"
     if kind in ("enum", "literal_error"):
         names = re.findall(r"'(.+?)'", str(detail["ctx"]["expected"]))
@@ -135,6 +141,10 @@ def _explain(schema: type[Section], detail: ErrorDetails) -> ConfigError:
     if section is not None and placeholder == "{...}":
         rule += f" with the keys {', '.join(section.model_fields)}"
     return ConfigError(what, f"{rule}.", _say(schema, location, placeholder))
+
+
+def _must_be_set(schema: type[Section], location: Location) -> ConfigError:
+    return ConfigError(f"{dotted(location)}=???", "must be set and has no default.", _say(schema, location, "VALUE"))
 
 
 def _explain_bound(schema: type[Section], location: Location, what: str, detail: ErrorDetails) -> ConfigError:

@@ -233,6 +233,21 @@ class TrackerConfig(Section):
     """Write TensorBoard events under ``<run>/tensorboard``."""
 
 
+class ClusterConfig(Section):
+    """Where a stage is submitted: what ``scripts/launch.py`` writes into the job file. Training does not read it."""
+
+    partition: str | None = None
+    """Slurm partition; null leaves it to the cluster."""
+    account: str | None = None
+    """Slurm account to charge; null leaves it to the cluster."""
+    time_limit: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")] = "04:00:00"
+    """Wall time of one job, HH:MM:SS or D-HH:MM:SS; the stage goes on in the next job."""
+    signal_seconds: PositiveInt = 120
+    """How long before the end of a job the stage is asked to save and stop."""
+    container_image: str | None = None
+    """Image for pyxis; null runs on the host."""
+
+
 class RunConfig(Section):
     """One stage of the recipe: the configuration of ``scripts/train.py``."""
 
@@ -260,6 +275,7 @@ class RunConfig(Section):
     optim: OptimConfig
     checkpoint: CheckpointConfig
     tracker: TrackerConfig = TrackerConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @property
     def run_dir(self) -> str:

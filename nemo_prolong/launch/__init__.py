@@ -1,0 +1,1 @@
+"""Job files for clusters, rendered from a configuration. Never imports torch."""

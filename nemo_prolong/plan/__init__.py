@@ -1,0 +1,1 @@
+"""What a stage costs: parameters and FLOPs from the configuration alone. Never imports torch."""
