@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prolong.config.locations import HF_PREFIX, newest_checkpoint
+from nemo_prolong.config.manifest import MANIFEST_FILE, ParentRecord, StageManifest
 from nemo_prolong.config.schema import RunConfig, Transition
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
-from nemo_prolong.stages.manifest import MANIFEST_FILE, ParentRecord, StageManifest
 
 CONFIG_FILE = "config.json"
 

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 from nemo_prolong.config.checks import check_world
+from nemo_prolong.config.manifest import StageManifest, utc_now
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.logs import run_logging
-from nemo_prolong.stages.manifest import StageManifest, new_manifest, utc_now
+from nemo_prolong.stages.manifest import new_manifest
 from nemo_prolong.stages.preflight import CONFIG_FILE, Start, check_files, dump
 
 log = logging.getLogger(__name__)
