@@ -13,14 +13,7 @@ from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.layout_checks import check_world, exact_tokens, layout_findings, world_size_from_environment
 from nemo_prolong.config.locations import HF_PREFIX
 from nemo_prolong.config.precision_checks import precision_findings
-from nemo_prolong.config.schema import (
-    EvaluateConfig,
-    PrepareConfig,
-    RunConfig,
-    Section,
-    Stage,
-    Transition,
-)
+from nemo_prolong.config.schema import EvaluateConfig, PrepareConfig, RunConfig, Section, Stage, Transition
 from nemo_prolong.errors import ConfigError
 
 __all__ = ["check", "check_world", "findings", "world_size_from_environment"]

@@ -80,9 +80,7 @@ def _unreadable(error: OverrideParseException) -> ConfigError:
     return ConfigError(error.override, f"is not an override Hydra can read ({reason}).", f"To set it, {fix}.")
 
 
-def _missing_file(
-    error: MissingConfigException, overrides: Sequence[str], config_dirs: Sequence[Path]
-) -> ConfigError:
+def _missing_file(error: MissingConfigException, overrides: Sequence[str], config_dirs: Sequence[Path]) -> ConfigError:
     """Explain a group option or an experiment that has no file."""
     wanted = error.missing_cfg_file or ""
     group, _, name = wanted.rpartition("/")

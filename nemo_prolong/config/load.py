@@ -16,7 +16,16 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from nemo_prolong.config.findings import raise_all
-from nemo_prolong.config.keys import Location, dotted, field_at, location_of, nearest_key, nearest_name, section_at, unknown_key
+from nemo_prolong.config.keys import (
+    Location,
+    dotted,
+    field_at,
+    location_of,
+    nearest_key,
+    nearest_name,
+    section_at,
+    unknown_key,
+)
 from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError
 

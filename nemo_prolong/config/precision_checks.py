@@ -45,7 +45,9 @@ def _fp8_shapes(cfg: RunConfig) -> list[ConfigError]:
     for name, (size, split) in shapes.items():
         multiple = _FP8_TILE * split
         if size % multiple:
-            rule = f"FP8 matrix products need every rank's share in multiples of {_FP8_TILE}, and {size} / {split} is not."
+            rule = (
+                f"FP8 matrix products need every rank's share in multiples of {_FP8_TILE}, and {size} / {split} is not."
+            )
             nearest = nearest_multiple(size, multiple)
             fix = f"model.{name}={nearest}, or precision=bf16" if name != "kv_channels" else "precision=bf16"
             found.append(ConfigError(f"model.{name}={getattr(model, name)}", rule, f"Set {fix}."))

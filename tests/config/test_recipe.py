@@ -1,0 +1,241 @@
+"""The configuration files hold the recipe, number by number, and the miniature differs from it only in sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from nemo_prolong.config.app import CONFIG_DIR
+from nemo_prolong.config.checks import check
+from nemo_prolong.config.hydra_errors import experiments
+from nemo_prolong.config.schema import (
+    EvaluateConfig,
+    ExportConfig,
+    PrepareConfig,
+    ReportConfig,
+    RunConfig,
+    Stage,
+    Transition,
+)
+
+EXPERIMENTS = experiments([CONFIG_DIR])
+ENTRY_POINTS = {
+    "prepare_data": PrepareConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "report": ReportConfig,
+}
+SHORT_DOMAINS = {
+    "fineweb-edu": 0.10,
+    "fineweb-2023-50": 0.10,
+    "stackexchange": 0.04,
+    "dolmawiki": 0.04,
+    "tuluv2": 0.03,
+    "arxiv": 0.03,
+    "openwebmath": 0.03,
+    "textbooks": 0.03,
+}
+RECIPE = {
+    # seq_length, rotary_base, steps, rows, peak, last, warmup, save every, transition, instruct masks
+    "stage1": (65_536, 8e6, 5000, 64, 1e-5, 1e-6, 500, 125, Transition.WEIGHTS, False),
+    "stage2": (524_288, 1.28e8, 2500, 16, 5e-6, 5e-7, 250, 125, Transition.WEIGHTS_AND_OPTIMIZER, False),
+    "sft": (65_536, 1.28e8, 250, 64, 2e-5, 2e-6, 13, 250, Transition.WEIGHTS, True),
+}
+MIXTURES = {
+    "stage1": {"thestackv1_concat_by_repo-65536": 0.30, "book-65536": 0.30, **SHORT_DOMAINS},
+    "stage2": {
+        "thestackv1_concat_by_repo-524288": 0.15,
+        "thestackv1_concat_by_repo-65536": 0.15,
+        "book-524288": 0.05,
+        "book-65536": 0.25,
+        **SHORT_DOMAINS,
+    },
+    "sft": {"prolong-ultrachat-64K": 1.0},
+}
+
+
+def overrides_for(experiment: str) -> list[str]:
+    """Overrides of an experiment, with the parent that only a user can name."""
+    named = load_yaml(experiment).get("parent", "") != "???" and "stage1" not in experiment.split("/")[-1]
+    return [f"+exp={experiment}", *([] if named or experiment.startswith("mini/") else ["parent=hf:llama"])]
+
+
+def load_yaml(experiment: str) -> dict:
+    return yaml.safe_load((CONFIG_DIR / "exp" / f"{experiment}.yaml").read_text())
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_loads_and_passes_the_checks(experiment, load_run):
+    check(load_run(*overrides_for(experiment)))
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_every_entry_point_composes_loads_and_passes_the_checks(name, load_config):
+    check(load_config(name, ENTRY_POINTS[name]))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_key_of_the_schema_is_written_out_so_that_it_can_be_overridden_without_a_plus(
+    experiment, compose_config, load_run
+):
+    composed = OmegaConf.to_container(compose_config("train", *overrides_for(experiment)))
+    assert key_set(composed) == key_set(load_run(*overrides_for(experiment)).model_dump(mode="json"))
+
+
+def key_set(value: object, prefix: str = "") -> set[str]:
+    if not isinstance(value, dict):
+        return {prefix}
+    return set().union(*(key_set(item, f"{prefix}.{key}") for key, item in value.items()))
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIG_DIR.rglob("*.yaml")), ids=lambda path: path.relative_to(CONFIG_DIR).as_posix()
+)
+def test_every_file_starts_with_a_comment_that_says_what_it_is(path):
+    first = path.read_text().removeprefix("# @package _global_\n").splitlines()[0]
+    assert first.startswith("# ") and len(first) > 10
+
+
+ENTRY_FILES = [CONFIG_DIR / f"{name}.yaml" for name in ("train", *ENTRY_POINTS)]
+EXPERIMENT_FILES = [CONFIG_DIR / "exp" / f"{name}.yaml" for name in EXPERIMENTS]
+
+
+@pytest.mark.parametrize("path", ENTRY_FILES + EXPERIMENT_FILES, ids=lambda path: path.stem)
+def test_headers_of_runnable_files_name_purpose_command_gpus_and_parent(path: Path):
+    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    for word in ("Purpose: ", "Command: ", "GPUs", "arent"):
+        assert word in header
+    if path in EXPERIMENT_FILES:
+        assert "GPU-hours: " in header
+        assert f"+exp={path.relative_to(CONFIG_DIR / 'exp').with_suffix('').as_posix()}" in header
+
+
+@pytest.mark.parametrize("stage", RECIPE)
+def test_a_full_size_stage_has_the_numbers_of_the_recipe(stage, load_run):
+    cfg = load_run(*overrides_for(stage))
+    length, base, steps, rows, peak, last, warmup, save, transition, masks = RECIPE[stage]
+    assert (cfg.seq_length, cfg.model.rotary_base) == (length, base)
+    assert (cfg.train.train_iters, cfg.train.global_batch_size, cfg.train.micro_batch_size) == (steps, rows, 1)
+    assert (cfg.optim.lr, cfg.optim.min_lr, cfg.optim.lr_warmup_iters) == (peak, last, warmup)
+    assert cfg.optim.min_lr == pytest.approx(cfg.optim.lr / 10)
+    assert (cfg.optim.adam_beta1, cfg.optim.adam_beta2, cfg.optim.adam_eps) == (0.9, 0.95, 1e-8)
+    assert (cfg.optim.weight_decay, cfg.optim.clip_grad) == (0.1, 1.0)
+    assert (cfg.stage, cfg.transition, cfg.data.apply_instruct_masks) == (Stage(stage), transition, masks)
+    assert cfg.precision.compute == "bf16" and cfg.precision.recompute.recompute_granularity == "full"
+    assert (cfg.checkpoint.save_interval_steps, cfg.data.num_workers) == (save, 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "tokens"), [("stage1", 20_971_520_000), ("stage2", 20_971_520_000), ("sft", 1_048_576_000)]
+)
+def test_a_full_size_stage_trains_on_the_tokens_of_the_recipe(stage, tokens, load_run):
+    cfg = load_run(*overrides_for(stage))
+    assert cfg.global_batch_tokens * cfg.train.train_iters == tokens
+
+
+@pytest.mark.parametrize("stage", MIXTURES)
+def test_a_full_size_stage_draws_from_the_published_directories_in_the_published_proportions(stage, load_run):
+    cfg = load_run(*overrides_for(stage))
+    assert {entry.path: entry.proportion for entry in cfg.data.mixture} == MIXTURES[stage]
+
+
+def test_the_full_size_stages_chain_and_sft_keeps_what_stage_2_reached(load_run):
+    stage2, sft = load_run("+exp=stage2"), load_run("+exp=sft")
+    assert stage2.parent == load_run(*overrides_for("stage1")).run_dir
+    assert sft.parent == stage2.run_dir
+    assert sft.advertised_context_length == stage2.seq_length
+    assert sft.model.rotary_base == stage2.model.rotary_base
+
+
+def test_the_model_is_llama_3_8b_instruct(load_run):
+    model = load_run("+exp=stage2").model
+    assert (model.num_layers, model.hidden_size, model.ffn_hidden_size, model.vocab_size) == (32, 4096, 14336, 128_256)
+    assert (model.num_attention_heads, model.num_query_groups, model.kv_channels) == (32, 8, 128)
+    assert yaml.safe_load((CONFIG_DIR / "model/llama3_8b_instruct.yaml").read_text())["rotary_base"] == 5e5
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+def test_the_vocabulary_of_llama_3_is_padded_at_no_legal_tp(tp, load_run):
+    assert load_run("+exp=stage2").model.padded_vocab_size(tp) == 128_256
+
+
+def test_the_paper_s_learning_rate_of_stage_2_is_an_ablation_and_changes_nothing_else(load_run):
+    script, paper = load_run("+exp=stage2"), load_run("+exp=ablation/stage2_paper_lr")
+    assert (paper.optim.lr, paper.optim.min_lr) == (1e-5, 1e-6)
+    same = {"name": script.name, "optim": script.optim}
+    assert paper.model_copy(update=same) == script
+
+
+@pytest.mark.parametrize(
+    ("ablation", "base", "tokens"),
+    [
+        ("stage1_rope_0.5e6", 5e5, 5e9),
+        ("stage1_rope_4e6", 4e6, 5e9),
+        ("stage1_rope_8e6", 8e6, 5e9),
+        ("stage2_rope_64e6", 6.4e7, 5e9),
+        ("stage2_rope_128e6", 1.28e8, 5e9),
+        ("stage2_rope_256e6", 2.56e8, 5e9),
+    ],
+)
+def test_a_rope_ablation_has_the_base_of_its_name_and_five_billion_tokens(ablation, base, tokens, load_run):
+    cfg = load_run(*overrides_for(f"ablation/{ablation}"))
+    assert cfg.model.rotary_base == base
+    assert cfg.global_batch_tokens * cfg.train.train_iters == pytest.approx(tokens, rel=0.06)
+    assert cfg.optim.lr_warmup_iters == -(-cfg.train.train_iters // 10)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "sft"])
+def test_a_miniature_file_has_the_keys_of_its_big_brother(stage):
+    big, mini = load_yaml(stage), load_yaml(f"mini/{stage}")
+    assert key_set({k: v for k, v in big.items() if k != "defaults"}) == key_set(
+        {k: v for k, v in mini.items() if k != "defaults"}
+    )
+    assert [set(entry) for entry in big["defaults"]] == [set(entry) for entry in mini["defaults"]]
+    assert (mini["stage"], mini["transition"]) == (big["stage"], big["transition"])
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "sft"])
+def test_a_miniature_mixture_gives_each_kind_of_text_the_share_it_has_at_full_size(stage, load_run):
+    def shares(cfg: RunConfig) -> dict[str, float]:
+        kinds = {"thestack": "code", "code_by_repo": "code", "book": "books", "reference": "books"}
+        totals: dict[str, float] = {}
+        for entry in cfg.data.mixture:
+            kind = next((kind for start, kind in kinds.items() if entry.path.startswith(start)), "short")
+            totals[kind] = totals.get(kind, 0.0) + entry.proportion
+        return totals
+
+    assert shares(load_run(f"+exp=mini/{stage}")) == pytest.approx(shares(load_run(*overrides_for(stage))))
+
+
+def test_prepare_data_writes_every_directory_that_a_miniature_stage_reads(load_run, load_config):
+    prepared = load_config("prepare_data", PrepareConfig)
+    evaluated = load_config("evaluate", EvaluateConfig)
+    stages = [load_run(f"+exp=mini/{stage}") for stage in ("base", "stage1", "stage2", "sft")]
+    lengths = {row_set.path: row_set.seq_length for row_set in prepared.row_sets}
+    used = set()
+    for cfg in stages:
+        assert cfg.data.root == prepared.output and cfg.model.vocab_size == prepared.vocab_size
+        for path in [*(entry.path for entry in cfg.data.mixture), *cfg.data.validation]:
+            assert lengths[path] == cfg.seq_length
+            used.add(path)
+    assert used == set(lengths)
+    assert evaluated.data == f"{prepared.output}/validation-8192"
+
+
+def test_the_miniature_stages_chain_and_lie_where_the_other_scripts_look(load_run):
+    stages = [load_run(f"+exp=mini/{s}") for s in ("base", "stage1", "stage2", "sft")]
+    runs = [cfg.run_dir for cfg in stages]
+    assert runs == ["runs/demo/base", "runs/demo/stage1", "runs/demo/stage2", "runs/demo/sft"]
+    assert [cfg.parent for cfg in stages] == [None, *runs[:-1]]
+    assert stages[3].advertised_context_length == stages[2].seq_length
+    assert stages[3].model.rotary_base == stages[2].model.rotary_base
+
+
+def test_what_is_typed_wins_over_the_experiment_and_the_experiment_over_its_groups(load_run):
+    cfg = load_run("+exp=stage2", "parallelism=h100_64_tp4_cp16", "optim.lr=1e-6", "seq_length=256K")
+    assert cfg.parallelism.context_parallel_size == 16
+    assert (cfg.optim.lr, cfg.optim.lr_warmup_iters, cfg.seq_length) == (1e-6, 250, 262_144)
+    assert cfg.model.rotary_base == 1.28e8
