@@ -5,7 +5,9 @@ Builds the same layers as training from ``model.json`` and loads the distributed
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,9 @@ def load_megatron_model(checkpoint: Path, description: ModelDescription) -> torc
     loaded = dist_checkpointing.load(
         model.sharded_state_dict(prefix=prefix), str(checkpoint / "weights"), strict=StrictHandling.ASSUME_OK_UNEXPECTED
     )
-    model.load_state_dict({key.removeprefix(prefix): value for key, value in loaded.items()})
+    # What Lightning stored beside the tensors comes back with them.
+    weights = {key.removeprefix(prefix): value for key, value in loaded.items() if key.startswith(prefix)}
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -56,6 +60,7 @@ class MegatronScorer:
 
     Args:
         run_dir: Run directory; its newest checkpoint is used.
+        weights_dtype: Round the weights to this dtype, as an export in that dtype does; the arithmetic stays fp32.
 
     Raises:
         CheckpointError: If the run has no complete checkpoint.
@@ -63,7 +68,7 @@ class MegatronScorer:
 
     through = "megatron"
 
-    def __init__(self, run_dir: str | Path) -> None:
+    def __init__(self, run_dir: str | Path, weights_dtype: torch.dtype | None = None) -> None:
         self.name = str(run_dir)
         checkpoint = newest_checkpoint(Path(run_dir))
         if checkpoint is None:
@@ -72,26 +77,29 @@ class MegatronScorer:
             )
         self.description = ModelDescription.read(checkpoint)
         self._model = load_megatron_model(checkpoint, self.description)
+        if weights_dtype is not None:
+            for parameter in self._model.parameters():
+                parameter.data.copy_(parameter.data.to(weights_dtype))
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer the model was trained with."""
-        return AutoTokenizer.from_pretrained(
-            self.description.tokenizer, local_files_only=True, trust_remote_code=False
-        )
+        return AutoTokenizer.from_pretrained(self.description.tokenizer, local_files_only=True, trust_remote_code=False)
 
     @torch.no_grad()
-    def logits(self, tokens: torch.Tensor, start: int = 0) -> torch.Tensor:
+    def logits(self, tokens: torch.Tensor, start: int = 0, position_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Return the next-token logits of one document.
 
         Args:
             tokens: int64 [T].
             start: First position whose logits are wanted.
+            position_ids: int64 [T], ascending, where RoPE sees the tokens instead of at 0, 1, 2, ...
 
         Returns:
             float32 [T - start, vocab_size], without the padding of the vocabulary.
         """
-        output = self._forward(tokens, labels=None)
+        with _rotary_positions(self._model, position_ids):
+            output = self._forward(tokens, labels=None)
         return output[0, start:, : self.description.model_config.vocab_size].float()
 
     @torch.no_grad()
@@ -118,6 +126,23 @@ class MegatronScorer:
             packed_seq_params=packed_seq_params(boundaries, length),
             **arguments,
         )
+
+
+@contextlib.contextmanager
+def _rotary_positions(model: Any, position_ids: torch.Tensor | None) -> Iterator[None]:
+    """Rotate tokens by these positions inside the context; None leaves them at 0, 1, 2, ...
+
+    Megatron takes the positions of a packed row from its document boundaries and ignores ``position_ids``.
+    """
+    if position_ids is None:
+        yield
+        return
+    angles = model.rotary_pos_emb.forward(int(position_ids[-1]) + 1, packed_seq=True)[position_ids]
+    hook = model.rotary_pos_emb.register_forward_hook(lambda module, arguments, output: angles)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _start_single_process() -> None:

@@ -1,17 +1,19 @@
-"""Read weights from a distributed checkpoint, one tensor at a time.
+"""Read weights from a distributed checkpoint, one tensor or one layer of it at a time.
 
-Needs no model, no process group and no GPU: torch's own checkpoint reader gathers the shards of one tensor, whatever
-tensor- or pipeline-parallel layout wrote them.
+Needs no model, no process group and no GPU: torch's own checkpoint reader gathers the shards of what is asked for,
+whatever tensor- or pipeline-parallel layout wrote them. Cost: one layer reads that layer's bytes only.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint import load as load_distributed
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, LoadPlan, ReadItem
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from nemo_prolong.errors import CheckpointError
 
@@ -32,14 +34,16 @@ class CheckpointReader:
 
     def __init__(self, checkpoint: Path) -> None:
         self.directory = checkpoint / "weights"
+        self._storage = FileSystemReader(self.directory)
         try:
-            metadata = FileSystemReader(self.directory).read_metadata()
+            metadata = self._storage.read_metadata()
         except OSError as error:
             raise CheckpointError(
                 str(checkpoint),
                 f"it holds no distributed checkpoint ({error}).",
                 "Name a checkpoint directory such as runs/stage1/checkpoints/step_00005000.",
             ) from error
+        self._storage.set_up_storage_reader(metadata, is_coordinator=True)
         tensors = {
             key: entry
             for key, entry in metadata.state_dict_metadata.items()
@@ -61,11 +65,59 @@ class CheckpointReader:
         return self._entries[name][1].properties.dtype
 
     def read(self, name: str) -> torch.Tensor:
-        """Return the full tensor ``name``, gathered from its shards, on the CPU."""
+        """Return the full tensor ``name``, gathered from its shards, on the CPU.
+
+        Raises:
+            CheckpointError: If files of the checkpoint are missing.
+        """
+        shape = self.shape(name)
+        return self._read_region(name, [0] * len(shape), shape)
+
+    def read_layer(self, name: str, layer: int) -> torch.Tensor:
+        """Return one layer of a tensor that is stacked over layers: entry ``layer`` of dim 0, on the CPU.
+
+        Raises:
+            CheckpointError: If files of the checkpoint are missing.
+        """
+        shape = self.shape(name)
+        return self._read_region(name, [layer, *[0] * (len(shape) - 1)], [1, *shape[1:]])[0]
+
+    def _read_region(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+        """Return the box of ``sizes`` at ``offsets`` of a tensor."""
         key, entry = self._entries[name]
-        tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
-        load_distributed({key: tensor}, storage_reader=FileSystemReader(self.directory), no_dist=True)
+        box = ChunkStorageMetadata(offsets=torch.Size(offsets), sizes=torch.Size(sizes))
+        items = create_read_items_for_chunk_list(key, entry, [box])
+        tensor = torch.empty(box.sizes, dtype=entry.properties.dtype)
+        covered = sum(math.prod(item.lengths) for item in items)
+        if covered != tensor.numel():
+            raise self._incomplete(name, f"{covered} of {tensor.numel()} elements are there")
+        try:
+            self._storage.read_data(LoadPlan(items), _IntoTensor(tensor)).wait()
+        except OSError as error:
+            raise self._incomplete(name, str(error)) from error
         return tensor
+
+    def _incomplete(self, name: str, found: str) -> CheckpointError:
+        return CheckpointError(
+            str(self.directory), f"the checkpoint does not hold all of {name} ({found}).", "Use another checkpoint."
+        )
+
+
+class _IntoTensor(DefaultLoadPlanner):
+    """Copies what is read into one tensor, which stands for the region asked for.
+
+    Args:
+        tensor: Destination, of the region's sizes.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self._tensor = tensor
+
+    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+        """Return the part of the destination that one saved chunk fills."""
+        spans = zip(read_item.dest_offsets, read_item.lengths, strict=True)
+        return self._tensor[tuple(slice(start, start + length) for start, length in spans)]
 
 
 def _wrapper_prefix(key: str) -> str:
