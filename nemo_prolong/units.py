@@ -47,7 +47,8 @@ def format_tokens(count: int) -> str:
     for suffix in ("T", "B", "M", "K"):
         unit = _SUFFIXES[suffix]
         if count >= 10 * unit:
-            return f"{count / unit:.3g}{suffix}"
+            value = count / unit
+            return f"{value:.3g}{suffix}" if value < 100 else f"{value:.0f}{suffix}"
     return str(count)
 
 

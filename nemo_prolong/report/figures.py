@@ -1,0 +1,329 @@
+"""The figures of a report: which numbers go on which chart, and what the reader is told about them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from markupsafe import Markup
+
+from nemo_prolong.report import numbers, svg
+from nemo_prolong.report.charts import Axis, Band, Bar, BarChart, LineChart, Point, Series
+from nemo_prolong.report.read import EvaluatedModel, Lineage, StageRun, Step
+from nemo_prolong.report.scales import log_ticks, round_step, round_ticks, token_ticks
+from nemo_prolong.report.summary import WARMUP_STEPS, median_tokens_per_second, steady_throughput
+from nemo_prolong.units import format_tokens
+
+WIDE, HALF, NARROW = 1032.0, 500.0, 360.0
+"""Widths in pixels: the page, half of it, a phone. Every figure is drawn twice, so that type never shrinks."""
+MAX_CURVE_POINTS = 400
+SMOOTHING_FRACTION = 0.05
+"""Share of a stage's steps that one point of the smoothed loss averages."""
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """A swatch and what it stands for."""
+
+    swatch: Markup
+    label: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart at two widths with its words.
+
+    Attributes:
+        title: What is shown, as a heading.
+        caption: How it was measured.
+        wide: SVG for a screen.
+        narrow: SVG for a phone.
+        legend: Empty where labels are on the chart itself.
+    """
+
+    title: str
+    caption: str
+    wide: Markup
+    narrow: Markup
+    legend: list[LegendEntry] = field(default_factory=list)
+
+
+# ---- loss -----------------------------------------------------------------------------------------------------------
+
+
+def loss_figure(stages: Sequence[StageRun]) -> Figure | None:
+    """Draw the training loss of all stages over the tokens trained so far; None if no stage has a step."""
+    series: list[Series] = []
+    bands: list[Band] = []
+    offset = 0
+    for style, stage in enumerate(stages):
+        steps = [step for step in stage.steps if math.isfinite(step.loss)]
+        if not steps:
+            continue
+        label = f"{stage.label} \u00b7 {format_tokens(stage.manifest.seq_length)}"
+        bands.append(Band(offset, offset + steps[-1].consumed_train_tokens, label, style))
+        series += _loss_series(stage, steps, style, offset)
+        offset += steps[-1].consumed_train_tokens
+    if not series:
+        return None
+    y = _linear_axis("Loss, nats per target token", [point.y for line in series for point in line.points])
+
+    def draw(width: float, height: float, num_ticks: int) -> Markup:
+        x = Axis("Real tokens trained, all stages in a row", 0, offset, token_ticks(offset, num_ticks))
+        return LineChart("Training loss of every stage", x, y, series, bands).render(width, height)
+
+    return Figure(
+        "Training loss",
+        "Thin: every step (of long stages, the lowest and highest per stretch). Thick: moving average over "
+        f"{SMOOTHING_FRACTION:.0%} of the stage's steps. Hollow markers: loss on held-out validation rows. Each stage "
+        "trains on data of its own, and SFT counts the loss of answers only, so levels compare within a stage; across "
+        "a boundary, use perplexity below.",
+        draw(WIDE, 400, 10),
+        draw(NARROW, 300, 4),
+        [LegendEntry(_swatch(style, "line"), stage.label) for style, stage in enumerate(stages) if stage.steps],
+    )
+
+
+def _loss_series(stage: StageRun, steps: list[Step], style: int, offset: int) -> list[Series]:
+    """Return the raw line, the smoothed line with hover texts, and the validations."""
+    raw = [Point(offset + step.consumed_train_tokens, step.loss) for step in _extremes(steps, MAX_CURVE_POINTS)]
+    smoothed = smooth([step.loss for step in steps])
+    stride = math.ceil(len(steps) / MAX_CURVE_POINTS)
+    chosen = sorted({*range(0, len(steps), stride), len(steps) - 1})
+    curve = [
+        Point(
+            offset + steps[i].consumed_train_tokens,
+            smoothed[i],
+            f"{stage.label} step {steps[i].step}: loss {steps[i].loss:.3f}, average {smoothed[i]:.3f}, "
+            f"{numbers.tokens(steps[i].consumed_train_tokens)} tokens",
+        )
+        for i in chosen
+    ]
+    at_step = {0: 0} | {step.step: step.consumed_train_tokens for step in steps}
+    validations = [
+        Point(
+            offset + at_step[v.step], v.loss, f"{stage.label} step {v.step}: validation loss {v.loss:.3f}", hollow=True
+        )
+        for v in stage.validations
+        if v.step in at_step and math.isfinite(v.loss)
+    ]
+    return [
+        Series(style, raw, line="faint"),
+        Series(style, curve),
+        Series(style, validations, markers=True, line=""),
+    ]
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return the centred moving average; near an end the window shrinks on both sides, so the trend is kept.
+
+    >>> smooth([4.0, 2.0, 3.0])
+    [4.0, 3.0, 3.0]
+    """
+    half = max(1, round(len(values) * SMOOTHING_FRACTION / 2))
+    result = []
+    for index in range(len(values)):
+        reach = min(half, index, len(values) - 1 - index)
+        result.append(statistics.fmean(values[index - reach : index + reach + 1]))
+    return result
+
+
+def _extremes(steps: list[Step], at_most: int) -> list[Step]:
+    """Thin ``steps`` to the lowest and highest of each stretch, so that no spike is lost; first and last stay."""
+    if len(steps) <= at_most:
+        return steps
+    stretch = math.ceil(2 * len(steps) / at_most)
+    kept = {steps[0].step: steps[0], steps[-1].step: steps[-1]}
+    for begin in range(0, len(steps), stretch):
+        part = steps[begin : begin + stretch]
+        for step in (min(part, key=lambda s: s.loss), max(part, key=lambda s: s.loss)):
+            kept[step.step] = step
+    return [kept[number] for number in sorted(kept)]
+
+
+# ---- evaluations ----------------------------------------------------------------------------------------------------
+
+
+def perplexity_figure(models: Sequence[EvaluatedModel]) -> Figure | None:
+    """Draw perplexity by position, a line per model; None if no model has results."""
+    measured = [(style, model) for style, model in enumerate(models) if model.perplexity]
+    spans = sorted({(b["start"], b["end"]) for _, model in measured for b in model.perplexity["buckets"]})
+    series = []
+    for place, (style, model) in enumerate(measured):
+        points = [
+            Point(
+                spans.index((b["start"], b["end"])) + _dodge(place, len(measured)),
+                b["perplexity"],
+                f"{model.label}, positions {numbers.span(b['start'], b['end'])}: perplexity "
+                f"{numbers.significant(b['perplexity'])} ({b['tokens']:,} tokens)",
+                hollow=model.is_beyond_training(b["end"]),
+            )
+            for b in model.perplexity["buckets"]
+            if b["perplexity"] is not None
+        ]
+        series.append(Series(style, points, markers=True))
+    values = [point.y for line in series for point in line.points]
+    if not values:
+        return None
+    x = _category_axis("Position of the predicted token in its document", [numbers.span(*span) for span in spans])
+    y = _log_axis("Perplexity (log scale)", values)
+    chart = LineChart("Perplexity by position for every model", x, y, series)
+    documents = sorted({model.perplexity["documents"] for _, model in measured})
+    return Figure(
+        "Perplexity by position",
+        f"Lower is better. {_range_of(documents)} held-out documents, the same for every model, each scored alone from "
+        "its first token. Hollow markers: positions beyond the longest row the model was trained on.",
+        chart.render(WIDE, 400),
+        chart.render(NARROW, 300),
+        [LegendEntry(_swatch(style), model.label) for style, model in measured],
+    )
+
+
+def recall_figures(models: Sequence[EvaluatedModel]) -> list[Figure]:
+    """Draw exact match and answer loss by prompt length, a line per model; empty if no model has results."""
+    measured = [(style, model) for style, model in enumerate(models) if model.recall and model.recall["lengths"]]
+    if not measured:
+        return []
+    entries = [entry for _, model in measured for entry in model.recall["lengths"]]
+    lengths = sorted({entry["length"] for entry in entries})
+    x = _category_axis("Prompt length, tokens", [format_tokens(length) for length in lengths])
+    exact = _recall_series(measured, lengths, "exact_match", lambda v: f"exact match {numbers.percent(v)}")
+    loss = _recall_series(measured, lengths, "answer_loss", lambda v: f"answer loss {v:.2f}")
+    chance = {entry["length"]: entry["chance_loss"] for entry in entries if "chance_loss" in entry}
+    guess = [Point(lengths.index(n), value, f"guessing: {value:.2f}") for n, value in sorted(chance.items())]
+    reference = [Series(0, guess, line="dashed")] if guess else []
+    share = Axis("Exact match", 0, 1, [(0, "0%"), (0.25, "25%"), (0.5, "50%"), (0.75, "75%"), (1, "100%")])
+    legend = [LegendEntry(_swatch(style), model.label) for style, model in measured]
+    samples = _range_of(sorted({entry["samples"] for entry in entries}))
+    y = _linear_axis("Nats per answer token", [p.y for line in [*loss, *reference] for p in line.points], zero=True)
+    return [
+        _half_figure(
+            "Recall: exact match",
+            f"Higher is better. Share of {samples} prompts per length whose value greedy decoding writes in full. Key "
+            "and four-digit value stand in a JSON object, at evenly spread depths.",
+            LineChart("Recall, exact match by prompt length", x, share, exact),
+            legend,
+        ),
+        _half_figure(
+            "Recall: loss of the answer",
+            "Lower is better, and it moves long before exact match does. Dashed: the loss of knowing that a value is "
+            "four digits and guessing them. Hollow markers: prompts longer than any row the model was trained on.",
+            LineChart("Recall, answer loss by prompt length", x, y, [*reference, *loss]),
+            [*legend, LegendEntry(_swatch(0, "dashed"), "guessing")] if guess else legend,
+        ),
+    ]
+
+
+def _recall_series(
+    measured: Sequence[tuple[int, EvaluatedModel]], lengths: list[int], key: str, describe: Callable[[float], str]
+) -> list[Series]:
+    """Return a line per model through ``entry[key]`` at every length."""
+    series = []
+    for place, (style, model) in enumerate(measured):
+        points = [
+            Point(
+                lengths.index(entry["length"]) + _dodge(place, len(measured)),
+                entry[key],
+                f"{model.label}, {format_tokens(entry['length'])} tokens: {describe(entry[key])}",
+                hollow=model.is_beyond_training(entry["length"]),
+            )
+            for entry in sorted(model.recall["lengths"], key=lambda entry: entry["length"])
+        ]
+        series.append(Series(style, points, markers=True))
+    return series
+
+
+# ---- throughput -----------------------------------------------------------------------------------------------------
+
+
+def throughput_figure(stages: Sequence[StageRun]) -> Figure | None:
+    """Draw the median throughput of every stage; None if no stage has a step."""
+    bars = [bar for style, stage in enumerate(stages) if (bar := _throughput_bar(style, stage)) is not None]
+    if not bars:
+        return None
+    high = max(bar.high for bar in bars) * 1.02
+
+    def draw(width: float, num_ticks: int) -> Markup:
+        axis = Axis("Real tokens per second", 0, high, [(v, f"{v:,.0f}") for v in round_ticks(0, high, num_ticks)])
+        return BarChart("Throughput of every stage", axis, bars).render(width)
+
+    return Figure(
+        "Throughput",
+        f"Median over the steps after the first {WARMUP_STEPS}, all ranks together, padding not counted. Whisker: from "
+        "the 10th to the 90th percentile of steps.",
+        draw(WIDE, 10),
+        draw(NARROW, 4),
+    )
+
+
+def _throughput_bar(style: int, stage: StageRun) -> Bar | None:
+    rates = sorted(steady_throughput(stage))
+    median = median_tokens_per_second(stage)
+    if not rates or median is None:
+        return None
+    low, high = (rates[round(q * (len(rates) - 1))] for q in (0.1, 0.9))
+    ranks = stage.manifest.world_size
+    where = f" \u00b7 {ranks} rank{'s' if ranks != 1 else ''}"
+    label = f"{stage.label} \u00b7 {format_tokens(stage.manifest.seq_length)}{where}"
+    title = f"{stage.label}: median {median:,.0f} tokens/s over {len(rates)} steps, {low:,.0f} to {high:,.0f}"
+    return Bar(label, style, median, low, high, f"{median:,.0f} tokens/s", title)
+
+
+# ---- shared ---------------------------------------------------------------------------------------------------------
+
+
+def _half_figure(title: str, caption: str, chart: LineChart, legend: list[LegendEntry]) -> Figure:
+    return Figure(title, caption, chart.render(HALF, 320), chart.render(NARROW, 280), legend)
+
+
+def _category_axis(title: str, labels: Sequence[str]) -> Axis:
+    return Axis(title, -0.5, len(labels) - 0.5, list(enumerate(labels)))
+
+
+def _dodge(place: int, num_series: int) -> float:
+    """Return a small shift on a category axis, so that equal values of several models stay visible."""
+    return 0.08 * (place - (num_series - 1) / 2)
+
+
+def _linear_axis(title: str, values: Sequence[float], zero: bool = False) -> Axis:
+    """Return an axis that starts and ends on ticks around ``values``."""
+    low, high = 0.0 if zero else min(values), max(values)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    step = round_step(high - low, 6)
+    low, high = math.floor(low / step) * step, math.ceil(high / step) * step
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return Axis(title, low, high, [(v, f"{v:.{decimals}f}") for v in round_ticks(low, high, 6)])
+
+
+def _log_axis(title: str, values: Sequence[float]) -> Axis:
+    """Return a logarithmic axis with a little room around ``values``."""
+    low, high = min(values) / 1.25, max(values) * 1.25
+    return Axis(title, low, high, [(v, numbers.tick(v)) for v in log_ticks(low, high, 8)], log=True)
+
+
+def _range_of(counts: list[Any]) -> str:
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _swatch(style: int, kind: str = "marker") -> Markup:
+    """Return a little picture for the legend: a line with its marker, a line, or the dashed reference."""
+    css = "dashed" if kind == "dashed" else "curve"
+    parts = [svg.polyline([(1, 7), (27, 7)], f"{css} s{style % svg.NUM_STYLES}")]
+    if kind == "marker":
+        parts.append(svg.marker(style, 14, 7, ""))
+    return svg.tag("svg", *parts, viewBox="0 0 28 14", width="28", height="14", aria_hidden="true")
+
+
+def figures_of(lineage: Lineage) -> dict[str, Any]:
+    """Return every figure by name; the export is left out of charts, because its line would hide its run's."""
+    models = [stage.evaluated for stage in lineage.stages]
+    return {
+        "loss": loss_figure(lineage.stages),
+        "perplexity": perplexity_figure(models),
+        "recall": recall_figures(models),
+        "throughput": throughput_figure(lineage.stages),
+    }

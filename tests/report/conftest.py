@@ -1,0 +1,186 @@
+"""A run tree as the four stages of the miniature recipe leave it, with made-up but plausible numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nemo_prolong.config.schema import ReportConfig
+
+BUCKETS = [512, 1024, 2048, 4096, 8192]
+VERSIONS = {"nemo_prolong": "0.1.0", "torch": "2.13.0", "nemo-toolkit": "2.7.3", "megatron-core": "0.15.3"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one made-up stage is made of."""
+
+    stage: str
+    seq_length: int
+    trained: int
+    rotary_base: float
+    iters: int
+    rows: int
+    first: float
+    last: float
+    tokens_per_second: float
+    transition: str | None
+    mixture: dict[str, float]
+
+
+RECIPES = [
+    Recipe("base", 512, 512, 1e4, 200, 8, 8.35, 4.62, 3150, None,
+           {"code-512": 0.6, "reference-512": 0.3, "docs-512": 0.1}),
+    Recipe("stage1", 2048, 2048, 8e4, 60, 4, 4.75, 4.21, 3020, "weights", {"code_by_repo-2048": 0.3, "docs-2048": 0.7}),
+    Recipe("stage2", 8192, 8192, 6.4e5, 30, 2, 4.32, 3.98, 2640, "weights_and_optimizer",
+           {"code_by_repo-8192": 0.5, "reference-8192": 0.5}),
+    Recipe("sft", 2048, 8192, 6.4e5, 20, 4, 5.10, 4.05, 2900, "weights", {"chat-2048": 1.0}),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunTree:
+    """Where the tree is."""
+
+    root: Path
+    runs: list[str]
+    export: str
+
+    def config(self, **changes: Any) -> ReportConfig:
+        """Return the report's configuration for the whole tree."""
+        values = {"runs": self.runs, "export": self.export, "output": str(self.root / "report.html")}
+        return ReportConfig(**{**values, **changes})
+
+    def edit_manifest(self, number: int, **changes: Any) -> None:
+        """Change keys of one stage's ``stage.json``."""
+        path = Path(self.runs[number]) / "stage.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> RunTree:
+    """Four finished stages with evaluations, and an export with its own."""
+    return write_run_tree(tmp_path / "demo")
+
+
+def write_run_tree(root: Path) -> RunTree:
+    """Write the tree below ``root``."""
+    runs = [root / recipe.stage for recipe in RECIPES]
+    export = root / "export" / "hf"
+    _write_data(root / "data")
+    for recipe, run in zip(RECIPES, runs, strict=True):
+        _write_run(recipe, run, root)
+        _write_evaluation(recipe, run / "eval", str(run), "megatron", [str(r) for r in runs])
+    _write_json(export / "export_manifest.json", {"run": str(runs[-1]), "dtype": "fp32",
+                                                  "verification": {"max_logit_difference": 3.1e-06}})  # fmt: skip
+    name = f"hf:{export}"
+    _write_evaluation(RECIPES[-1], root / "export" / "hf_eval", name, "transformers", [name])
+    return RunTree(root, [str(run) for run in runs], str(export))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def _write_data(directory: Path) -> None:
+    row_sets = {
+        path: {"seq_length": recipe.seq_length, "rows": 310, "tokens": 310 * recipe.seq_length, "documents": 1200,
+               "domain": path.split("-")[0], "split": "train"}
+        for recipe in RECIPES for path in recipe.mixture
+    }  # fmt: skip
+    _write_json(directory / "manifest.json", {"format": 1, "seed": 42, "row_sets": row_sets})
+
+
+def _write_run(recipe: Recipe, run: Path, root: Path) -> None:
+    number = RECIPES.index(recipe)
+    tokens = write_metrics(recipe, run / "metrics.jsonl")
+    parent = None
+    if recipe.transition:
+        before = RECIPES[number - 1]
+        parent = {"path": str(root / before.stage), "step": before.iters, "transition": recipe.transition}
+    _write_json(
+        run / "stage.json",
+        {
+            "format": 1, "name": f"demo/{recipe.stage}", "stage": recipe.stage, "status": "complete", "parent": parent,
+            "model": {"name": "mini-llama", "nemo_config": "LlamaConfig", "num_layers": 4, "hidden_size": 256,
+                      "ffn_hidden_size": 768, "num_attention_heads": 8, "num_query_groups": 4, "kv_channels": 32,
+                      "vocab_size": 4096, "rotary_base": recipe.rotary_base},
+            "seq_length": recipe.seq_length, "trained_context_length": recipe.trained,
+            "advertised_context_length": recipe.trained, "rotary_base": recipe.rotary_base,
+            "train_iters": recipe.iters, "step": recipe.iters, "consumed_train_rows": recipe.iters * recipe.rows,
+            "consumed_train_tokens": tokens, "consumed_target_tokens": tokens - 900,
+            "data": {"root": str(root / "data"), "tokenizer": "tokenizer", "manifest_sha256": "ab12" * 16,
+                     "mixture": [{"path": p, "proportion": s} for p, s in recipe.mixture.items()]},
+            "versions": VERSIONS, "git_commit": "d96a9f3c0ffee", "world_size": 1,
+            "started_at": f"2026-11-24T14:{10 * number:02d}:00Z",
+            "finished_at": f"2026-11-24T14:{10 * number + 4:02d}:30Z",
+            "command": f"scripts/train.py +exp=mini/{recipe.stage}",
+        },
+    )  # fmt: skip
+    config = {
+        "train": {"global_batch_size": recipe.rows}, "seed": 42,
+        "optim": {"lr": 3e-3 / (number + 1), "min_lr": 1e-4, "lr_warmup_iters": 5, "weight_decay": 0.1},
+        "parallelism": {"tensor_model_parallel_size": 1}, "precision": {"compute": "fp32", "backend": "torch"},
+        "data": {"apply_instruct_masks": recipe.stage == "sft"},
+    }  # fmt: skip
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def write_metrics(recipe: Recipe, path: Path) -> int:
+    """Write ``metrics.jsonl`` with a noisy falling loss; return the real tokens of the stage."""
+    noise = random.Random(recipe.stage)
+    row_tokens = recipe.rows * recipe.seq_length
+    consumed, records = 0, []
+    for step in range(1, recipe.iters + 1):
+        real = row_tokens - noise.randrange(row_tokens // 50 + 1)
+        consumed += real
+        progress = (step - 1) / max(recipe.iters - 1, 1)
+        loss = recipe.last + (recipe.first - recipe.last) * math.exp(-5 * progress) + noise.gauss(0, 0.06)
+        rate = recipe.tokens_per_second * noise.uniform(0.93, 1.03) * (0.5 if step <= 2 else 1.0)
+        records.append(
+            {
+                "step": step, "loss": loss, "grad_norm": 2.0 - progress, "learning_rate": 1e-3 * (1 - progress),
+                "target_tokens": real - recipe.rows, "real_tokens": real, "row_tokens": row_tokens,
+                "consumed_train_tokens": consumed, "step_seconds": real / rate, "tokens_per_second": rate,
+                "memory_bytes": int((1.3 + 0.1 * RECIPES.index(recipe)) * 2**30), "time": 1.79e9 + step,
+            }
+        )  # fmt: skip
+        if step % (recipe.iters // 4) == 0:
+            records.append({"step": step, "val_loss": loss + 0.12, "val_target_tokens": 8000, "time": 1.79e9 + step})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return consumed
+
+
+def _write_evaluation(recipe: Recipe, directory: Path, model: str, through: str, models: list[str]) -> None:
+    settings = {
+        "models": models, "output": None, "data": "runs/demo/data/validation-8192", "position_buckets": BUCKETS,
+        "max_documents": 12, "recall_lengths": BUCKETS, "recall_samples": 8, "seed": 42,
+    }  # fmt: skip
+    identity = {"model": model, "through": through, "seconds": 3.1, "settings": settings}
+    buckets, lengths = [], []
+    for start, end in zip([0, *BUCKETS], BUCKETS, strict=False):
+        beyond = max(0.0, math.log2(end / recipe.trained))
+        loss = recipe.last + 0.25 - 0.09 * min(math.log2(end / 512), math.log2(recipe.trained / 512)) + 0.75 * beyond
+        buckets.append(
+            {"start": start, "end": end, "documents": 12, "tokens": 12 * (end - max(start, 1)), "loss": loss,
+             "perplexity": math.exp(loss)}
+        )  # fmt: skip
+        exact = (
+            max(0.0, 0.5 - 0.125 * math.log2(end / 512)) if recipe.trained >= end and recipe.stage != "base" else 0.0
+        )
+        lengths.append(
+            {"length": end, "samples": 8, "exact_match": exact, "token_accuracy": 0.2 + exact / 2,
+             "answer_loss": 4.6 - 3.2 * exact + 0.4 * beyond, "chance_loss": 4.552, "answer_tokens": 16}
+        )  # fmt: skip
+    _write_json(directory / "perplexity.json", {"task": "perplexity", **identity, "data": settings["data"],
+                                                "documents": 12, "buckets": buckets})  # fmt: skip
+    _write_json(directory / "recall.json", {"task": "recall", **identity, "lengths": lengths})

@@ -1,0 +1,157 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from nemo_prolong.report.run import write_report
+
+VOID = {"meta", "br", "link", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects the visible text, tags and attributes, and checks that tags are balanced."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.texts, self.tags, self.attributes, self.open = [], [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+def report(tree, **changes):
+    page, _ = write_report(tree.config(**changes))
+    return Page(page.read_text("utf-8"))
+
+
+def test_the_page_says_what_was_run_and_what_came_out(tree):
+    text = report(tree).text
+    assert "mini-llama: 512 to 8K tokens of context" in text
+    assert "4 stages (base, stage1, stage2, sft)" in text and "18m00s" in text
+    for run in tree.runs:
+        steps = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+        losses = [step["loss"] for step in steps if "loss" in step]
+        assert f"{losses[0]:.3f}" in text and f"{losses[-1]:.3f}" in text
+        entry = json.loads((Path(run) / "eval" / "perplexity.json").read_text())["buckets"][0]
+        assert f"{entry['perplexity']:.1f}" in text or f"{entry['perplexity']:,.0f}" in text
+    for fact in ("weights + optimizer", "10,000", "640,000", "code_by_repo-8192", "nemo-toolkit", "2.7.3", "3.1e-06"):
+        assert fact in text
+
+
+def test_the_commands_are_in_the_order_to_type_them(tree):
+    text = report(tree).text
+    commands = re.findall(r"python scripts/(\w+)\.py", text)
+    assert commands == ["train"] * 4 + ["export", "evaluate", "evaluate", "report"]
+    assert "max_documents=12 'recall_lengths=[512,1024,2048,4096,8192]' recall_samples=8 seed=42" in text
+
+
+def test_the_page_loads_nothing_and_runs_nothing(tree):
+    page = report(tree)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not {"src", "href", "srcset", "onload"} & {name for name, _ in page.attributes}
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    html = (tree.root / "report.html").read_text()
+    assert "@import" not in html and "url(" not in html
+
+
+def test_strings_from_the_runs_cannot_become_markup(tree):
+    evil = "<script>alert('x')</script>\"&"
+    manifest = json.loads((Path(tree.runs[0]) / "stage.json").read_text())
+    tree.edit_manifest(
+        0,
+        stage=evil,
+        command=evil,
+        git_commit=evil,
+        versions={evil: evil},
+        model={**manifest["model"], "name": evil},
+        data={**manifest["data"], "mixture": [{"path": evil, "proportion": 1.0}]},
+    )
+    tree.edit_manifest(3, model={**manifest["model"], "name": evil})
+    page = report(tree)
+    html = (tree.root / "report.html").read_text()
+    assert "<script" not in html and "script" not in page.tags
+    assert page.text.count("<script>alert('x')</script>\"&") >= 5
+
+
+def test_missing_evaluations_are_said_with_the_command_that_measures_them(tree):
+    shutil.rmtree(Path(tree.runs[0]) / "eval")
+    text = report(tree).text
+    for task in ("perplexity", "recall"):
+        note = f"base: no {task} results. Measure them with: python scripts/evaluate.py 'models=[{tree.runs[0]}]'"
+        assert note in text
+    assert "stage1: no perplexity" not in text
+
+
+def test_without_any_evaluation_the_rest_of_the_report_is_there(tree):
+    for run in tree.runs:
+        shutil.rmtree(Path(run) / "eval")
+    text = report(tree, export=None).text
+    assert text.count("no recall results") == 4 and "Training loss" in text and "Recall: exact match" not in text
+
+
+def test_a_cut_metrics_line_is_said_on_the_page(tree):
+    path = Path(tree.runs[2]) / "metrics.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert "1 unreadable line(s) skipped" in report(tree).text
+
+
+def test_a_run_that_has_only_started_is_reported_as_such(tree):
+    tree.edit_manifest(3, status="running", finished_at=None, consumed_train_tokens=0)
+    (Path(tree.runs[3]) / "metrics.jsonl").write_text("")
+    text = report(tree).text
+    assert "status is running" in text and "0 of 20" in text and "of wall time" not in text
+
+
+def test_a_missing_config_or_data_manifest_leaves_dashes_not_an_error(tree):
+    (Path(tree.runs[1]) / "config.yaml").unlink()
+    (tree.root / "data" / "manifest.json").unlink()
+    text = report(tree).text
+    assert "code_by_repo-2048 \u2013 30% \u2013 \u2013 \u2013" in text
+
+
+def test_an_export_that_was_not_verified_says_so(tree):
+    (Path(tree.export) / "export_manifest.json").write_text(json.dumps({"run": "r", "verification": None}))
+    assert "not verified" in report(tree).text
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_any_chain_of_stages_makes_a_report(tree, number):
+    text = report(tree, runs=tree.runs[-number:], export=None).text
+    assert f"{number} stage{'s' if number > 1 else ''} (" in text
+
+
+def test_the_report_is_written_beside_its_summary_without_importing_torch(tree):
+    code = (
+        "import sys; from nemo_prolong.config.schema import ReportConfig;"
+        "from nemo_prolong.report.run import write_report;"
+        f"print(*write_report(ReportConfig(runs={tree.runs!r}, output={str(tree.root / 'out' / 'r.html')!r})));"
+        "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split() == [str(tree.root / "out" / "r.html"), str(tree.root / "out" / "summary.json")]
+    assert sorted(path.name for path in (tree.root / "out").iterdir()) == ["r.html", "summary.json"]
