@@ -10,7 +10,7 @@ Megatron, hf:DIR through transformers. Results go to MODEL/eval."""
 EXAMPLES = [
     "python scripts/evaluate.py",
     "python scripts/evaluate.py 'models=[runs/demo/stage2,hf:runs/demo/export/hf]' recall_samples=16",
-    "python scripts/evaluate.py 'models=[runs/stage2]' data=DIRECTORY 'recall_lengths=[64K,512K]'",
+    "python scripts/evaluate.py 'models=[runs/stage2]' rows=DIRECTORY 'recall_lengths=[64K,512K]'",
 ]
 
 

@@ -17,9 +17,7 @@ from typing import NoReturn, TypeVar
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from nemo_prolong.config.checks import check
@@ -80,14 +78,16 @@ def load_command_line(schema: type[T], config_name: str, args: Namespace) -> tup
     Raises:
         ConfigError: For everything that cannot be composed, loaded or run.
     """
-    composed: list[tuple[DictConfig, HydraConf]] = []
-    _hydra_main(schema, config_name, args, lambda cfg: composed.append((cfg, HydraConfig.get())))
-    cfg, hydra_cfg = composed[0]
-    if hydra_cfg.mode == RunMode.MULTIRUN:
-        raise _no_multirun("hydra.mode=MULTIRUN")
+    composed: list[tuple[DictConfig, list[str]]] = []
+
+    def keep(cfg: DictConfig) -> None:
+        composed.append((cfg, list(HydraConfig.get().overrides.task)))
+
+    _hydra_main(schema, config_name, args, keep)
+    cfg, overrides = composed[0]
     typed = load(cfg, schema)
     check(typed)
-    return typed, list(hydra_cfg.overrides.task)
+    return typed, overrides
 
 
 def _hydra_main(
@@ -110,20 +110,16 @@ def _ignore(cfg: DictConfig) -> None:
 
 
 def _refuse_what_hydra_must_not_do(args: Namespace) -> None:
-    if args.multirun:
-        raise _no_multirun("--multirun")
+    multirun = ["--multirun"] if args.multirun else [o for o in args.overrides if o.startswith("hydra.mode=")]
+    if multirun:
+        rule = "one process trains one stage: its parallel state cannot be built twice."
+        raise ConfigError(multirun[0], rule, "Start one command per run.")
     if args.experimental_rerun:
         raise ConfigError(
             "--experimental-rerun",
             "unpickles a file, which could run any code.",
             "Repeat the command instead; <run>/overrides.txt holds what was typed.",
         )
-
-
-def _no_multirun(what: str) -> ConfigError:
-    return ConfigError(
-        what, "one process trains one stage: its parallel state cannot be built twice.", "Start one command per run."
-    )
 
 
 def _config_flags(args: Namespace) -> list[str]:

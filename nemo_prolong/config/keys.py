@@ -70,18 +70,12 @@ def all_keys(schema: type[Section], prefix: str = "") -> Iterator[str]:
 def nearest_key(schema: type[Section], path: str) -> str | None:
     """Return the key of ``schema`` that ``path`` most likely meant, or None when nothing is close.
 
-    A key in the wrong section is found too: the last part is compared on its own when the whole path is not close.
+    Only the last part is compared, so that a key in the wrong section, or in a misspelt one, is found too.
     """
-    known_as = _key_known_as(schema, path.rpartition(".")[2])
-    if known_as is not None:
-        return known_as
-    keys = list(all_keys(schema))
-    close = difflib.get_close_matches(path, keys, n=1, cutoff=0.8)
-    if close:
-        return close[0]
-    by_last_part = {key.rpartition(".")[2]: key for key in reversed(keys)}
-    close = difflib.get_close_matches(path.rpartition(".")[2], by_last_part, n=1, cutoff=0.75)
-    return by_last_part[close[0]] if close else None
+    name = path.rpartition(".")[2]
+    by_last_part = {key.rpartition(".")[2]: key for key in reversed(list(all_keys(schema)))}
+    close = difflib.get_close_matches(name, by_last_part, n=1, cutoff=0.75)
+    return by_last_part[close[0]] if close else _key_known_as(schema, name)
 
 
 def _key_known_as(schema: type[Section], name: str) -> str | None:

@@ -329,8 +329,8 @@ class EvaluateConfig(Section):
     """Run directories (through Megatron) or ``hf:DIR`` directories (through ``transformers``)."""
     output: str | None = None
     """Directory for the results; by default ``<model>/eval``."""
-    data: str
-    """Packed rows to score, one document per row as a rule."""
+    rows: str
+    """Directory of packed rows to score, one document per row as a rule."""
     position_buckets: list[Size] = Field(min_length=1)
     """Upper ends of the position buckets for perplexity, ascending."""
     max_documents: PositiveInt

@@ -36,7 +36,7 @@ def evaluate(cfg: EvaluateConfig) -> list[Path]:
     directories = output_directories(cfg)
     for model in cfg.models:
         require_model(model)
-    rows = _open_rows(cfg.data)
+    rows = _open_rows(cfg.rows)
     for model, directory in directories.items():
         logger.info("%s: loading", model)
         _evaluate_model(open_scorer(model), rows, cfg, model, directory)
@@ -77,7 +77,7 @@ def _open_rows(directory: str) -> MdsReader:
     """Open the packed rows; the reader says what is wrong with them."""
     if not Path(directory).is_dir():
         raise DataError(
-            f"data={directory}",
+            f"rows={directory}",
             "The directory does not exist.",
             "Write the rows with scripts/prepare_data.py, or name a row set below the data root.",
         )
@@ -91,10 +91,10 @@ def _evaluate_model(scorer: Scorer, rows: MdsReader, cfg: EvaluateConfig, model:
 
     started = time.monotonic()
     perplexity = measure_perplexity(
-        scorer, map(rows.__getitem__, range(len(rows))), cfg.position_buckets, cfg.max_documents, cfg.data
+        scorer, map(rows.__getitem__, range(len(rows))), cfg.position_buckets, cfg.max_documents, cfg.rows
     )
     seconds = time.monotonic() - started
-    result = {"task": "perplexity", **identity, "data": cfg.data, **perplexity, "seconds": seconds}
+    result = {"task": "perplexity", **identity, "data": cfg.rows, **perplexity, "seconds": seconds}
     write_json_atomically(directory / "perplexity.json", {**result, "settings": settings})
     logger.info("%s", describe_perplexity(result))
 

@@ -77,6 +77,12 @@ def test_every_entry_point_composes_loads_and_passes_the_checks(name, load_confi
     check(load_config(name, ENTRY_POINTS[name]))
 
 
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_no_key_of_a_script_without_groups_has_the_name_of_a_group_or_hydra_would_look_for_a_file(name):
+    groups = {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
+    assert groups.isdisjoint(ENTRY_POINTS[name].model_fields)
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_key_of_the_schema_is_written_out_so_that_it_can_be_overridden_without_a_plus(
     experiment, compose_config, load_run
@@ -222,7 +228,7 @@ def test_prepare_data_writes_every_directory_that_a_miniature_stage_reads(load_r
             assert lengths[path] == cfg.seq_length
             used.add(path)
     assert used == set(lengths)
-    assert evaluated.data == f"{prepared.output}/validation-8192"
+    assert evaluated.rows == f"{prepared.output}/validation-8192"
 
 
 def test_the_miniature_stages_chain_and_lie_where_the_other_scripts_look(load_run):

@@ -14,7 +14,7 @@ from nemo_prolong.evaluate.run import evaluate, output_directories
 def config(models, data, **changes):
     values = {
         "models": models,
-        "data": str(data),
+        "rows": str(data),
         "position_buckets": [16, 64],
         "max_documents": 3,
         "recall_lengths": [200],
@@ -68,7 +68,7 @@ def test_buckets_that_do_not_ascend_are_refused_with_the_order_that_works(data_d
 
 
 def test_a_missing_data_directory_is_refused_before_a_model_is_loaded(hf_directory, tmp_path):
-    with pytest.raises(DataError, match=r"data=.*nowhere: The directory does not exist.*prepare_data"):
+    with pytest.raises(DataError, match=r"rows=.*nowhere: The directory does not exist.*prepare_data"):
         evaluate(config([f"hf:{hf_directory}"], tmp_path / "nowhere"))
 
 

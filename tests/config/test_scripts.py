@@ -1,0 +1,265 @@
+"""The scripts refuse a mistake with one message and its exit code, before torch is imported, and leave no traces."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import resource
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nemo_prolong.config import app
+from nemo_prolong.config.app import CONFIG_DIR, hydra_script
+from nemo_prolong.config.hydra_errors import experiments
+from nemo_prolong.config.schema import EvaluateConfig, RunConfig
+from nemo_prolong.errors import CheckpointError
+
+REPOSITORY = CONFIG_DIR.parent
+TRAIN = REPOSITORY / "scripts" / "train.py"
+ALL_EXPERIMENTS = ", ".join(experiments([CONFIG_DIR]))
+TP = "parallelism.tensor_model_parallel_size"
+
+REFUSALS = {
+    "+exp=stag2": f"+exp=stag2: no such experiment. Did you mean +exp=stage2? Available: {ALL_EXPERIMENTS}.",
+    "+exp=mini/stge1": f"+exp=mini/stge1: no such experiment. Did you mean +exp=mini/stage1? Available: {ALL_EXPERIMENTS}.",
+    "exp=stage2": "exp=stage2: an experiment is added to the configuration, which takes a plus sign. Type +exp=stage2.",
+    "exp=mini/stage1": "exp=mini/stage1: an experiment is added to the configuration, which takes a plus sign. "
+    "Type +exp=mini/stage1.",
+    "exp=stag2": f"+exp=stag2: no such experiment. Did you mean +exp=stage2? Available: {ALL_EXPERIMENTS}.",
+    "+exp=stage2 exp/mini=base": "exp/mini=base: an experiment is added to the configuration, which takes a plus sign. "
+    "Type +exp=mini/base.",
+    "+expp=stage2": "+expp=stage2: no such group as expp. Did you mean +exp=stage2?",
+    "": f"+exp=???: an experiment must be chosen. Type +exp=NAME, one of: {ALL_EXPERIMENTS}.",
+    "+exp=mini/base +exp=mini/sft": "+exp=mini/base +exp=mini/sft: only one exp can be chosen. "
+    "Keep one, e.g. +exp=mini/base.",
+    "+exp=mini/base modell=mini": "modell=mini: no such key in the configuration. Did you mean model=mini?",
+    "+exp=mini/base model=minni": "model=minni: no such file in the group model. Did you mean model=mini? "
+    "Available: llama3_8b, llama3_8b_instruct, mini.",
+    "+exp=mini/base parallelism=3": "parallelism=3: a group is chosen by the name of a file. "
+    "Run the script with --help to see all groups and keys.",
+    "+exp=mini/base seq_lenght=4K": "seq_lenght=4K: no such key in the configuration. Did you mean seq_length=4K?",
+    "+exp=mini/base modle.num_layers=2": "modle.num_layers=2: no such key in modle. Did you mean model.num_layers=2?",
+    "+exp=mini/base +optim.lrr=1": "optim.lrr=1: no such key in optim. Did you mean optim.lr=1?",
+    "+exp=mini/base +seed=1": "+seed=1: is set already; the plus adds what is not there. Type seed=1.",
+    "+exp=mini/base ~nothing": "~nothing: Could not delete from config. 'nothing' does not exist. "
+    "Run the script with --help to see all groups and keys.",
+    "+exp=mini/base seed": "seed: is not an override Hydra can read (Error parsing override 'seed'). "
+    "To set it, write seed=VALUE.",
+    "+exp=mini/base data.validation=a,b": "data.validation=a,b: a list is written in brackets. "
+    "Type 'data.validation=[a,b]'.",
+    "+exp=mini/base hydra.job.chdir=abc": "hydra.job.chdir=abc: Value 'abc' is not a valid bool (type str). "
+    "Run the script with --help to see all groups and keys.",
+    "+exp=mini/base seq_length=64k_tokens": "seq_length=64k_tokens: is not a size (write a whole number, or one with K, "
+    "M, B or T such as 64K). Set seq_length=64K (tokens in one packed row).",
+    "+exp=mini/base seq_length=1001 parallelism.context_parallel_size=2": "seq_length=1001: must be a multiple of 4 "
+    "(2*CP, because every CP rank takes two pieces of a row). Set seq_length=1000, or "
+    "parallelism.context_parallel_size=1.",
+    f"+exp=mini/stage1 {TP}=2": "parallelism=TP 2 x PP 1 x CP 1: needs a multiple of 2 ranks, and 1 rank was started. "
+    f"Start it with: torchrun --nproc-per-node 2 scripts/train.py +exp=mini/stage1 {TP}=2",
+    "+exp=stage1": "parent=???: must be set and has no default. "
+    "Set parent=VALUE (run directory the stage starts from, or hf:DIR for a Hugging Face directory).",
+    "+exp=mini/base --multirun": "--multirun: one process trains one stage: its parallel state cannot be built twice. "
+    "Start one command per run.",
+    "+exp=mini/base hydra.mode=MULTIRUN": "hydra.mode=MULTIRUN: one process trains one stage: its parallel state cannot "
+    "be built twice. Start one command per run.",
+    "--experimental-rerun=job.pickle": "--experimental-rerun: unpickles a file, which could run any code. "
+    "Repeat the command instead; <run>/overrides.txt holds what was typed.",
+    "+exp=mini/base --config-dir=/no/such/place": "--config-dir: Additional config directory '/no/such/place' not found. "
+    "Give a directory that exists.",
+    "--config-name=trian": "--config-name trian: Cannot find primary config 'trian'. Check that it's in your config "
+    "search path. Run the script with --help to see all groups and keys.",
+    "+exp=stage1 --cfg=job": "parent=???: must be set and has no default. "
+    "Set parent=VALUE (run directory the stage starts from, or hf:DIR for a Hugging Face directory).",
+}
+
+
+@pytest.fixture
+def run_train(monkeypatch, tmp_path, capsys):
+    """Run scripts/train.py in this process, from another directory; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(TRAIN), *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(TRAIN), run_name="__main__")
+        return end.value.code, *capsys.readouterr()
+
+    yield run
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("typed", REFUSALS)
+def test_a_mistake_ends_in_one_message_on_stderr_and_exit_code_2(typed, run_train):
+    assert run_train(*typed.split()) == (2, "", f"{REFUSALS[typed]}\n")
+
+
+def test_a_size_with_a_word_behind_it_is_refused_with_the_size_as_remedy(run_train):
+    _, _, message = run_train("+exp=mini/base", "seq_length=64k tokens")
+    assert message.startswith("seq_length=64k tokens: is not a size (")
+    assert message.endswith(" Set seq_length=64K (tokens in one packed row).\n")
+
+
+def test_several_mistakes_are_several_lines_of_one_message(run_train):
+    code, _, message = run_train("+exp=mini/base", "optim.lr=a", "seed=b", "train.train_iters=c")
+    assert code == 2
+    assert [line.split(":")[0] for line in message.splitlines()] == ["seed=b", "train.train_iters=c", "optim.lr=a"]
+
+
+def test_ranks_other_than_the_first_exit_silently_with_the_same_code(run_train, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert run_train("+exp=stag2") == (2, "", "")
+    monkeypatch.setenv("RANK", "0")
+    assert run_train("+exp=stag2")[2].startswith("+exp=stag2: ")
+
+
+def test_the_refusals_of_a_real_process_have_no_traceback_import_no_torch_and_cost_less_than_two_seconds():
+    probe = (
+        "import runpy, sys\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n    assert 'torch' not in sys.modules and 'nemo_prolong.stages.run' not in sys.modules\n"
+    )
+    for typed, code in (("+exp=mini/stage1 seq_lenght=4K", 2), ("+exp=stag2", 2), (f"+exp=mini/stage1 {TP}=2", 2)):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # `python -c` replaces sys.argv[0], so the probe sets it.
+        command = [sys.executable, "-c", f"import sys; sys.argv[0] = {str(TRAIN)!r}\n{probe}", *typed.split()]
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=plain_environment(), check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert done.stderr == f"{REFUSALS[typed]}\n" if typed in REFUSALS else "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        # Processor time, so that a busy machine does not fail the test.
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+
+
+def plain_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "HYDRA_FULL_ERROR")}
+
+
+@pytest.mark.parametrize("script", ["train", "prepare_data", "evaluate", "export", "report", "launch"])
+def test_every_script_explains_itself_with_examples_groups_and_keys(script):
+    command = [sys.executable, str(REPOSITORY / "scripts" / f"{script}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=plain_environment(), check=True)
+    description, _, rest = done.stdout.partition("\n\nExamples:\n")
+    examples, _, rest = rest.partition("\n\n== Groups")
+    assert len(description) > 60 and f"python scripts/{script}.py" in examples
+    assert "== Keys: set any of them with key=value" in rest and "powered by" not in rest
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("script", ["train", "prepare_data", "evaluate", "export", "report", "launch"])
+def test_every_example_of_the_help_is_a_configuration_that_passes_the_checks(script, monkeypatch):
+    module = runpy.run_path(str(REPOSITORY / "scripts" / f"{script}.py"))
+    schema = next(value for value in module.values() if isinstance(value, type) and value.__name__.endswith("Config"))
+    name = "train" if schema is RunConfig else script
+    for example in module["EXAMPLES"]:
+        command = re.split(r" > |  +#", example)[0].replace("'", "")
+        arguments = command.partition(".py")[2].split()
+        if "--cfg" not in arguments:
+            monkeypatch.setattr(sys, "argv", ["script", *arguments])
+            hydra_script(schema, name, lambda cfg, overrides: None, "", [])
+
+
+def test_cfg_job_prints_the_whole_configuration_of_stage_2_and_runs_nothing(run_train):
+    code, printed, message = run_train_without_exit(run_train, "+exp=stage2", "--cfg", "job")
+    assert (code, message) == (0, "")
+    cfg = yaml.safe_load(printed)
+    assert (cfg["seq_length"], cfg["train"]["global_batch_size"], cfg["stage"]) == ("512K", 16, "stage2")
+    assert list(cfg)[0] == "stage"
+
+
+def run_train_without_exit(run_train, *arguments: str) -> tuple[int, str, str]:
+    """``--cfg`` returns normally: add the exit that the interpreter would make."""
+    original = app.hydra_script
+    try:
+        app.hydra_script = lambda *a, **k: sys.exit(original(*a, **k) or 0)
+        return run_train(*arguments)
+    finally:
+        app.hydra_script = original
+
+
+def compose(monkeypatch, *arguments: str) -> tuple[RunConfig, list[str]]:
+    """Run ``hydra_script`` and return what the task was called with."""
+    received = []
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    hydra_script(RunConfig, "train", lambda cfg, overrides: received.append((cfg, overrides)), "", [])
+    return received[0]
+
+
+def test_the_task_gets_the_typed_configuration_and_the_overrides_as_typed(monkeypatch):
+    cfg, overrides = compose(monkeypatch, "+exp=mini/stage1", "seq_length=4K", "name=try")
+    assert (type(cfg), cfg.seq_length, cfg.name) == (RunConfig, 4096, "try")
+    assert overrides == ["+exp=mini/stage1", "seq_length=4K", "name=try"]
+
+
+def test_hydra_leaves_directories_logging_and_the_environment_alone(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    before = (list(logging.getLogger().handlers), logging.getLogger().level)
+    compose(monkeypatch, "+exp=mini/stage1")
+    assert (list(logging.getLogger().handlers), logging.getLogger().level) == before
+    assert (Path.cwd(), list(tmp_path.iterdir())) == (tmp_path, [])
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_experiments_of_one_s_own_are_found_with_config_dir(monkeypatch, tmp_path):
+    (tmp_path / "exp").mkdir()
+    own = "# @package _global_\ndefaults:\n  - /exp/mini/base\n  - _self_\nname: own\n"
+    (tmp_path / "exp" / "own.yaml").write_text(own)
+    cfg, _ = compose(monkeypatch, "+exp=own", "--config-dir", str(tmp_path))
+    assert (cfg.name, cfg.seq_length) == ("own", 512)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle:\n  num_layers: 2\n", "modle: no such key in the configuration. Did you mean model?"),
+        ("name: [unclosed\n", r".*own.yaml:\d+: is not valid YAML: .*"),
+        (
+            "defaults:\n  - /exp/mini/base\n  - override /modle: mini\n",
+            r"modle \(in conf/exp/own.yaml\): no such key in the configuration. Did you mean model\?",
+        ),
+        (
+            "defaults:\n  - /exp/mini/base\n  - override /model: minni\n",
+            r"model=minni.*: no such file in the group model. Did you mean model=mini\? Available: .*",
+        ),
+        ("defaults:\n  - /exp/mini/base\nparent: ${parrent}\n", r"parent=\$\{parrent\}: refers to parrent, which .*"),
+    ],
+)
+def test_a_mistake_in_an_experiment_file_is_refused_like_one_on_the_command_line(
+    text, message, monkeypatch, tmp_path, capsys
+):
+    (tmp_path / "exp").mkdir()
+    head = "# @package _global_\n" + ("" if "defaults" in text else "defaults:\n  - /exp/mini/base\n  - _self_\n")
+    (tmp_path / "exp" / "own.yaml").write_text(head + text)
+    with pytest.raises(SystemExit) as end:
+        compose(monkeypatch, "+exp=own", f"--config-dir={tmp_path}")
+    assert end.value.code == 2
+    assert re.fullmatch(message.replace("model?", r"model\?"), capsys.readouterr().err.strip())
+
+
+def test_an_error_of_another_room_ends_with_its_own_exit_code(monkeypatch, capsys):
+    def task(cfg: EvaluateConfig, overrides: list[str]) -> None:
+        raise CheckpointError("models=runs/x", "no such run.", "Train it first.")
+
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    with pytest.raises(SystemExit) as end:
+        hydra_script(EvaluateConfig, "evaluate", task, "", [])
+    assert end.value.code == 4
+    assert capsys.readouterr().err == "models=runs/x: no such run. Train it first.\n"
+
+
+def test_a_bug_keeps_its_traceback_even_when_hydra_would_report_its_class(monkeypatch):
+    def task(cfg: EvaluateConfig, overrides: list[str]) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    with pytest.raises(ValueError, match="a bug"):
+        hydra_script(EvaluateConfig, "evaluate", task, "", [])
