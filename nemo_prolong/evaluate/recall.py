@@ -134,7 +134,8 @@ def build_prompts(
     """
     depths = np.linspace(0.0, 1.0, num_samples) if num_samples > 1 else np.array([0.5])
     for sample, depth in enumerate(depths.tolist()):
-        yield build_prompt(tokenizer, length_tokens, depth, Random(f"{seed}/{length_tokens}/{sample}"))
+        random = Random(f"{seed}/{length_tokens}/{sample}")  # noqa: S311 - repeatable on purpose
+        yield build_prompt(tokenizer, length_tokens, depth, random)
 
 
 @dataclass

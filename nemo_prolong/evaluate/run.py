@@ -16,9 +16,13 @@ from nemo_prolong.evaluate.perplexity import measure_perplexity
 from nemo_prolong.evaluate.recall import measure_recall
 from nemo_prolong.evaluate.scorer import Scorer, open_scorer, require_model
 from nemo_prolong.files import write_json_atomically
+from nemo_prolong.logs import run_logging
 from nemo_prolong.units import format_seconds, format_tokens
 
 logger = logging.getLogger(__name__)
+
+LOG_FILE = "evaluate.log"
+"""Beside the results: our lines, and everything the libraries said."""
 
 
 def evaluate(cfg: EvaluateConfig) -> list[Path]:
@@ -38,8 +42,10 @@ def evaluate(cfg: EvaluateConfig) -> list[Path]:
         require_model(model)
     rows = _open_rows(cfg.rows)
     for model, directory in directories.items():
-        logger.info("%s: loading", model)
-        _evaluate_model(open_scorer(model), rows, cfg, model, directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        with run_logging(directory / LOG_FILE, console=True):
+            logger.info("%s: loading", model)
+            _evaluate_model(open_scorer(model), rows, cfg, model, directory)
     return list(directories.values())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from nemo_prolong.report import numbers, svg
 from nemo_prolong.report.charts import Axis, Band, Bar, BarChart, LineChart, Point, Series
 from nemo_prolong.report.read import EvaluatedModel, Lineage, StageRun, Step
+from nemo_prolong.report.results import PerplexityResult, RecallEntry, RecallResult
 from nemo_prolong.report.scales import log_ticks, round_step, round_ticks, token_ticks
 from nemo_prolong.report.summary import WARMUP_STEPS, median_tokens_per_second, steady_throughput
 from nemo_prolong.units import format_tokens
@@ -149,20 +150,20 @@ def _extremes(steps: list[Step], at_most: int) -> list[Step]:
 
 def perplexity_figure(models: Sequence[EvaluatedModel]) -> Figure | None:
     """Draw perplexity by position, a line per model; None if no model has results."""
-    measured = [(style, model) for style, model in enumerate(models) if model.perplexity]
-    spans = sorted({(b["start"], b["end"]) for _, model in measured for b in model.perplexity["buckets"]})
+    measured = [(style, model, model.perplexity) for style, model in enumerate(models) if model.perplexity]
+    spans = sorted({bucket.span for _, _, result in measured for bucket in result.buckets})
     series = []
-    for place, (style, model) in enumerate(measured):
+    for place, (style, model, result) in enumerate(measured):
         points = [
             Point(
-                spans.index((b["start"], b["end"])) + _dodge(place, len(measured)),
-                b["perplexity"],
-                f"{model.label}, positions {numbers.span(b['start'], b['end'])}: perplexity "
-                f"{numbers.significant(b['perplexity'])} ({b['tokens']:,} tokens)",
-                hollow=model.is_beyond_training(b["end"]),
+                spans.index(bucket.span) + _dodge(place, len(measured)),
+                bucket.perplexity,
+                f"{model.label}, positions {numbers.span(*bucket.span)}: perplexity "
+                f"{numbers.significant(bucket.perplexity)} ({bucket.tokens:,} tokens)",
+                hollow=model.is_beyond_training(bucket.end),
             )
-            for b in model.perplexity["buckets"]
-            if b["perplexity"] is not None
+            for bucket in result.buckets
+            if bucket.perplexity is not None
         ]
         series.append(Series(style, points, markers=True))
     values = [point.y for line in series for point in line.points]
@@ -171,34 +172,44 @@ def perplexity_figure(models: Sequence[EvaluatedModel]) -> Figure | None:
     x = _category_axis("Position of the predicted token in its document", [numbers.span(*span) for span in spans])
     y = _log_axis("Perplexity (log scale)", values)
     chart = LineChart("Perplexity by position for every model", x, y, series)
-    documents = sorted({model.perplexity["documents"] for _, model in measured})
     return Figure(
         "Perplexity by position",
-        f"Lower is better. {_range_of(documents)} held-out documents, the same for every model, each scored alone from "
-        "its first token. Hollow markers: positions beyond the longest row the model was trained on.",
+        f"Lower is better. {_documents([result for _, _, result in measured])} Each document is scored alone from its "
+        "first token. Hollow markers: positions beyond the longest row the model was trained on.",
         chart.render(WIDE, 400),
         chart.render(NARROW, 300),
-        [LegendEntry(_swatch(style), model.label) for style, model in measured],
+        [LegendEntry(_swatch(style), model.label) for style, model, _ in measured],
     )
+
+
+def _documents(results: Sequence[PerplexityResult]) -> str:
+    """Return which documents were scored, and a warning where models did not see the same ones."""
+    sources = sorted({(result.data, result.documents) for result in results})
+    named = "; ".join(f"{documents} documents of {data}" for data, documents in sources)
+    return f"{named}." if len(sources) == 1 else f"Not comparable, the models were scored on different data: {named}."
+
+
+Recalled = tuple[int, EvaluatedModel, RecallResult]
+"""Style, model, and its results."""
 
 
 def recall_figures(models: Sequence[EvaluatedModel]) -> list[Figure]:
     """Draw exact match and answer loss by prompt length, a line per model; empty if no model has results."""
-    measured = [(style, model) for style, model in enumerate(models) if model.recall and model.recall["lengths"]]
+    measured = [(style, model, model.recall) for style, model in enumerate(models) if model.recall]
     if not measured:
         return []
-    entries = [entry for _, model in measured for entry in model.recall["lengths"]]
-    lengths = sorted({entry["length"] for entry in entries})
+    entries = [entry for _, _, result in measured for entry in result.lengths]
+    lengths = sorted({entry.length for entry in entries})
     x = _category_axis("Prompt length, tokens", [format_tokens(length) for length in lengths])
-    exact = _recall_series(measured, lengths, "exact_match", lambda v: f"exact match {numbers.percent(v)}")
-    loss = _recall_series(measured, lengths, "answer_loss", lambda v: f"answer loss {v:.2f}")
-    chance = {entry["length"]: entry["chance_loss"] for entry in entries if "chance_loss" in entry}
-    guess = [Point(lengths.index(n), value, f"guessing: {value:.2f}") for n, value in sorted(chance.items())]
-    reference = [Series(0, guess, line="dashed")] if guess else []
+    legend = [LegendEntry(_swatch(style), model.label) for style, model, _ in measured]
+    exact = _recall_series(
+        measured, lengths, lambda e: (e.exact_match, f"exact match {numbers.percent(e.exact_match)}")
+    )
     share = Axis("Exact match", 0, 1, [(0, "0%"), (0.25, "25%"), (0.5, "50%"), (0.75, "75%"), (1, "100%")])
-    legend = [LegendEntry(_swatch(style), model.label) for style, model in measured]
-    samples = _range_of(sorted({entry["samples"] for entry in entries}))
-    y = _linear_axis("Nats per answer token", [p.y for line in [*loss, *reference] for p in line.points], zero=True)
+    loss = _recall_series(measured, lengths, lambda e: (e.answer_loss, f"answer loss {e.answer_loss:.2f}"))
+    guess = _guessing_series(entries, lengths)
+    samples = _range_of(entry.samples for entry in entries)
+    y = _linear_axis("Nats per answer token", [p.y for line in [*loss, *guess] for p in line.points], zero=True)
     return [
         _half_figure(
             "Recall: exact match",
@@ -211,29 +222,33 @@ def recall_figures(models: Sequence[EvaluatedModel]) -> list[Figure]:
             "Recall: loss of the answer",
             "Lower is better, and it moves long before exact match does. Dashed: the loss of knowing that a value is "
             "four digits and guessing them. Hollow markers: prompts longer than any row the model was trained on.",
-            LineChart("Recall, answer loss by prompt length", x, y, [*reference, *loss]),
+            LineChart("Recall, answer loss by prompt length", x, y, [*guess, *loss]),
             [*legend, LegendEntry(_swatch(0, "dashed"), "guessing")] if guess else legend,
         ),
     ]
 
 
 def _recall_series(
-    measured: Sequence[tuple[int, EvaluatedModel]], lengths: list[int], key: str, describe: Callable[[float], str]
+    measured: Sequence[Recalled], lengths: list[int], show: Callable[[RecallEntry], tuple[float, str]]
 ) -> list[Series]:
-    """Return a line per model through ``entry[key]`` at every length."""
+    """Return a line per model; ``show`` gives the value of an entry and its words."""
     series = []
-    for place, (style, model) in enumerate(measured):
-        points = [
-            Point(
-                lengths.index(entry["length"]) + _dodge(place, len(measured)),
-                entry[key],
-                f"{model.label}, {format_tokens(entry['length'])} tokens: {describe(entry[key])}",
-                hollow=model.is_beyond_training(entry["length"]),
-            )
-            for entry in sorted(model.recall["lengths"], key=lambda entry: entry["length"])
-        ]
+    for place, (style, model, result) in enumerate(measured):
+        points = []
+        for entry in sorted(result.lengths, key=lambda entry: entry.length):
+            value, words = show(entry)
+            x = lengths.index(entry.length) + _dodge(place, len(measured))
+            title = f"{model.label}, {format_tokens(entry.length)} tokens: {words}"
+            points.append(Point(x, value, title, hollow=model.is_beyond_training(entry.length)))
         series.append(Series(style, points, markers=True))
     return series
+
+
+def _guessing_series(entries: Sequence[RecallEntry], lengths: list[int]) -> list[Series]:
+    """Return the dashed line of a guessed value, or nothing if no result has it."""
+    chance = {entry.length: entry.chance_loss for entry in entries if entry.chance_loss is not None}
+    points = [Point(lengths.index(n), value, f"guessing: {value:.2f}") for n, value in sorted(chance.items())]
+    return [Series(0, points, line="dashed")] if points else []
 
 
 # ---- throughput -----------------------------------------------------------------------------------------------------
@@ -305,8 +320,9 @@ def _log_axis(title: str, values: Sequence[float]) -> Axis:
     return Axis(title, low, high, [(v, numbers.tick(v)) for v in log_ticks(low, high, 8)], log=True)
 
 
-def _range_of(counts: list[Any]) -> str:
-    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+def _range_of(counts: Iterable[int]) -> str:
+    values = sorted(counts)
+    return f"{values[0]}" if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
 def _swatch(style: int, kind: str = "marker") -> Markup:

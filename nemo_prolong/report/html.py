@@ -59,7 +59,7 @@ def render(lineage: Lineage, cfg: ReportConfig) -> str:
     )
     models = lineage.evaluated
     return environment.get_template("report.html").render(
-        style=Markup((_PAGE / "report.css").read_text("utf-8")),
+        style=Markup((_PAGE / "report.css").read_text("utf-8")),  # noqa: S704 - a file of this package
         title=_title(lineage.stages),
         subtitle=_subtitle(lineage),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -119,29 +119,31 @@ def _loss_tile(stage: StageRun) -> Tile | None:
 
 
 def _perplexity_tile(stages: Sequence[StageRun]) -> Tile | None:
-    """Compare the first and the last pretraining stage where it matters: at the farthest positions."""
-    measured = [stage.evaluated for stage in stages if stage.evaluated.perplexity and stage.manifest.stage != Stage.SFT]
+    """Compare the last two pretraining stages where it matters: at the farthest positions."""
+    trained = [stage.evaluated for stage in stages if stage.manifest.stage != Stage.SFT]
+    measured = [(model.label, model.perplexity.buckets[-1]) for model in trained if model.perplexity]
     if len(measured) < 2:
         return None
-    before, after = measured[-2].perplexity["buckets"][-1], measured[-1].perplexity["buckets"][-1]
-    if None in (before["perplexity"], after["perplexity"]) or before["end"] != after["end"]:
+    (label_before, before), (label_after, after) = measured[-2:]
+    if before.span != after.span or before.perplexity is None or after.perplexity is None:
         return None
     return Tile(
-        f"{numbers.significant(before['perplexity'])} \u2192 {numbers.significant(after['perplexity'])}",
-        f"perplexity at {numbers.span(after['start'], after['end'])}",
-        f"positions in tokens; {measured[-2].label}, {measured[-1].label}",
+        f"{numbers.significant(before.perplexity)} \u2192 {numbers.significant(after.perplexity)}",
+        f"perplexity at {numbers.span(*after.span)}",
+        f"positions in tokens; {label_before}, {label_after}",
     )
 
 
 def _recall_tile(stages: Sequence[StageRun]) -> Tile | None:
-    measured = [stage.evaluated for stage in stages if stage.evaluated.recall and stage.evaluated.recall["lengths"]]
+    measured = [(stage.label, stage.evaluated.recall) for stage in stages if stage.evaluated.recall]
     if not measured:
         return None
-    longest = max(measured[-1].recall["lengths"], key=lambda entry: entry["length"])
+    label, result = measured[-1]
+    longest = max(result.lengths, key=lambda entry: entry.length)
     return Tile(
-        numbers.percent(longest["exact_match"]),
-        f"recall at {format_tokens(longest['length'])} tokens",
-        f"{measured[-1].label}, key-value pairs, {longest['samples']} prompts",
+        numbers.percent(longest.exact_match),
+        f"recall at {format_tokens(longest.length)} tokens",
+        f"{label}, key-value pairs, {longest.samples} prompts",
     )
 
 

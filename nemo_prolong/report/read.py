@@ -19,6 +19,7 @@ import yaml
 from nemo_prolong.config.locations import HF_PREFIX, evaluation_directory
 from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.errors import ExportError
+from nemo_prolong.report.results import PerplexityResult, RecallResult, read_result
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,15 @@ class EvaluatedModel:
         model: As ``scripts/evaluate.py`` takes it.
         label: Short name in figures and tables.
         trained_context_length: Longest row it was trained on, in tokens.
-        perplexity: Content of ``perplexity.json``.
-        recall: Content of ``recall.json``.
+        perplexity: From ``perplexity.json``.
+        recall: From ``recall.json``.
     """
 
     model: str
     label: str
     trained_context_length: int
-    perplexity: dict[str, Any] | None
-    recall: dict[str, Any] | None
+    perplexity: PerplexityResult | None
+    recall: RecallResult | None
 
     def is_beyond_training(self, length_tokens: int) -> bool:
         """Return whether a document of this length is longer than any row the model was trained on."""
@@ -162,7 +163,7 @@ def _read_stage(directory: str, label: str, manifest: StageManifest) -> StageRun
     if manifest.status != "complete":
         notes.append(f"{directory}: status is {manifest.status}; figures show what was recorded so far.")
     data_manifest = _read_json_object(Path(manifest.data.root) / "manifest.json")
-    evaluated = _read_evaluation(directory, label, manifest.trained_context_length)
+    evaluated = _read_evaluation(directory, label, manifest.trained_context_length, notes)
     return StageRun(
         directory, label, manifest, _read_yaml(Path(directory) / "config.yaml"), steps, validations, evaluated,
         data_manifest or {}, notes,
@@ -177,13 +178,15 @@ def _read_export(directory: str, last_stage: StageRun) -> ExportedModel:
             "There is no readable export_manifest.json in it.",
             "Run scripts/export.py first, or set export=null.",
         )
-    evaluated = _read_evaluation(f"{HF_PREFIX}{directory}", "export", last_stage.manifest.trained_context_length)
+    trained = last_stage.manifest.trained_context_length
+    evaluated = _read_evaluation(f"{HF_PREFIX}{directory}", "export", trained, last_stage.notes)
     return ExportedModel(directory, manifest, evaluated)
 
 
-def _read_evaluation(model: str, label: str, trained_context_length: int) -> EvaluatedModel:
+def _read_evaluation(model: str, label: str, trained_context_length: int, notes: list[str]) -> EvaluatedModel:
     directory = evaluation_directory(model)
-    perplexity, recall = (_read_json_object(directory / f"{task}.json") for task in ("perplexity", "recall"))
+    perplexity = read_result(directory / "perplexity.json", PerplexityResult, notes)
+    recall = read_result(directory / "recall.json", RecallResult, notes)
     return EvaluatedModel(model, label, trained_context_length, perplexity, recall)
 
 

@@ -30,7 +30,10 @@ class Scale:
 
 
 def round_ticks(low: float, high: float, at_most: int) -> list[float]:
-    """Return multiples of 1, 2 or 5 times a power of ten that lie in ``low..high``, at most ``at_most`` + 1 of them."""
+    """Return multiples of 1, 2 or 5 times a power of ten that lie in ``low..high``, at most ``at_most`` + 1 of them.
+
+    With ``at_most`` of 4 or more there is always at least one.
+    """
     step = round_step(high - low, at_most)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]

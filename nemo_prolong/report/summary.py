@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prolong.report.read import EvaluatedModel, Lineage, StageRun
+from nemo_prolong.report.results import PerplexityResult, RecallResult
 
 WARMUP_STEPS = 3
 """First steps of a stage that throughput leaves out: they compile, allocate and fill caches."""
@@ -20,8 +21,8 @@ def summarize(lineage: Lineage) -> dict[str, Any]:
     return {
         "format": 1,
         "stages": [summarize_stage(stage) for stage in lineage.stages],
-        "perplexity": [_result(model, model.perplexity, "buckets") for model in lineage.evaluated if model.perplexity],
-        "recall": [_result(model, model.recall, "lengths") for model in lineage.evaluated if model.recall],
+        "perplexity": [_result(model, model.perplexity) for model in lineage.evaluated if model.perplexity],
+        "recall": [_result(model, model.recall) for model in lineage.evaluated if model.recall],
         "max_logit_difference": finite(lineage.export.max_logit_difference) if lineage.export else None,
         "machine": describe_machine(),
         "versions": lineage.stages[-1].manifest.versions,
@@ -71,10 +72,10 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _result(model: EvaluatedModel, result: dict[str, Any], table: str) -> dict[str, Any]:
-    facts = {key: result[key] for key in ("through", "data", "documents") if key in result}
-    context = {"trained_context_length": model.trained_context_length}
-    return {"model": model.model, "label": model.label, **context, **facts, table: result.get(table, [])}
+def _result(model: EvaluatedModel, result: PerplexityResult | RecallResult) -> dict[str, Any]:
+    """Return a result under the model it belongs to; the settings are in the report's commands."""
+    identity = {"model": model.model, "label": model.label, "trained_context_length": model.trained_context_length}
+    return identity | result.model_dump(exclude={"settings"})
 
 
 def describe_machine() -> dict[str, Any]:

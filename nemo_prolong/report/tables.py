@@ -10,6 +10,7 @@ from typing import Any
 from nemo_prolong.config.schema import ReportConfig, Transition
 from nemo_prolong.report import numbers
 from nemo_prolong.report.read import EvaluatedModel, Lineage, StageRun
+from nemo_prolong.report.results import RecallEntry
 from nemo_prolong.report.summary import finite, summarize_stage
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
 
@@ -62,34 +63,37 @@ def results_table(stages: Sequence[StageRun]) -> Table:
 
 def perplexity_table(models: Sequence[EvaluatedModel]) -> Table | None:
     """Return perplexity per model and bucket; None if no model has results."""
-    measured = [model for model in models if model.perplexity]
-    ends = sorted({(b["start"], b["end"]) for model in measured for b in model.perplexity["buckets"]})
-    if not ends:
+    measured = [(model, model.perplexity) for model in models if model.perplexity]
+    if not measured:
         return None
+    spans = sorted({bucket.span for _, result in measured for bucket in result.buckets})
     rows = []
-    for model in measured:
-        values = {(b["start"], b["end"]): b["perplexity"] for b in model.perplexity["buckets"]}
-        row = [Cell(numbers.significant(values.get(span)), model.is_beyond_training(span[1])) for span in ends]
-        rows.append([*_cells(model.label, model.perplexity.get("through", "")), *row])
-    return Table(["Model", "Through", *(numbers.span(*span) for span in ends)], rows, frozenset({0, 1}))
+    for model, result in measured:
+        values = {bucket.span: bucket.perplexity for bucket in result.buckets}
+        row = [Cell(numbers.significant(values.get(span)), model.is_beyond_training(span[1])) for span in spans]
+        rows.append([*_cells(model.label, result.through), *row])
+    return Table(["Model", "Through", *(numbers.span(*span) for span in spans)], rows, frozenset({0, 1}))
+
+
+_RECALL_MEASURES: list[tuple[str, Callable[[RecallEntry], str]]] = [
+    ("exact match", lambda entry: numbers.percent(entry.exact_match)),
+    ("token accuracy", lambda entry: numbers.percent(entry.token_accuracy)),
+    ("answer loss", lambda entry: numbers.loss(entry.answer_loss)),
+]
 
 
 def recall_table(models: Sequence[EvaluatedModel]) -> Table | None:
     """Return exact match, token accuracy and answer loss per model and length; None if no model has results."""
-    measured = [model for model in models if model.recall]
-    lengths = sorted({entry["length"] for model in measured for entry in model.recall["lengths"]})
-    if not lengths:
+    measured = [(model, model.recall) for model in models if model.recall]
+    if not measured:
         return None
-    measures: list[tuple[str, str, Callable[[float | None], str]]] = [
-        ("exact match", "exact_match", numbers.percent),
-        ("token accuracy", "token_accuracy", numbers.percent),
-        ("answer loss", "answer_loss", numbers.loss),
-    ]
+    lengths = sorted({entry.length for _, result in measured for entry in result.lengths})
     rows = []
-    for model in measured:
-        entries = {entry["length"]: entry for entry in model.recall["lengths"]}
-        for number, (title, key, show) in enumerate(measures):
-            row = [Cell(show(entries.get(n, {}).get(key)), model.is_beyond_training(n)) for n in lengths]
+    for model, result in measured:
+        entries = {entry.length: entry for entry in result.lengths}
+        for number, (title, show) in enumerate(_RECALL_MEASURES):
+            texts = {length: show(entry) for length, entry in entries.items()}
+            row = [Cell(texts.get(n, numbers.MISSING), model.is_beyond_training(n)) for n in lengths]
             rows.append([Cell(model.label, repeats=number > 0), Cell(title), *row])
     return Table(["Model", "Measure", *(format_tokens(n) for n in lengths)], rows, frozenset({0, 1}))
 
@@ -133,7 +137,7 @@ def _peak_memory(stage: StageRun) -> str:
 
 def transition_words(transition: str) -> str:
     """Return what a stage took from its parent, in words."""
-    words = {Transition.SCRATCH: "nothing", Transition.WEIGHTS_AND_OPTIMIZER: "weights + optimizer"}
+    words = {str(Transition.SCRATCH): "nothing", str(Transition.WEIGHTS_AND_OPTIMIZER): "weights + optimizer"}
     return words.get(transition, transition)
 
 
@@ -220,7 +224,7 @@ def commands(lineage: Lineage, cfg: ReportConfig) -> list[str]:
         export = {"run": lineage.export.manifest.get("run"), "output": lineage.export.directory}
         lines.append(_script("export", export))
     results = [result for model in lineage.evaluated for result in (model.perplexity, model.recall) if result]
-    lines += [_script("evaluate", result["settings"]) for result in results if result.get("settings")]
+    lines += [_script("evaluate", result.settings) for result in results if result.settings]
     lines.append(_script("report", cfg.model_dump(mode="json")))
     return list(dict.fromkeys(lines))
 
@@ -240,7 +244,7 @@ def _cells(*texts: Any) -> list[Cell]:
 
 def logit_difference_words(value: float | None) -> str:
     """Return the export's verification as a short number."""
-    return "not verified" if finite(value) is None else f"{value:.1e}"
+    return "not verified" if value is None or finite(value) is None else f"{value:.1e}"
 
 
 def missing_results(models: Iterable[EvaluatedModel], task: str) -> list[str]:

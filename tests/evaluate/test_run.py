@@ -31,7 +31,7 @@ def test_both_results_are_written_beside_an_exported_model_with_everything_neede
     (directory,) = evaluate(cfg)
 
     assert directory == hf_directory.with_name("hf_eval") == evaluation_directory(f"hf:{hf_directory}")
-    assert sorted(path.name for path in directory.iterdir()) == ["perplexity.json", "recall.json"]
+    assert sorted(path.name for path in directory.iterdir()) == ["evaluate.log", "perplexity.json", "recall.json"]
     perplexity = json.loads((directory / "perplexity.json").read_text())
     recall = json.loads((directory / "recall.json").read_text())
     for result, task in ((perplexity, "perplexity"), (recall, "recall")):

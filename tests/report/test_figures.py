@@ -99,6 +99,16 @@ def test_markers_beyond_the_trained_length_are_hollow(lineage):
     assert marks == ["solid", "solid", "solid", "hollow", "hollow"]
 
 
+def test_models_scored_on_different_data_are_said_not_to_compare(tree):
+    path = Path(tree.runs[0]) / "eval" / "perplexity.json"
+    path.write_text(path.read_text().replace('"documents": 12, "buckets"', '"documents": 3, "buckets"'))
+    models = [stage.evaluated for stage in read_lineage(tree.runs, None).stages]
+    data = "runs/demo/data/validation-8192"
+    assert f"12 documents of {data}." in perplexity_figure(models[1:]).caption
+    caption = perplexity_figure(models).caption
+    assert f"Not comparable, the models were scored on different data: 3 documents of {data}; 12 documents" in caption
+
+
 def test_the_guessing_line_is_drawn_on_the_answer_loss_only(lineage):
     exact, loss = recall_figures([stage.evaluated for stage in lineage.stages])
     assert "dashed" not in exact.wide and 'class="dashed' in loss.wide

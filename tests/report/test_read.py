@@ -88,9 +88,13 @@ def test_a_directory_that_is_no_export_is_refused_with_the_way_out(tree, tmp_pat
         read_lineage(tree.runs, str(tmp_path))
 
 
-def test_an_unreadable_evaluation_counts_as_missing(tree):
-    (Path(tree.runs[0]) / "eval" / "recall.json").write_text("{")
-    assert read_lineage(tree.runs, None).stages[0].evaluated.recall is None
+@pytest.mark.parametrize("text", ["{", "[]", '{"through": "megatron", "lengths": []}', '{"lengths": [{"length": 1}]}'])
+def test_an_unreadable_evaluation_counts_as_missing_and_is_said(tree, text):
+    path = Path(tree.runs[0]) / "eval" / "recall.json"
+    path.write_text(text)
+    stage = read_lineage(tree.runs, None).stages[0]
+    assert stage.evaluated.recall is None and stage.evaluated.perplexity is not None
+    assert len(stage.notes) == 1 and stage.notes[0].startswith(f"{path}: left out, it is not readable")
 
 
 def test_a_loss_of_nan_is_read_as_nan(tmp_path):

@@ -45,7 +45,10 @@ def test_the_tables_of_every_model_are_those_of_its_evaluation(tree):
     summary = summarize(read_lineage(tree.runs, tree.export))
     assert [row["label"] for row in summary["perplexity"]] == ["base", "stage1", "stage2", "sft", "export"]
     for run, perplexity, recall in zip(tree.runs, summary["perplexity"], summary["recall"], strict=False):
-        assert perplexity["buckets"] == json.loads((Path(run) / "eval" / "perplexity.json").read_text())["buckets"]
+        buckets = json.loads((Path(run) / "eval" / "perplexity.json").read_text())["buckets"]
+        keys = ("start", "end", "tokens", "loss", "perplexity")
+        assert perplexity["buckets"] == [{key: bucket[key] for key in keys} for bucket in buckets]
+        assert perplexity["documents"] == 12
         assert recall["lengths"] == json.loads((Path(run) / "eval" / "recall.json").read_text())["lengths"]
     assert summary["perplexity"][-1]["through"] == "transformers"
 
