@@ -24,6 +24,7 @@ class ConfigErrors(ConfigError):
         super().__init__(first.what, first.rule, first.remedy)
 
     def __str__(self) -> str:
+        """Return the messages, one line each."""
         return "\n".join(str(error) for error in self.errors)
 
 

@@ -66,7 +66,7 @@ def explain(
 
 def experiments(config_dirs: Sequence[Path]) -> list[str]:
     """Return the names of all experiments below ``config_dirs``, as they are typed after ``+exp=``."""
-    names = set()
+    names: set[str] = set()
     for directory in config_dirs:
         root = directory / _EXPERIMENTS
         names.update(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))

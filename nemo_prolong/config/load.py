@@ -100,10 +100,10 @@ def _resolved(cfg: DictConfig, schema: type[Section]) -> dict[str, Any]:
 
 def _explain_interpolation(cfg: DictConfig, schema: type[Section], error: OmegaConfBaseException) -> ConfigError:
     """Return the error for ``key: ${other}`` that leads nowhere."""
-    key = error.full_key or "configuration"
-    raw = OmegaConf.to_container(cfg, resolve=False)
+    key = error.full_key or ""
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
     for part in location_of(key):
-        raw = raw[part] if isinstance(raw, dict | list) else raw
+        raw = raw[part]
     reason = str(error.msg or error).splitlines()[0]
     wanted = re.search(r"Interpolation key '(.+)' not found", reason)
     if isinstance(error, InterpolationKeyError) and wanted:

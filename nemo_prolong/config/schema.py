@@ -298,7 +298,7 @@ class RowSet(Section):
     seq_length: Size
     """Tokens per row."""
     document_length: Size | None = None
-    """Cut long documents into pieces of exactly this length first and drop what is shorter; None packs whole documents."""
+    """Cut long documents into pieces of exactly this length and drop what is shorter; null packs whole documents."""
     max_rows: PositiveInt | None = None
     """Stop after this many rows."""
     split: Literal["train", "validation"] = "train"

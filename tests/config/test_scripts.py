@@ -122,7 +122,7 @@ def test_ranks_other_than_the_first_exit_silently_with_the_same_code(run_train, 
 
 def test_the_refusals_of_a_real_process_have_no_traceback_import_no_torch_and_cost_less_than_two_seconds():
     probe = (
-        "import runpy, sys\n"
+        "import runpy, sys, nemo_prolong.launch.slurm, nemo_prolong.plan.flops\n"
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "finally:\n    assert 'torch' not in sys.modules and 'nemo_prolong.stages.run' not in sys.modules\n"
     )

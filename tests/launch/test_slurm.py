@@ -1,0 +1,103 @@
+"""The job file is what it was reviewed to be, and its shell does what it says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from nemo_prolong.config.app import CONFIG_DIR
+from nemo_prolong.config.load import load
+from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.launch.slurm import render_sbatch
+
+GOLDEN = Path(__file__).with_name("stage2.sbatch")
+TYPED = ["+exp=stage2", "parent=runs/stage 1", "cluster.partition=h100", "cluster.time_limit=12:00:00"]
+
+
+def render(*overrides: str) -> str:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return render_sbatch(load(compose("train", list(overrides)), RunConfig), overrides)
+
+
+def test_the_job_of_stage_2_is_the_reviewed_one():
+    assert render(*TYPED) == GOLDEN.read_text()
+
+
+def test_an_image_is_handed_to_the_container_runtime():
+    assert " --container-image=registry#team/prolong:1 bash" in render(
+        "+exp=stage2", "cluster.container_image='registry#team/prolong:1'"
+    ).replace("'registry#team/prolong:1'", "registry#team/prolong:1")
+
+
+def test_the_job_file_is_valid_bash(tmp_path):
+    job = tmp_path / "job"
+    job.write_text(render(*TYPED))
+    subprocess.run(["bash", "-n", str(job)], check=True)
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A directory of stand-ins for srun and scontrol, and the environment of a job that uses them."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    environment = {
+        **os.environ,
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node[1-8]",
+    }
+    write(commands / "scontrol", 'echo "$@" >> scontrol.log; [ "$1" != show ] || printf "node1\\nnode2\\n"')
+    (tmp_path / "job").write_text(render("+exp=stage2"))
+    return tmp_path, environment
+
+
+def write(path: Path, body: str) -> None:
+    path.write_text(f"#!/bin/bash\n{body}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (75, True), (137, False)])
+def test_the_job_ends_with_the_code_of_the_ranks_and_is_requeued_only_when_they_saved(code, requeued, cluster):
+    directory, environment = cluster
+    write(directory / "bin" / "srun", f'echo "$MASTER_ADDR $MASTER_PORT" > address; exit {code}')
+    done = subprocess.run(["bash", "job"], cwd=directory, env=environment, check=False)
+    assert done.returncode == code
+    assert ("requeue 7" in (directory / "scontrol.log").read_text()) == requeued
+    assert (directory / "address").read_text() == "node1 20007\n"
+
+
+def test_the_signal_before_the_end_reaches_the_ranks_and_the_job_waits_for_their_save(cluster):
+    directory, environment = cluster
+    saving = "trap 'sleep 0.3; touch saved; exit 75' USR1; touch running; while :; do sleep 0.05; done"
+    write(directory / "bin" / "srun", saving)
+    job = subprocess.Popen(["bash", "job"], cwd=directory, env=environment)
+    deadline = time.monotonic() + 20
+    while not (directory / "running").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=20) == 75
+    assert (directory / "saved").exists()
+    assert (directory / "scontrol.log").read_text().endswith("requeue 7\n")
+
+
+def test_every_rank_is_told_its_place(cluster):
+    directory, environment = cluster
+    write(directory / "bin" / "srun", 'shift 2; SLURM_PROCID=9 SLURM_LOCALID=1 SLURM_NTASKS=64 exec "$@"')
+    write(directory / "bin" / "python", 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $*" > rank')
+    subprocess.run(["bash", "job"], cwd=directory, env=environment, check=True)
+    assert (directory / "rank").read_text() == "9 1 64 scripts/train.py +exp=stage2\n"
+
+
+def test_the_launch_script_prints_the_job(tmp_path):
+    script = CONFIG_DIR.parent / "scripts" / "launch.py"
+    done = subprocess.run(
+        [sys.executable, str(script), *TYPED], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == GOLDEN.read_text()
