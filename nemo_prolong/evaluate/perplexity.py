@@ -104,6 +104,6 @@ def measure_perplexity(
             break
     if documents == 0:
         raise DataError(
-            f"data={source}", "No document has two tokens or more.", "Name a directory of packed validation rows."
+            f"rows={source}", "No document has two tokens or more.", "Name a directory of packed validation rows."
         )
     return {"documents": documents, "buckets": buckets.table()}

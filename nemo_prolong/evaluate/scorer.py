@@ -110,7 +110,7 @@ def require_tokens_in_vocabulary(tokens: Tensor, scorer: Scorer, source: str) ->
     largest = int(torch.max(tokens))
     if largest >= len(scorer.tokenizer):
         raise DataError(
-            f"data={source}",
+            f"rows={source}",
             f"Token id {largest} is beyond the {len(scorer.tokenizer)} tokens of {scorer.name}.",
             "Evaluate on rows prepared with the tokenizer of that model.",
         )

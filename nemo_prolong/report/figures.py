@@ -78,7 +78,7 @@ def loss_figure(stages: Sequence[StageRun]) -> Figure | None:
 
     return Figure(
         "Training loss",
-        "Thin: every step (of long stages, the lowest and highest per stretch). Thick: moving average over "
+        "Thin: every step (of long stages, the lowest and highest per stretch). Thick: average over "
         f"{SMOOTHING_FRACTION:.0%} of the stage's steps. Hollow markers: loss on held-out validation rows. Each stage "
         "trains on data of its own, and SFT counts the loss of answers only, so levels compare within a stage; across "
         "a boundary, use perplexity below.",
@@ -119,16 +119,20 @@ def _loss_series(stage: StageRun, steps: list[Step], style: int, offset: int) ->
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Return the centred moving average; near an end the window shrinks on both sides, so the trend is kept.
+    """Return the line fitted to the values around each value, which is their mean where the window is whole.
 
-    >>> smooth([4.0, 2.0, 3.0])
-    [4.0, 3.0, 3.0]
+    A mean alone would lag behind at the start of a stage, where the loss falls fastest.
     """
     half = max(1, round(len(values) * SMOOTHING_FRACTION / 2))
     result = []
     for index in range(len(values)):
-        reach = min(half, index, len(values) - 1 - index)
-        result.append(statistics.fmean(values[index - reach : index + reach + 1]))
+        begin, end = max(0, index - half), min(len(values), index + half + 1)
+        window = values[begin:end]
+        if end - begin == 2 * half + 1 or len(window) == 1:
+            result.append(statistics.fmean(window))
+        else:
+            fit = statistics.linear_regression(range(begin, end), window)
+            result.append(fit.intercept + fit.slope * index)
     return result
 
 

@@ -81,11 +81,11 @@ def test_a_bucket_no_document_reaches_is_null_rather_than_zero(scorer, rows):
 
 def test_rows_of_another_tokenizer_are_refused_with_the_offending_id(scorer):
     row = {"input_ids": np.array([1, 2, 5000], dtype=np.uint32), "indices": np.array([[0, 3]])}
-    with pytest.raises(DataError, match=r"data=foreign: Token id 5000 is beyond the \d+ tokens of hf:"):
+    with pytest.raises(DataError, match=r"rows=foreign: Token id 5000 is beyond the \d+ tokens of hf:"):
         measure_perplexity(scorer, [row], [64], max_documents=1, source="foreign")
 
 
 def test_rows_without_a_document_to_score_are_refused(scorer):
     row = {"input_ids": np.zeros(4, dtype=np.uint32), "indices": np.array([[0, 1]])}
-    with pytest.raises(DataError, match=r"data=empty: No document has two tokens"):
+    with pytest.raises(DataError, match=r"rows=empty: No document has two tokens"):
         measure_perplexity(scorer, [row], [64], max_documents=1, source="empty")

@@ -162,7 +162,7 @@ def write_metrics(recipe: Recipe, path: Path) -> int:
 
 def _write_evaluation(recipe: Recipe, directory: Path, model: str, through: str, models: list[str]) -> None:
     settings = {
-        "models": models, "output": None, "data": "runs/demo/data/validation-8192", "position_buckets": BUCKETS,
+        "models": models, "output": None, "rows": "runs/demo/data/validation-8192", "position_buckets": BUCKETS,
         "max_documents": 12, "recall_lengths": BUCKETS, "recall_samples": 8, "seed": 42,
     }  # fmt: skip
     identity = {"model": model, "through": through, "seconds": 3.1, "settings": settings}
@@ -181,6 +181,6 @@ def _write_evaluation(recipe: Recipe, directory: Path, model: str, through: str,
             {"length": end, "samples": 8, "exact_match": exact, "token_accuracy": 0.2 + exact / 2,
              "answer_loss": 4.6 - 3.2 * exact + 0.4 * beyond, "chance_loss": 4.552, "answer_tokens": 16}
         )  # fmt: skip
-    _write_json(directory / "perplexity.json", {"task": "perplexity", **identity, "data": settings["data"],
+    _write_json(directory / "perplexity.json", {"task": "perplexity", **identity, "data": settings["rows"],
                                                 "documents": 12, "buckets": buckets})  # fmt: skip
     _write_json(directory / "recall.json", {"task": "recall", **identity, "lengths": lengths})

@@ -144,12 +144,17 @@ def test_figures_without_data_are_absent(lineage):
     assert perplexity_figure([]) is None and recall_figures([]) == []
 
 
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=200))
-def test_smoothing_keeps_the_ends_and_stays_within_the_values(values):
-    result = smooth(values)
-    assert len(result) == len(values)
-    assert result[0] == pytest.approx(values[0]) and result[-1] == pytest.approx(values[-1])
-    assert min(values) - 1e-9 <= min(result) and max(result) <= max(values) + 1e-9
+@given(count=st.integers(1, 300), start=st.floats(-10, 10), slope=st.floats(-1, 1))
+def test_smoothing_leaves_a_straight_line_alone_up_to_its_ends(count, start, slope):
+    values = [start + slope * index for index in range(count)]
+    assert smooth(values) == pytest.approx(values, abs=1e-6)
+
+
+def test_smoothing_averages_over_a_twentieth_of_the_steps():
+    values = [float(index % 7) for index in range(200)]
+    assert smooth(values)[100] == pytest.approx(sum(values[95:106]) / 11)
+    spread = max(smooth(values)[5:-5]) - min(smooth(values)[5:-5])
+    assert spread < 0.25 * (max(values) - min(values))
 
 
 def test_chart_colours_come_from_the_page_so_that_they_follow_the_theme(lineage):
