@@ -7,7 +7,7 @@ the content of assistant messages and the ``<|eot_id|>`` that ends it; everythin
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +50,7 @@ def encode_conversations(
         for message, content in zip(flat, contents, strict=True)
     ]
     ends = list(accumulate(map(len, conversations), initial=0))
-    return [_join(encoder, turns[start:end]) for start, end in zip(ends, ends[1:], strict=False)]
+    return [_join(encoder, turns[start:end]) for start, end in pairwise(ends)]
 
 
 def _encode_turn(encoder: TextEncoder, role: str, role_tokens: Encoding, content: Encoding) -> ChatTokens:

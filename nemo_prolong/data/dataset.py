@@ -1,9 +1,9 @@
 """Packed rows as training samples: labels inside documents, positions that restart, masks and padding.
 
 A sample is built from one MDS row (``input_ids``, ``indices``, optionally ``mask``, ``domain``) and nothing else, so a
-directory that ProLong published trains unchanged. ``labels`` are already shifted: position i predicts token i + 1 of the
-same document. What a row must be is checked when it is read; the first row of every directory when the data set is made,
-so that a wrong directory is refused before training starts.
+directory that ProLong published trains unchanged. ``labels`` are already shifted: position i predicts token i + 1 of
+the same document. What a row must be is checked when it is read, and for the first row of every directory when the
+data set is made, so that a wrong directory is refused before training starts.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def collate_rows(rows: Sequence[Row]) -> dict[str, Any]:
 
     Returns:
         ``tokens``, ``labels`` int64 [1, S], ``loss_mask`` float32 [1, S], ``position_ids`` int64 [1, S],
-        ``cu_seqlens`` int32 [D+1], ``max_seqlen`` Python int (longest document), ``domain`` list[str], ``real_tokens`` int.
+        ``cu_seqlens`` int32 [D+1], ``max_seqlen`` Python int (longest document), ``domain`` list[str],
+        ``real_tokens`` int.
 
     Raises:
         ConfigError: If there is not exactly one row.
@@ -226,7 +227,7 @@ def _checked_bounds(indices: np.ndarray | None, length: int, where: str) -> np.n
     if indices is None:
         return np.array([0, length], np.int64)
     spans = np.asarray(indices).astype(np.int64)
-    tiled = spans.ndim == 2 and spans.shape[1] == 2 and bool(np.all(spans[:, 1] > spans[:, 0]))
+    tiled = spans.ndim == 2 and spans.shape[1] == 2 and len(spans) > 0 and bool(np.all(spans[:, 1] > spans[:, 0]))
     if not tiled or spans[0, 0] != 0 or spans[-1, 1] != length or np.any(spans[1:, 0] != spans[:-1, 1]):
         raise DataError(
             where,

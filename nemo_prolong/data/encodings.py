@@ -53,6 +53,10 @@ class Encoding:
     encode: Callable[[Any], bytes]
     decode: Callable[[memoryview], Any]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The two functions cannot be pickled, and loader processes that are spawned get a pickled reader.
+        return parse_encoding, (self.name, "column")
+
 
 def parse_encoding(name: str, where: str) -> Encoding:
     """Return the encoding called ``name``.

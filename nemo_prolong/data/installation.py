@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SKIPPED_DIRECTORIES = frozenset(
-    "__pycache__ test tests testing _vendor _vendored vendor vendored third_party thirdparty thirdparty_files externals "
-    "_externals node_modules site-packages dist-packages licenses license_files".split()
+    "__pycache__ test tests testing _vendor _vendored vendor vendored third_party thirdparty thirdparty_files "
+    "externals _externals node_modules site-packages dist-packages licenses license_files".split()
 )
 _DOCUMENT_SUFFIXES = (".md", ".rst", ".txt")
 _LEGAL_OR_LIST = re.compile(

@@ -3,9 +3,9 @@
 Row ``i`` is a pure function of (row counts, proportions, seed, i): not of ranks, workers, batch size or the number of
 steps, so that any world size sees the same global batches and one integer is the whole resume state.
 
-The mixture is a pattern of ``BLOCK_ROWS`` directories that repeats: in every block each directory has its share, rounded
-to a thousandth by largest remainder, and in every prefix it is less than one row away from its share. Each directory is
-walked in permutations, a new one per epoch, so no row comes a second time before all have come once.
+The mixture is a pattern of ``BLOCK_ROWS`` directories that repeats: in every block each directory has its share,
+rounded to a thousandth by largest remainder, and in every prefix it is less than one row away from its share. Each
+directory is walked in permutations, a new one per epoch, so no row comes a second time before all have come once.
 Cost: a permutation per directory and epoch, then one look-up per row.
 """
 

@@ -1,9 +1,9 @@
 """Documents to rows of exactly ``seq_length`` tokens, with the spans of the documents in each row.
 
-Three ways, those of ProLong's recipe. ``concat`` (short text): rows are consecutive pieces of the concatenated documents;
-a document cut at the end of a row goes on in the next. ``intact`` (chat): every row begins with a document, the cut tail
-is dropped. ``cut`` (long text): documents are cut to exact lengths first, the longest that fits first, and the pieces
-are then packed with ``concat``.
+Three ways, those of ProLong's recipe. ``concat`` (short text): rows are consecutive pieces of the concatenated
+documents; a document cut at the end of a row goes on in the next. ``intact`` (chat): every row begins with a document,
+the cut tail is dropped. ``cut`` (long text): documents are cut to exact lengths first, the longest that fits first, and
+the pieces are then packed with ``concat``.
 
 Every token is accounted for: tokens in = tokens in rows + dropped tokens, by reason. Pure functions over numpy arrays;
 cost is linear in the tokens, also for one huge document.
@@ -83,7 +83,7 @@ def pack_intact(stream: Stream, seq_length: int) -> PackedRows:
 
 
 def cut(stream: Stream, document_lengths: Sequence[int]) -> tuple[dict[int, Stream], dict[str, int]]:
-    """Cut documents into pieces of exactly the given lengths, the longest first, as ``split_by_lengths`` of ProLong's packer.
+    """Cut documents into pieces of exactly the given lengths, the longest that fits first.
 
     Pieces come in turns: the first piece of every document, then the second of every document that has one. A row set
     cut short by ``max_rows`` then holds many documents rather than one.

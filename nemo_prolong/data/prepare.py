@@ -1,7 +1,7 @@
 """One data directory from the text of a Python installation: tokenizer, packed row sets, manifest.
 
 The directory is built as ``.<name>.partial`` beside its place and renamed when everything is in it, so a run that was
-killed leaves nothing that looks complete. A complete directory of the same configuration is reused, any other is refused.
+killed leaves nothing that looks complete. A complete directory of the same configuration is reused, any other refused.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from nemo_prolong.config.schema import PrepareConfig, RowSet
 from nemo_prolong.data.chat import encode_conversations
@@ -181,14 +179,8 @@ def _sources(corpus: Corpus) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for document in chain.from_iterable(corpus.documents.values()):
         split = "validation" if document.repository in corpus.held_out else "train"
-        start = {
-            "domain": document.domain,
-            "repository": document.repository,
-            "split": split,
-            "documents": 0,
-            "bytes": 0,
-        }
-        entry = found.setdefault((document.domain, document.repository), start)
+        about = {"domain": document.domain, "repository": document.repository, "split": split}
+        entry = found.setdefault((document.domain, document.repository), {**about, "documents": 0, "bytes": 0})
         entry["documents"] += 1
         entry["bytes"] += document.num_bytes
     return list(found.values())

@@ -4,8 +4,8 @@
 reference of a package in one document, and the language reference; stands for books. ``docs``: package descriptions and
 documentation files, one document each. ``chat``: questions about functions, answered by their docstrings.
 
-Repositories come in an order drawn from the seed; each gives at most a fair share of a domain's budget. Exact duplicates
-(files, docstrings) are kept once per domain. Repositories are held out whole and in all domains at once.
+Repositories come in an order drawn from the seed; each gives at most a fair share of a domain's budget. Exact
+duplicates (files, docstrings) are kept once per domain. Repositories are held out whole and in all domains at once.
 """
 
 from __future__ import annotations
@@ -87,10 +87,8 @@ def read_corpus(
     documents: dict[str, list[Document]] = {}
     for domain in domains:
         found = list(_within_budget(reader.read(domain, order), max_bytes_per_domain))
-        repositories, size = len({doc.repository for doc in found}), sum(doc.num_bytes for doc in found)
-        logger.info(
-            "read %s: %d documents of %d repositories, %s", domain, len(found), repositories, format_bytes(size)
-        )
+        count, size = len({doc.repository for doc in found}), sum(doc.num_bytes for doc in found)
+        logger.info("read %s: %d documents of %d repositories, %s", domain, len(found), count, format_bytes(size))
         documents[domain] = found
     return Corpus(documents, _held_out(documents, validation_fraction, seed))
 
@@ -148,7 +146,7 @@ class _Reader:
 
     def _chat(self, repository: Repository, seen: set[bytes]) -> Iterator[Document]:
         entries = [entry for entry in self._api(repository) if _is_new(entry.docstring, seen)]
-        rng = random.Random(_rank(self._seed, "phrasing", repository.name))
+        rng = random.Random(_rank(self._seed, "phrasing", repository.name))  # noqa: S311 - phrasings are no secrets
         documents = (Document("chat", repository.name, messages=talk) for talk in conversations(entries, rng))
         yield from _within_budget(documents, self._share_bytes)
 
@@ -217,7 +215,7 @@ def _rank(seed: int, *words: str) -> bytes:
 def _held_out(documents: dict[str, list[Document]], fraction: float, seed: int) -> frozenset[str]:
     """Choose repositories for validation, from those with long code, long reference and neither in like measure.
 
-    Long validation rows need long held-out documents, and there are few; without the three groups chance could leave none.
+    Long validation rows need long held-out documents; there are few, and without the groups chance could leave none.
     """
     names = {document.repository for domain in documents.values() for document in domain}
     groups = []

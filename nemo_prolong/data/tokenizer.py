@@ -95,6 +95,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path
         eos_token=EOS,
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],  # Llama takes no token_type_ids
     ).save_pretrained(str(directory))
 
 
