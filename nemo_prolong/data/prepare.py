@@ -98,8 +98,6 @@ def _check(cfg: PrepareConfig) -> None:
                     f"{domain!r} is no domain.",
                     f"Use {', '.join(DOMAINS)}, or several joined by +.",
                 )
-        if row_set.split not in ("train", "validation"):
-            raise ConfigError(f"{where}.split={row_set.split}", "is no split.", "Use train or validation.")
         if CHAT in domains_of(row_set) and (row_set.domain != CHAT or row_set.document_length is not None):
             raise ConfigError(
                 f"{where}.domain={row_set.domain}",

@@ -24,7 +24,7 @@ from nemo_prolong.data.docstrings import (
     reference_text,
     topics_text,
 )
-from nemo_prolong.data.installation import Installation, Repository, SourceFile, read_text
+from nemo_prolong.data.installation import PROSE_LINE_CHARACTERS, Installation, Repository, SourceFile, read_text
 from nemo_prolong.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -139,8 +139,10 @@ class _Reader:
         left_bytes = self._share_bytes
         for file in repository.documents:
             text = _prose(file)
-            if text and left_bytes > _MIN_DOCUMENT_BYTES and _is_new(text, seen):
-                document = Document("docs", repository.name, _truncate(text, left_bytes))
+            if not text or not _is_new(text, seen):
+                continue
+            document = Document("docs", repository.name, _truncate(text, left_bytes))
+            if document.num_bytes >= _MIN_DOCUMENT_BYTES:
                 left_bytes -= document.num_bytes
                 yield document
 
@@ -181,7 +183,7 @@ class _Reader:
 
 def _prose(file: SourceFile) -> str | None:
     """Return the text of a documentation file; None for data, lists and tables that happen to be called .txt."""
-    text = read_text(file.path)
+    text = read_text(file.path, PROSE_LINE_CHARACTERS)
     if text and file.path.name == "METADATA":
         text = text.partition("\n\n")[2]
     if not text or len(text) < _MIN_DOCUMENT_BYTES:

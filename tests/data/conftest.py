@@ -10,15 +10,18 @@ import pytest
 from nemo_prolong.data.installation import Installation
 from nemo_prolong.data.tokenizer import train_tokenizer
 
-_WORDS = "window buffer token length shard order value branch record index matrix signal filter return merge split".split()
+_WORDS = "window buffer token length shard order value branch record index matrix signal filter merge split".split()
 
 
 def _prose(rng: random.Random, num_words: int) -> str:
-    return " ".join(rng.choice(_WORDS) for _ in range(num_words))
+    """Return random words, ten to a line."""
+    words = [rng.choice(_WORDS) for _ in range(num_words)]
+    return "\n".join(" ".join(words[start : start + 10]) for start in range(0, num_words, 10))
 
 
 def _method(rng: random.Random, name: str) -> str:
-    return f'    def {name}(self, {rng.choice(_WORDS)}=None):\n        """{_prose(rng, 30)}."""\n        return {rng.random()}\n'
+    argument, docstring = rng.choice(_WORDS), _prose(rng, 30)
+    return f'    def {name}(self, {argument}=None):\n        """{docstring}."""\n        return {rng.random()}\n'
 
 
 def _module(rng: random.Random, number: int) -> str:
@@ -27,7 +30,9 @@ def _module(rng: random.Random, number: int) -> str:
         f'def {rng.choice(_WORDS)}_{n}(x, y: int = {n}) -> int:\n    """{_prose(rng, 25)}."""\n    return x + {n}\n'
         for n in range(6)
     )
-    return f'"""{_prose(rng, 20)}."""\n\n\nclass Thing{number}:\n    """{_prose(rng, 12)}."""\n\n{methods}\n\n{functions}'
+    return (
+        f'"""{_prose(rng, 20)}."""\n\n\nclass Thing{number}:\n    """{_prose(rng, 12)}."""\n\n{methods}\n\n{functions}'
+    )
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ COLUMNS = {
 }
 
 # What mosaicml-streaming 0.13.0 writes for `golden_row`; docs/data.md says how to write it again.
-GOLDEN_HEAD = bytes.fromhex("01000000" "35010000" "79010000")
+GOLDEN_HEAD = bytes.fromhex("010000003501000079010000")
 GOLDEN_CONFIG = (
     b'{"column_encodings": ["str", "ndarray:uint32", "ndarray:uint32", "uint64", "ndarray:uint8"], '
     b'"column_names": ["domain", "indices", "input_ids", "length", "mask"], '
@@ -162,7 +162,7 @@ def test_sub_directories_under_one_merged_index_are_read(tmp_path: Path) -> None
 
 
 def test_a_row_beyond_the_last_is_an_index_error(many_shards: Path) -> None:
-    with pytest.raises(IndexError, match="row 500 of .* which has 500"):
+    with pytest.raises(IndexError, match=r"row 500 of .* which has 500"):
         MdsReader(many_shards)[500]
 
 
@@ -293,11 +293,11 @@ def test_other_kinds_of_shard_are_refused(many_shards: Path, key: str, value: An
 
 
 def test_a_directory_without_index_and_one_with_a_broken_index_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no/such: has no index.json, so it is no finished MDS directory"):
+    with pytest.raises(DataError, match=r"no/such: has no index.json, so it is no finished MDS directory"):
         MdsReader(tmp_path / "no/such")
     (tmp_path / "index.json").write_text('{"version": 2')
-    with pytest.raises(DataError, match="index.json: is not an MDS index"):
+    with pytest.raises(DataError, match=r"index.json: is not an MDS index"):
         MdsReader(tmp_path)
     (tmp_path / "index.json").write_text('{"version": 2, "shards": [{"format": "mds"}]}')
-    with pytest.raises(DataError, match="index.json: describes a shard without 'raw_data'"):
+    with pytest.raises(DataError, match=r"index.json: describes a shard without 'raw_data'"):
         MdsReader(tmp_path)

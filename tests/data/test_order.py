@@ -52,7 +52,9 @@ def test_every_thousand_rows_anywhere_in_a_block_grid_hold_the_mixture() -> None
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 2**32), st.data())
-def test_every_epoch_of_every_directory_has_each_row_once(row_counts: list[int], seed: int, data: st.DataObject) -> None:
+def test_every_epoch_of_every_directory_has_each_row_once(
+    row_counts: list[int], seed: int, data: st.DataObject
+) -> None:
     weights = data.draw(st.lists(st.integers(1, 20), min_size=len(row_counts), max_size=len(row_counts)))
     order = GlobalOrder(row_counts, proportions_of(weights), seed)
     walks: list[list[int]] = [[] for _ in row_counts]
@@ -96,7 +98,14 @@ def test_the_order_is_the_one_of_every_release() -> None:
     """A changed order would silently change every run that is resumed."""
     assert permutation(8, seed=42, directory=0, epoch=0).tolist() == [7, 2, 3, 6, 1, 5, 0, 4]
     order = GlobalOrder([100, 50, 20], [0.5, 0.3, 0.2], seed=42)
-    assert [order.locate(index) for index in (0, 1, 2, 3, 999, 123456)] == [(0, 48), (1, 41), (0, 46), (2, 6), (0, 59), (0, 68)]
+    assert [order.locate(index) for index in (0, 1, 2, 3, 999, 123456)] == [
+        (0, 48),
+        (1, 41),
+        (0, 46),
+        (2, 6),
+        (0, 59),
+        (0, 68),
+    ]
 
 
 def test_positions_of_a_permutation_are_evenly_spread() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def stream_of(lengths: list[int]) -> Stream:
     """Documents whose tokens are all different, so that any loss, copy or swap shows; mask = parity of the token."""
     bounds = np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64)
     tokens = np.arange(bounds[-1], dtype=np.uint32)
-    documents = [tokens[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    documents = [tokens[start:end] for start, end in pairwise(bounds)]
     return concatenate(documents, [(document % 2).astype(np.uint8) for document in documents])
 
 
