@@ -1,0 +1,161 @@
+"""The JSON files of a Hugging Face directory: ``config.json``, ``generation_config.json`` and the tokenizer's.
+
+The context a model claims and its RoPE base come from the stage manifest and the checkpoint, never from a default:
+with the base lost a model still answers short prompts and writes noise after long ones.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from nemo_prolong.errors import ExportError
+from nemo_prolong.export.source import Source
+from nemo_prolong.files import write_json_atomically, write_text_atomically
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+
+STOP_TOKENS = ("<|end_of_text|>", "<|eot_id|>")
+"""Where generation ends: Llama-3's end of a document and end of a turn."""
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokenizer that the configuration repeats.
+
+    Attributes:
+        bos_id: Beginning of a document.
+        eos_id: End of a document.
+        pad_id: Padding, or None.
+        stop_ids: Every id that ends a generation, ``eos_id`` first.
+    """
+
+    bos_id: int
+    eos_id: int
+    pad_id: int | None
+    stop_ids: tuple[int, ...]
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer without running code from its directory.
+
+    Raises:
+        ExportError: If there is none, or it cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    # A broken tokenizer.json makes the tokenizers library raise a bare Exception.
+    except Exception as error:
+        raise ExportError(
+            f"tokenizer={directory}",
+            f"transformers cannot load the tokenizer that the model was trained with: {error}",
+            "Restore the data directory, or prepare it again with the same configuration.",
+        ) from error
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> SpecialTokens:
+    """Return the ids for the configuration.
+
+    Raises:
+        ExportError: If the tokenizer has no beginning or end, or ids that the model has not.
+    """
+    what = f"tokenizer={tokenizer.name_or_path}"
+    if len(tokenizer) > vocab_size:
+        raise ExportError(
+            what,
+            f"it has {len(tokenizer)} tokens, the model's vocabulary {vocab_size}.",
+            "Restore the tokenizer that the run was trained with.",
+        )
+    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
+        raise ExportError(what, "it has no bos_token or no eos_token.", "Set both in tokenizer_config.json.")
+    known = tokenizer.get_vocab()
+    stop_ids = [tokenizer.eos_token_id, *(known[token] for token in STOP_TOKENS if token in known)]
+    return SpecialTokens(
+        bos_id=tokenizer.bos_token_id,
+        eos_id=tokenizer.eos_token_id,
+        pad_id=tokenizer.pad_token_id,
+        stop_ids=tuple(dict.fromkeys(stop_ids)),
+    )
+
+
+def model_config(source: Source, special: SpecialTokens, dtype: torch.dtype) -> dict[str, Any]:
+    """Return ``config.json``, in the words of transformers 4 and 5 at once."""
+    model = source.model
+    dtype_name = str(dtype).removeprefix("torch.")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_query_groups,
+        "head_dim": model.kv_channels,
+        "hidden_act": "silu",
+        "rms_norm_eps": model.layernorm_epsilon,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "initializer_range": model.init_method_std,
+        "tie_word_embeddings": model.share_embeddings_and_output_weights,
+        "max_position_embeddings": source.manifest.advertised_context_length,
+        # transformers 4 and most servers read the first, transformers 5 reads the second.
+        "rope_theta": model.rotary_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rotary_base},
+        "rope_scaling": None,
+        "bos_token_id": special.bos_id,
+        "eos_token_id": special.eos_id,
+        "pad_token_id": special.pad_id,
+        "torch_dtype": dtype_name,
+        "dtype": dtype_name,
+        "use_cache": True,
+        "transformers_version": transformers.__version__,
+    }
+
+
+def generation_config(special: SpecialTokens) -> dict[str, Any]:
+    """Return ``generation_config.json``: generation stops at every one of the stop ids."""
+    config = {
+        "bos_token_id": special.bos_id,
+        "eos_token_id": list(special.stop_ids),
+        "transformers_version": transformers.__version__,
+    }
+    return config if special.pad_id is None else {**config, "pad_token_id": special.pad_id}
+
+
+def write_configuration(
+    source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
+) -> None:
+    """Write configuration and tokenizer into ``directory``.
+
+    Raises:
+        ExportError: If the tokenizer does not fit the model.
+    """
+    special = special_tokens(tokenizer, source.model.vocab_size)
+    write_json_atomically(directory / "config.json", model_config(source, special, dtype))
+    write_json_atomically(directory / "generation_config.json", generation_config(special))
+    for name in TOKENIZER_FILES:
+        if (source.tokenizer / name).is_file():
+            shutil.copyfile(source.tokenizer / name, directory / name)
+    _complete_tokenizer_config(tokenizer, directory, source.manifest.advertised_context_length)
+
+
+def _complete_tokenizer_config(tokenizer: PreTrainedTokenizerBase, directory: Path, context_length: int) -> None:
+    """Put the context length and the chat template where each reader looks for them."""
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model_max_length"] = context_length
+    if isinstance(tokenizer.chat_template, str):
+        # Older servers know only the first place, transformers writes only the second.
+        config["chat_template"] = tokenizer.chat_template
+        write_text_atomically(directory / CHAT_TEMPLATE_FILE, tokenizer.chat_template)
+    write_json_atomically(path, config)

@@ -1,0 +1,232 @@
+"""Compare the model that plain transformers makes of an export with the Megatron model it came from.
+
+Both compute in float32 on the same weights: a bf16 export is loaded into float32, and the Megatron model's weights
+are rounded to bf16 first, so that one bound serves both. Models are loaded one after the other. The prompts are short
+ones, one of the whole advertised context where that fits, and one whose positions are spread to its end, for RoPE.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from nemo_prolong.export.source import Source
+from nemo_prolong.export.verify import mismatch
+
+log = logging.getLogger(__name__)
+
+MAX_LOGIT_DIFFERENCE = 1e-4
+"""Largest difference of a logit. Two orders of the same float32 sums differ by less; a wrong weight or base by more."""
+
+MAX_FULL_PROMPT_TOKENS = 16384
+"""An advertised context up to this is scored whole."""
+
+COMPARED_POSITIONS = 1024
+"""Last positions of a prompt that are compared: they see everything before them, and all would not fit in memory."""
+
+GREEDY_TOKENS = 16
+GREEDY_PROMPT = "The quick brown fox jumps over the lazy dog. "
+
+# fp32 rounds the exponent of base ** (i / C) to half a unit: up to ln(base) * 2**-25, 7e-7 at a base of 1e9.
+_INV_FREQ_RELATIVE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens to score.
+
+    Attributes:
+        name: What it tests.
+        tokens: int64 [T].
+        position_ids: int64 [T] ascending, or None for 0, 1, 2, ...
+    """
+
+    name: str
+    tokens: Tensor
+    position_ids: Tensor | None = None
+
+    @property
+    def start(self) -> int:
+        """First position that is compared."""
+        return max(0, len(self.tokens) - COMPARED_POSITIONS)
+
+    @property
+    def last_position(self) -> int:
+        """Position of the last token."""
+        return len(self.tokens) - 1 if self.position_ids is None else int(self.position_ids[-1])
+
+
+@dataclass(frozen=True)
+class TransformersResult:
+    """What plain transformers computed.
+
+    Attributes:
+        logits: float32 [T - start, vocab] per prompt.
+        prompt_tokens: Length of the greedy prompt.
+        generated: int64 [prompt_tokens + n], the greedy prompt and its continuation.
+    """
+
+    logits: list[Tensor]
+    prompt_tokens: int
+    generated: Tensor
+
+
+def make_prompts(vocab_size: int, context_length: int) -> list[Prompt]:
+    """Return the prompts for a model; the same for the same arguments.
+
+    Args:
+        vocab_size: Ids are drawn from all of it.
+        context_length: Advertised tokens of context.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(length: int) -> Tensor:
+        return torch.randint(vocab_size, (length,), generator=generator)
+
+    lengths = sorted({length for length in (1, 67, 509) if length < context_length})
+    if context_length <= MAX_FULL_PROMPT_TOKENS:
+        lengths.append(context_length)
+    prompts = [Prompt(f"prompt of {length}", draw(length)) for length in lengths]
+    # Two blocks, at the beginning and the end of the context: shifting all positions alike would test nothing, because
+    # RoPE sees only distances.
+    block = min(256, context_length // 2)
+    if block:
+        ends = torch.cat([torch.arange(block), torch.arange(context_length - block, context_length)])
+        prompts.append(Prompt("positions spread over the context", draw(2 * block), ends))
+    return prompts
+
+
+def verify_logits(
+    source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Compare logits, RoPE frequencies and a greedy continuation.
+
+    Returns:
+        What was compared, for ``export_manifest.json``.
+
+    Raises:
+        ExportError: If a logit differs by more than ``MAX_LOGIT_DIFFERENCE``, or a frequency or token differs.
+    """
+    prompts = make_prompts(source.model.vocab_size, source.manifest.advertised_context_length)
+    log.info("scoring %d prompts with transformers %s", len(prompts), transformers.__version__)
+    result = _run_transformers(source, tokenizer, directory, prompts)
+    log.info("scoring them with Megatron")
+    # Imported late: NeMo takes seconds, and an export without verification does not need it.
+    from nemo_prolong.engine.inference import MegatronScorer
+
+    scorer = MegatronScorer(source.run_dir, weights_dtype=dtype)
+    if scorer.description.step != source.step:
+        raise mismatch(
+            f"run={source.run_dir}", f"it saved step {scorer.description.step} meanwhile; exported {source.step}"
+        )
+    compared = []
+    for prompt, logits in zip(prompts, result.logits, strict=True):
+        megatron = scorer.logits(prompt.tokens, start=prompt.start, position_ids=prompt.position_ids)
+        compared.append(_compare(prompt, logits, megatron))
+    greedy = _compare_greedy(result, scorer.logits(result.generated[:-1], start=result.prompt_tokens - 1))
+    return {
+        "max_logit_difference": max(entry["max_logit_difference"] for entry in compared),
+        "logit_tolerance": MAX_LOGIT_DIFFERENCE,
+        "prompts": compared,
+        "greedy": greedy,
+        "transformers": transformers.__version__,
+    }
+
+
+@torch.inference_mode()
+def _run_transformers(
+    source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, prompts: list[Prompt]
+) -> TransformersResult:
+    """Load the export as a user would, in float32, and run everything that is to be compared."""
+    model = _load(directory)
+    _verify_rotary(model, source)
+    prompt = tokenizer(GREEDY_PROMPT, return_tensors="pt")["input_ids"]
+    generated = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=GREEDY_TOKENS, do_sample=False
+    )
+    return TransformersResult([_score(model, p) for p in prompts], prompt.shape[1], generated[0])
+
+
+def _load(directory: Path) -> Any:
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        str(directory),
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if loading[problem]:
+            raise mismatch("transformers", f"{problem.replace('_', ' ')}: {sorted(loading[problem])[:3]}")
+    return model.eval()
+
+
+def _verify_rotary(model: Any, source: Source) -> None:
+    """Check the frequencies that transformers derived from the configuration against the checkpoint's base."""
+    channels = source.model.kv_channels
+    rotary = model.model.rotary_emb
+    expected = source.model.rotary_base ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+    found = rotary.inv_freq.double()
+    same = found.shape == expected.shape and torch.allclose(
+        found, expected, rtol=_INV_FREQ_RELATIVE_TOLERANCE, atol=0.0
+    )
+    if not same or rotary.attention_scaling != 1.0:
+        raise mismatch(
+            "config.json rope_theta",
+            f"transformers rotates by {found[-1]:.6g} per position in the slowest dimension, a base of "
+            f"{source.model.rotary_base:g} by {expected[-1]:.6g}",
+        )
+
+
+def _score(model: Any, prompt: Prompt) -> Tensor:
+    """Return float32 [T - start, vocab]."""
+    tokens = prompt.tokens[None]
+    positions: dict[str, Tensor] = {}
+    if prompt.position_ids is not None:
+        # Without a mask transformers takes a jump in the positions for the start of another document.
+        positions = {"position_ids": prompt.position_ids[None], "attention_mask": torch.ones_like(tokens)}
+    return model(tokens, use_cache=False, logits_to_keep=len(prompt.tokens) - prompt.start, **positions).logits[0]
+
+
+def _compare(prompt: Prompt, logits: Tensor, megatron: Tensor) -> dict[str, Any]:
+    """Return the record of one prompt, or refuse it."""
+    if not torch.isfinite(logits).all():
+        raise mismatch(prompt.name, "transformers computes NaN or infinity")
+    difference = float((logits - megatron).abs().max())
+    if not difference <= MAX_LOGIT_DIFFERENCE:
+        raise mismatch(
+            prompt.name,
+            f"logits of transformers and Megatron differ by up to {difference:.3g}, more than {MAX_LOGIT_DIFFERENCE:g}",
+        )
+    return {
+        "name": prompt.name,
+        "tokens": len(prompt.tokens),
+        "last_position": prompt.last_position,
+        "compared_positions": len(logits),
+        "max_logit_difference": difference,
+        "argmax_equal": int((logits.argmax(-1) == megatron.argmax(-1)).sum()),
+    }
+
+
+def _compare_greedy(result: TransformersResult, megatron: Tensor) -> dict[str, int]:
+    """Compare tokens that transformers chose one by one, through its cache, with Megatron's logits of the whole.
+
+    Args:
+        result: Of transformers.
+        megatron: float32 [n, vocab], of the positions that the n generated tokens follow.
+    """
+    chosen = result.generated[result.prompt_tokens :]
+    behind = megatron.max(-1).values - megatron.gather(1, chosen[:, None]).squeeze(1)
+    # Two tokens whose logits are closer than both errors together are equally right.
+    if float(behind.max()) > 2 * MAX_LOGIT_DIFFERENCE:
+        step = int((behind > 2 * MAX_LOGIT_DIFFERENCE).nonzero()[0])
+        raise mismatch("greedy tokens", f"token {step + 1} that transformers generates is not Megatron's choice")
+    return {"tokens": len(chosen), "equal": int((megatron.argmax(-1) == chosen).sum())}

@@ -1,0 +1,93 @@
+"""Write a safetensors file one tensor after the other.
+
+The library's own writer wants all tensors of a file in memory at once. The format is simple enough to stream: eight
+bytes with the size of a JSON header, the header with every tensor's dtype, shape and place, then the tensors' bytes.
+Cost: one pass over the data, which is hashed on the way; memory of the tensor being written only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
+
+_ALIGNMENT_BYTES = 8
+"""The header is padded with spaces so that tensors start at a multiple of this."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that is going to be written.
+
+    Attributes:
+        name: Name in the file.
+        shape: Its shape.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes of its data."""
+        return math.prod(self.shape) * dtype.itemsize
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A finished file.
+
+    Attributes:
+        sha256: Hash of all its bytes, in hex.
+        num_bytes: Its size.
+    """
+
+    sha256: str
+    num_bytes: int
+
+
+def write_safetensors(
+    path: Path, specs: Sequence[TensorSpec], dtype: torch.dtype, tensors: Iterable[Tensor]
+) -> WrittenFile:
+    """Write ``tensors`` to a new file and wait until the disk has it.
+
+    Args:
+        path: File; must not exist.
+        specs: Names and shapes, in the order of ``tensors``.
+        dtype: float32 or bfloat16, of every tensor.
+        tensors: As many tensors as ``specs``; each is asked for when the one before it is written.
+    """
+    digest = hashlib.sha256()
+    with path.open("xb") as file:
+
+        def write(data: bytes | memoryview) -> None:
+            digest.update(data)
+            file.write(data)
+
+        write(_header(specs, dtype))
+        for spec, tensor in zip(specs, tensors, strict=True):
+            assert tensor.shape == spec.shape and tensor.dtype == dtype, (spec, tensor.shape, tensor.dtype)
+            write(tensor.contiguous().view(torch.uint8).numpy().data.cast("B"))
+        file.flush()
+        os.fsync(file.fileno())
+        return WrittenFile(digest.hexdigest(), file.tell())
+
+
+def _header(specs: Sequence[TensorSpec], dtype: torch.dtype) -> bytes:
+    """Return the size field and the header."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for spec in specs:
+        start, end = end, end + spec.num_bytes(dtype)
+        header[spec.name] = {"dtype": _DTYPES[dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,63 @@
+"""Tiny stages trained once per session through NeMo, with a real tokenizer, and one export of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "engine")]
+
+from export_tools import Workspace, export_config  # noqa: E402
+from tiny import VOCAB_SIZE, tiny_config, write_data  # noqa: E402
+
+TOKENIZER_TEXT = ["def add(first, second):\n    return first + second\n", "A document about the number 12345.\n"]
+
+
+def write_tokenizer(directory: Path) -> None:
+    """Write a tokenizer with Llama-3's special tokens and exactly ``VOCAB_SIZE`` tokens."""
+    from nemo_prolong.data.tokenizer import train_tokenizer
+
+    # Enough different words for every merge asked for.
+    words = " ".join(f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst")
+    train_tokenizer([*TOKENIZER_TEXT, words], VOCAB_SIZE, directory)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    root = tmp_path_factory.mktemp("export")
+    write_data(root / "data")
+    (root / "data" / "tokenizer" / "tokenizer.json").unlink()
+    write_tokenizer(root / "data" / "tokenizer")
+
+    from nemo_prolong.stages.run import run_stage
+
+    def stage(name: str, **changes: Any) -> None:
+        run_stage(tiny_config(root / "data", root, name=name, **changes), [])
+
+    # Long enough for sharp attention: a model that hardly uses positions would hide a wrong RoPE base.
+    stage("base", train={"train_iters": 16}, advertised_context_length=4096)
+    stage(
+        "child",
+        stage="stage2",
+        parent=str(root / "base"),
+        transition="weights_and_optimizer",
+        model={"rotary_base": 80000.0, "license": "Apache-2.0"},
+        train={"train_iters": 4},
+        advertised_context_length=2**19,
+    )
+    tied = {"share_embeddings_and_output_weights": True, "make_vocab_size_divisible_by": 384}
+    stage("tied", model=tied, precision={"compute": "bf16"}, train={"train_iters": 2})
+    return Workspace(root)
+
+
+@pytest.fixture(scope="session")
+def exported(workspace: Workspace) -> Path:
+    """The verified fp32 export of ``child``; tests only read it."""
+    from nemo_prolong.export.run import export
+
+    output = workspace.root / "exported"
+    export(export_config(workspace.child, output))
+    return output

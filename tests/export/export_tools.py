@@ -1,0 +1,74 @@
+"""What the export tests share: models of any shape, the runs of the session, configurations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from nemo_prolong.config.schema import ExportConfig, ModelConfig
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where the runs lie.
+
+    Attributes:
+        root: Directory that holds them.
+        base: fp32, trained from scratch; advertises 4K.
+        child: Continues ``base`` with another RoPE base; advertises 512K.
+        tied: bf16, with a tied LM head and a padded vocabulary.
+    """
+
+    root: Path
+
+    @property
+    def base(self) -> Path:
+        return self.root / "base"
+
+    @property
+    def child(self) -> Path:
+        return self.root / "child"
+
+    @property
+    def tied(self) -> Path:
+        return self.root / "tied"
+
+
+def export_config(run: Path, output: Path, **changes: Any) -> ExportConfig:
+    """Return an fp32 export in several shards; ``changes`` replace fields."""
+    values = {"run": str(run), "output": str(output), "dtype": "fp32", "max_shard_bytes": 100_000, **changes}
+    return ExportConfig(**values)
+
+
+def make_model(**changes: Any) -> ModelConfig:
+    values: dict[str, Any] = {
+        "name": "test",
+        "nemo_config": "LlamaConfig",
+        "num_layers": 3,
+        "hidden_size": 24,
+        "ffn_hidden_size": 40,
+        "num_attention_heads": 6,
+        "num_query_groups": 2,
+        "kv_channels": 8,
+        "vocab_size": 100,
+        "rotary_base": 1e4,
+    }
+    return ModelConfig(**{**values, **changes})
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelConfig:
+    groups = draw(st.integers(1, 4))
+    return make_model(
+        num_layers=draw(st.integers(1, 3)),
+        hidden_size=draw(st.integers(1, 9)),
+        ffn_hidden_size=draw(st.integers(1, 9)),
+        num_query_groups=groups,
+        num_attention_heads=groups * draw(st.integers(1, 4)),
+        kv_channels=draw(st.integers(1, 6)),
+        vocab_size=draw(st.integers(1, 40)),
+        share_embeddings_and_output_weights=draw(st.booleans()),
+    )

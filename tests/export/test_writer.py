@@ -1,0 +1,70 @@
+"""The streamed files, judged by the safetensors library, and the plan of shards."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import torch
+from export_tools import make_model, models
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from nemo_prolong.config.schema import ModelConfig
+from nemo_prolong.export.names import pieces
+from nemo_prolong.export.safetensors_file import TensorSpec, write_safetensors
+from nemo_prolong.export.writer import plan_shards
+
+shapes = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple), min_size=1, max_size=6)
+
+
+@given(shapes, st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(max_examples=50, deadline=None)
+def test_the_safetensors_library_reads_back_what_was_streamed(
+    tensor_shapes: list[tuple[int, ...]], dtype: torch.dtype
+) -> None:
+    tensors = {f"tensor.{i}": torch.randn(shape).to(dtype) for i, shape in enumerate(tensor_shapes)}
+    specs = [TensorSpec(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model.safetensors"
+        written = write_safetensors(path, specs, dtype, iter(tensors.values()))
+        loaded = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata() == {"format": "pt"}
+        data = path.read_bytes()
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == dtype
+        assert torch.equal(loaded[name], tensor)
+    assert written.sha256 == hashlib.sha256(data).hexdigest()
+    assert written.num_bytes == len(data)
+
+
+def test_a_part_of_another_tensor_is_written_as_it_looks_not_as_it_lies_in_memory(tmp_path: Path) -> None:
+    transposed = torch.arange(6.0).reshape(2, 3).T
+    write_safetensors(tmp_path / "a", [TensorSpec("a", (3, 2))], torch.float32, [transposed])
+    assert torch.equal(load_file(tmp_path / "a")["a"], transposed)
+
+
+@given(models(), st.integers(1, 4000), st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(max_examples=100, deadline=None)
+def test_every_tensor_is_in_one_shard_and_no_shard_is_too_large_but_for_a_single_tensor(
+    model: ModelConfig, max_shard_bytes: int, dtype: torch.dtype
+) -> None:
+    shards = plan_shards(model, dtype, max_shard_bytes)
+    names = [spec.name for specs in shards.values() for spec in specs]
+    assert names == [name for piece in pieces(model) for name in piece.names]
+    for specs in shards.values():
+        assert specs
+        assert len(specs) == 1 or sum(spec.num_bytes(dtype) for spec in specs) <= max_shard_bytes
+
+
+def test_shards_are_numbered_as_transformers_numbers_them() -> None:
+    names = list(plan_shards(make_model(), torch.float32, 2**40))
+    assert names == ["model-00001-of-00001.safetensors"]
+    names = list(plan_shards(make_model(num_layers=1), torch.float32, 12_000))
+    assert names[0] == f"model-00001-of-{len(names):05d}.safetensors"
+    assert len(names) > 1
