@@ -8,13 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_prolong.config.locations import HF_PREFIX, evaluation_directory
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
-from nemo_prolong.errors import ConfigError, DataError
-from nemo_prolong.evaluate.perplexity import measure_perplexity
-from nemo_prolong.evaluate.recall import measure_recall
-from nemo_prolong.evaluate.scorer import Scorer, open_scorer, require_model
+from nemo_prolong.evaluate.request import open_rows, output_directories, require_ascending, require_model
 from nemo_prolong.files import write_json_atomically
 from nemo_prolong.logs import run_logging
 from nemo_prolong.units import format_seconds, format_tokens
@@ -36,62 +32,27 @@ def evaluate(cfg: EvaluateConfig) -> list[Path]:
         CheckpointError: If a model does not exist or cannot be loaded.
         DataError: If the rows do not exist, are empty, or were written with another tokenizer.
     """
-    _require_ascending(cfg.position_buckets)
+    require_ascending(cfg.position_buckets)
     directories = output_directories(cfg)
     for model in cfg.models:
         require_model(model)
-    rows = _open_rows(cfg.rows)
+    rows = open_rows(cfg.rows)
     for model, directory in directories.items():
         directory.mkdir(parents=True, exist_ok=True)
         with run_logging(directory / LOG_FILE, console=True):
             logger.info("%s: loading", model)
-            _evaluate_model(open_scorer(model), rows, cfg, model, directory)
+            _evaluate_model(model, rows, cfg, directory)
     return list(directories.values())
 
 
-def output_directories(cfg: EvaluateConfig) -> dict[str, Path]:
-    """Return where each model's results go.
+def _evaluate_model(model: str, rows: MdsReader, cfg: EvaluateConfig, directory: Path) -> None:
+    """Load one model and run both tasks; each file is written as soon as its task is done."""
+    # These import torch, which takes seconds and warns; by now it warns into the log.
+    from nemo_prolong.evaluate.perplexity import measure_perplexity
+    from nemo_prolong.evaluate.recall import measure_recall
+    from nemo_prolong.evaluate.scorer import open_scorer
 
-    By default ``<run>/eval``, and ``<DIR>_eval`` beside the directory for ``hf:DIR``. With ``output`` set, a single
-    model's results go straight into it, those of several each into a folder named after the model's directory.
-
-    Raises:
-        ConfigError: If two of several models would have the same folder.
-    """
-    if cfg.output is None:
-        return {model: evaluation_directory(model) for model in cfg.models}
-    if len(cfg.models) == 1:
-        return {cfg.models[0]: Path(cfg.output)}
-    directories = {model: Path(cfg.output) / Path(model.removeprefix(HF_PREFIX)).name for model in cfg.models}
-    if len(set(directories.values())) < len(cfg.models):
-        raise ConfigError(
-            f"output={cfg.output}",
-            "Two of the models have the same directory name and would overwrite each other.",
-            "Leave output unset, so that results go beside each model, or evaluate them one at a time.",
-        )
-    return directories
-
-
-def _require_ascending(ends: list[int]) -> None:
-    if sorted(set(ends)) != ends:
-        raise ConfigError(
-            f"position_buckets={ends}", "Upper ends must ascend.", f"Write position_buckets={sorted(set(ends))}."
-        )
-
-
-def _open_rows(directory: str) -> MdsReader:
-    """Open the packed rows; the reader says what is wrong with them."""
-    if not Path(directory).is_dir():
-        raise DataError(
-            f"rows={directory}",
-            "The directory does not exist.",
-            "Write the rows with scripts/prepare_data.py, or name a row set below the data root.",
-        )
-    return MdsReader(directory)
-
-
-def _evaluate_model(scorer: Scorer, rows: MdsReader, cfg: EvaluateConfig, model: str, directory: Path) -> None:
-    """Run both tasks on one loaded model; each file is written as soon as its task is done."""
+    scorer = open_scorer(model)
     identity = {"model": model, "through": scorer.through}
     settings = cfg.model_dump(mode="json")
 

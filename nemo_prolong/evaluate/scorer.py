@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nemo_prolong.config.locations import HF_PREFIX
-from nemo_prolong.errors import CheckpointError, DataError
+from nemo_prolong.errors import DataError
 
 
 class Scorer(Protocol):
@@ -63,37 +62,6 @@ def open_scorer(model: str) -> Scorer:
     from nemo_prolong.engine.inference import MegatronScorer
 
     return MegatronScorer(model)
-
-
-def require_model(model: str) -> None:
-    """Refuse a model whose directory is missing or of the other kind, before anything is loaded.
-
-    Raises:
-        CheckpointError: With the spelling that would work where one is likely.
-    """
-    directory = Path(model.removeprefix(HF_PREFIX))
-    is_run, is_hf = (directory / "stage.json").is_file(), (directory / "config.json").is_file()
-    if is_hf if model.startswith(HF_PREFIX) else is_run:
-        return
-    if not directory.is_dir():
-        raise CheckpointError(
-            f"models={model}",
-            "The directory does not exist.",
-            "Name a run directory such as runs/demo/stage1, or hf:DIR for a Hugging Face directory.",
-        )
-    if is_hf:
-        raise CheckpointError(
-            f"models={model}", "This is a Hugging Face directory, not a run.", f"Write models=[hf:{directory}]."
-        )
-    if is_run:
-        raise CheckpointError(
-            f"models={model}", "This is a run, not a Hugging Face directory.", f"Write models=[{directory}]."
-        )
-    raise CheckpointError(
-        f"models={model}",
-        "The directory holds neither a stage.json (a run) nor a config.json (a Hugging Face model).",
-        "Name a run directory written by scripts/train.py, or hf:DIR with a directory written by scripts/export.py.",
-    )
 
 
 def require_tokens_in_vocabulary(tokens: Tensor, scorer: Scorer, source: str) -> None:

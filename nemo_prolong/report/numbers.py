@@ -15,14 +15,14 @@ def loss(value: float | None) -> str:
 
 
 def significant(value: float | None) -> str:
-    """Return three significant digits: ``4.27``, ``61.5``, ``1,234``, ``3.4e+06``."""
+    """Return three significant digits: ``4.20``, ``61.5``, ``1,234``, ``3.4e+06``."""
     if value is None or not math.isfinite(value):
         return MISSING
     if abs(value) >= 1e6 or 0 < abs(value) < 1e-3:
         return f"{value:.1e}"
     if abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def count(value: float | None) -> str:
@@ -53,7 +53,7 @@ def base(value: float | None) -> str:
 
 def tick(value: float) -> str:
     """Return a round number as an axis shows it: ``50``, ``2,000``, ``0.5``, ``1e+06``."""
-    return f"{value:,.0f}" if 1 <= value < 1e6 else f"{value:g}"
+    return f"{value:,.0f}" if value == int(value) and value < 1e6 else f"{value:g}"
 
 
 def percent(value: float | None) -> str:

@@ -14,8 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nemo_prolong.config.locations import HF_PREFIX, evaluation_directory
 from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.errors import ExportError
@@ -78,7 +76,7 @@ class StageRun:
         directory: As given.
         label: The stage's name, or the run's where two runs are of one stage.
         manifest: ``stage.json``.
-        config: ``config.yaml``, empty if missing.
+        config: ``config.json``, empty if missing.
         steps: Ascending by step; of a step that was repeated after a resume, the last record.
         validations: Ascending by step.
         evaluated: The model it produced.
@@ -164,10 +162,8 @@ def _read_stage(directory: str, label: str, manifest: StageManifest) -> StageRun
         notes.append(f"{directory}: status is {manifest.status}; figures show what was recorded so far.")
     data_manifest = _read_json_object(Path(manifest.data.root) / "manifest.json")
     evaluated = _read_evaluation(directory, label, manifest.trained_context_length, notes)
-    return StageRun(
-        directory, label, manifest, _read_yaml(Path(directory) / "config.yaml"), steps, validations, evaluated,
-        data_manifest or {}, notes,
-    )  # fmt: skip
+    config = _read_json_object(Path(directory) / "config.json") or {}
+    return StageRun(directory, label, manifest, config, steps, validations, evaluated, data_manifest or {}, notes)
 
 
 def _read_export(directory: str, last_stage: StageRun) -> ExportedModel:
@@ -238,11 +234,3 @@ def _read_json_object(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return value if isinstance(value, dict) else {}

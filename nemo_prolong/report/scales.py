@@ -47,7 +47,12 @@ def round_step(extent: float, at_most: int) -> float:
 
 
 def log_ticks(low: float, high: float, at_most: int) -> list[float]:
-    """Return 1, 2 and 5 times powers of ten in ``low..high``; only the powers where that would be too many."""
+    """Return 1, 2 and 5 times powers of ten in ``low..high``; only the powers where that would be too many.
+
+    Over less than a factor of ten these would be too few, and evenly spaced ticks are taken instead.
+    """
+    if high < 10 * low:
+        return [tick for tick in round_ticks(low, high, at_most) if tick > 0]
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         ticks = [factor * 10.0**exponent for exponent in exponents for factor in factors]

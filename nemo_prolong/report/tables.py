@@ -106,7 +106,7 @@ def settings_table(stages: Sequence[StageRun]) -> Table:
 
 
 def _setting(*path: str, show: Callable[[Any], str] = str) -> Callable[[StageRun], str]:
-    """Return how to show the value at ``path`` of a run's ``config.yaml``."""
+    """Return how to show the value at ``path`` of a run's ``config.json``."""
 
     def read(stage: StageRun) -> str:
         value: Any = stage.config

@@ -8,7 +8,8 @@ import pytest
 from nemo_prolong.config.locations import evaluation_directory
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
-from nemo_prolong.evaluate.run import evaluate, output_directories
+from nemo_prolong.evaluate.request import output_directories
+from nemo_prolong.evaluate.run import evaluate
 
 
 def config(models, data, **changes):
@@ -85,8 +86,15 @@ def test_a_hugging_face_directory_without_the_prefix_is_answered_with_the_right_
 
 def test_a_run_with_the_prefix_is_answered_with_the_right_spelling(tmp_path, data_directory):
     (tmp_path / "stage.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=rf"not a Hugging Face directory\. Write models=\[{tmp_path}\]"):
         evaluate(config([f"hf:{tmp_path}"], data_directory))
+
+
+def test_a_run_without_a_checkpoint_is_refused_before_anything_is_loaded(tmp_path, data_directory):
+    (tmp_path / "stage.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"The run has no complete checkpoint\. Train it until"):
+        evaluate(config([str(tmp_path)], data_directory))
 
 
 def test_a_directory_that_is_no_model_at_all_is_refused(tmp_path, data_directory):
@@ -94,9 +102,11 @@ def test_a_directory_that_is_no_model_at_all_is_refused(tmp_path, data_directory
         evaluate(config([str(tmp_path)], data_directory))
 
 
-def test_evaluating_an_exported_model_imports_neither_nemo_nor_megatron():
-    code = (
-        "import sys, nemo_prolong.evaluate.run, nemo_prolong.evaluate.transformers_scorer; print(sorted(sys.modules))"
-    )
+@pytest.mark.parametrize(
+    ("module", "expected", "absent"),
+    [("run", "numpy", "torch"), ("transformers_scorer", "torch", "megatron")],
+)
+def test_only_what_is_needed_is_imported(module, expected, absent):
+    code = f"import sys, nemo_prolong.evaluate.{module}; print(sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "'torch'" in modules and "'nemo'" not in modules and "'megatron'" not in modules
+    assert f"'{expected}'" in modules and f"'{absent}'" not in modules

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from nemo_prolong.config.schema import ReportConfig
 
@@ -131,7 +130,7 @@ def _write_run(recipe: Recipe, run: Path, root: Path) -> None:
         "parallelism": {"tensor_model_parallel_size": 1}, "precision": {"compute": "fp32", "backend": "torch"},
         "data": {"apply_instruct_masks": recipe.stage == "sft"},
     }  # fmt: skip
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    _write_json(run / "config.json", config)
 
 
 def write_metrics(recipe: Recipe, path: Path) -> int:

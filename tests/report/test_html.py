@@ -128,7 +128,7 @@ def test_a_run_that_has_only_started_is_reported_as_such(tree):
 
 
 def test_a_missing_config_or_data_manifest_leaves_dashes_not_an_error(tree):
-    (Path(tree.runs[1]) / "config.yaml").unlink()
+    (Path(tree.runs[1]) / "config.json").unlink()
     (tree.root / "data" / "manifest.json").unlink()
     text = report(tree).text
     assert "code_by_repo-2048 \u2013 30% \u2013 \u2013 \u2013" in text

@@ -16,6 +16,7 @@ from nemo_prolong.report import numbers
         (numbers.base, 8e6, "8e6"),
         (numbers.base, 1.28e8, "1.28e8"),
         (numbers.significant, 4.2679, "4.27"),
+        (numbers.significant, 2.8, "2.80"),
         (numbers.significant, 61.54, "61.5"),
         (numbers.significant, 1234.4, "1,234"),
         (numbers.significant, 3.4e6, "3.4e+06"),
@@ -25,6 +26,7 @@ from nemo_prolong.report import numbers
         (numbers.tick, 50.0, "50"),
         (numbers.tick, 20000.0, "20,000"),
         (numbers.tick, 0.5, "0.5"),
+        (numbers.tick, 2.5, "2.5"),
         (numbers.loss, None, "\u2013"),
     ],
 )
