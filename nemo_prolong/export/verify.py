@@ -49,7 +49,7 @@ def verify_configuration(
     }
     for name, values in expected.items():
         found = json.loads((directory / name).read_text(encoding="utf-8"))
-        for key in values.keys() | found.keys():
+        for key in sorted(values.keys() | found.keys()):
             if found.get(key) != values.get(key) or (key in found) != (key in values):
                 raise mismatch(
                     f"{name} {key}={found.get(key)}", f"the checkpoint and its manifest say {values.get(key)}"

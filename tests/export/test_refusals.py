@@ -1,0 +1,299 @@
+"""An export that does not equal its model, or cannot be made, leaves one message and no directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from export_tools import Workspace, export_config
+from safetensors import safe_open
+
+from nemo_prolong.errors import CheckpointError, ExportError
+from nemo_prolong.export import hf_config, logits, names, run, verify, writer
+from nemo_prolong.export.hf_config import load_tokenizer
+from nemo_prolong.export.source import Source, open_source
+
+FP32 = torch.float32
+
+
+@pytest.fixture
+def refused(workspace: Workspace, tmp_path: Path) -> Callable[..., str]:
+    """Export ``child``, expect a refusal that leaves nothing, and return its message."""
+
+    def attempt(run_dir: Path = workspace.child, **changes: Any) -> str:
+        with pytest.raises(ExportError) as refusal:
+            run.export(export_config(run_dir, tmp_path / "out" / "hf", **changes))
+        assert not list((tmp_path / "out").glob("*")), "something was left behind"
+        assert refusal.value.exit_code == 5
+        return str(refusal.value)
+
+    return attempt
+
+
+def after_writing(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]) -> None:
+    """Let ``spoil`` change the files between writing and verification."""
+    write_weights = run.write_weights
+
+    def write_and_spoil(source: Source, directory: Path, *args: Any) -> Any:
+        written = write_weights(source, directory, *args)
+        spoil(directory)
+        return written
+
+    monkeypatch.setattr(run, "write_weights", write_and_spoil)
+
+
+def edit_json(path: Path, *keys: str, value: Any) -> None:
+    """Set one entry of a JSON file."""
+    content = json.loads(path.read_text())
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+CORRUPTIONS = [
+    ("config.json", ("rope_theta",), 10000.0),
+    ("config.json", ("rope_parameters", "rope_theta"), 10000.0),
+    ("config.json", ("rope_scaling",), {"rope_type": "linear", "factor": 8.0}),
+    ("config.json", ("max_position_embeddings",), 8192),
+    ("config.json", ("torch_dtype",), "float16"),
+    ("config.json", ("rms_norm_eps",), 1e-6),
+    ("config.json", ("auto_map",), {"AutoModelForCausalLM": "evil.Model"}),
+    ("generation_config.json", ("eos_token_id",), 497),
+    ("generation_config.json", ("do_sample",), True),
+]
+
+
+@pytest.mark.parametrize(("file", "keys", "value"), CORRUPTIONS)
+def test_a_wrong_value_in_a_configuration_file_is_refused(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], file: str, keys: tuple[str, ...], value: Any
+) -> None:
+    after_writing(monkeypatch, lambda directory: edit_json(directory / file, *keys, value=value))
+    message = refused()
+    assert message.startswith(f"{file} {keys[0]}=")
+    assert "the export does not equal the model" in message
+
+
+def test_a_changed_chat_template_is_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
+    def spoil(directory: Path) -> None:
+        (directory / "chat_template.jinja").write_text("{{ messages }}")
+
+    after_writing(monkeypatch, spoil)
+    assert "its chat template is not that of" in refused()
+
+
+def test_a_flipped_bit_in_a_shard_is_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
+    def spoil(directory: Path) -> None:
+        path = sorted(directory.glob("*.safetensors"))[2]
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+
+    after_writing(monkeypatch, spoil)
+    assert ": the export does not equal the model: 1 values differ from decoder.layers." in refused()
+
+
+def test_a_truncated_or_missing_shard_is_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
+    def truncate(directory: Path) -> None:
+        path = sorted(directory.glob("*.safetensors"))[0]
+        path.write_bytes(path.read_bytes()[:-1])
+
+    with monkeypatch.context() as patch:
+        after_writing(patch, truncate)
+        assert "the file cannot be read back" in refused()
+    after_writing(monkeypatch, lambda directory: sorted(directory.glob("*.safetensors"))[0].unlink())
+    assert "tensors missing or too many: model.embed_tokens.weight" in refused()
+
+
+def test_a_wrong_index_is_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
+    index = "model.safetensors.index.json"
+    for keys, value in ((("metadata", "total_size"), 1), (("weight_map", "model.norm.weight"), "elsewhere")):
+        with monkeypatch.context() as patch:
+            after_writing(patch, lambda d, keys=keys, value=value: edit_json(d / index, *keys, value=value))
+            assert refused().startswith(index)
+
+
+@pytest.fixture
+def spoiled(exported: Path, tmp_path: Path) -> Path:
+    """A copy of the export that a test may change."""
+    return shutil.copytree(exported, tmp_path / "spoiled")
+
+
+def verify_logits(workspace: Workspace, directory: Path) -> dict[str, Any]:
+    source = open_source(str(workspace.child))
+    return logits.verify_logits(source, load_tokenizer(source.tokenizer), directory, FP32)
+
+
+def set_rope_base(directory: Path, base: float) -> None:
+    edit_json(directory / "config.json", "rope_theta", value=base)
+    edit_json(directory / "config.json", "rope_parameters", "rope_theta", value=base)
+
+
+def test_an_unspoiled_copy_passes(workspace: Workspace, spoiled: Path) -> None:
+    assert verify_logits(workspace, spoiled)["max_logit_difference"] <= 1e-4
+
+
+def test_the_frequencies_refuse_a_rope_base_that_is_off_by_a_hundredth_of_a_percent(
+    workspace: Workspace, spoiled: Path
+) -> None:
+    set_rope_base(spoiled, 80008.0)
+    with pytest.raises(ExportError, match=r"config\.json rope_theta: .* a base of 80000 by"):
+        verify_logits(workspace, spoiled)
+
+
+def test_the_logits_alone_refuse_a_wrong_rope_base(
+    monkeypatch: pytest.MonkeyPatch, workspace: Workspace, spoiled: Path
+) -> None:
+    monkeypatch.setattr(logits, "_verify_rotary", lambda model, source: None)
+    set_rope_base(spoiled, 10000.0)
+    with pytest.raises(ExportError, match="logits of transformers and Megatron differ by up to"):
+        verify_logits(workspace, spoiled)
+
+
+def test_spread_positions_see_a_rope_base_that_short_prompts_do_not(
+    monkeypatch: pytest.MonkeyPatch, workspace: Workspace, spoiled: Path
+) -> None:
+    monkeypatch.setattr(logits, "_verify_rotary", lambda model, source: None)
+    monkeypatch.setattr(logits, "MAX_LOGIT_DIFFERENCE", 1e9)
+    set_rope_base(spoiled, 80001.0)
+    *short, spread = verify_logits(workspace, spoiled)["prompts"]
+    assert max(prompt["max_logit_difference"] for prompt in short) < 1e-2
+    assert spread["max_logit_difference"] > 10 * max(prompt["max_logit_difference"] for prompt in short)
+
+
+def test_a_mapping_that_is_wrong_both_ways_passes_the_tensors_and_is_refused_by_the_logits(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    def swap(rule: names.Rule) -> names.Rule:
+        if not rule.megatron.endswith("linear_fc1.weight"):
+            return rule
+        return dataclasses.replace(
+            rule,
+            split=lambda fused, model: names.split_gate_up(fused, model)[::-1],
+            join=lambda parts, model: names.join_gate_up(parts[::-1], model),
+        )
+
+    monkeypatch.setattr(names, "_LAYER", tuple(map(swap, names._LAYER)))
+    assert "logits of transformers and Megatron differ by up to" in refused()
+
+
+def test_a_wrong_greedy_token_is_refused() -> None:
+    result = logits.TransformersResult([], prompt_tokens=1, generated=torch.tensor([0, 1, 1]))
+    megatron = torch.tensor([[0.0, 5.0], [5.0, 0.0]])
+    with pytest.raises(ExportError, match="token 2 that transformers generates is not Megatron's choice"):
+        logits._compare_greedy(result, megatron)
+
+
+def test_a_tie_between_two_greedy_tokens_is_no_difference() -> None:
+    result = logits.TransformersResult([], prompt_tokens=1, generated=torch.tensor([0, 1]))
+    assert logits._compare_greedy(result, torch.tensor([[1.0 + 1e-6, 1.0]])) == {"tokens": 1, "equal": 0}
+
+
+def test_nan_in_the_logits_is_refused() -> None:
+    prompt = logits.Prompt("one", torch.tensor([0]))
+    with pytest.raises(ExportError, match="NaN or infinity"):
+        logits._compare(prompt, torch.tensor([[float("nan")]]), torch.tensor([[float("nan")]]))
+
+
+def test_a_weight_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
+    read = Source.read
+
+    def read_with_nan(self: Source, piece: names.Piece) -> torch.Tensor:
+        tensor = read(self, piece)
+        if piece.rule.megatron.endswith("linear_fc2.weight"):
+            tensor[3, 4] = float("nan")
+        return tensor
+
+    monkeypatch.setattr(Source, "read", read_with_nan)
+    assert "model.layers.0.mlp.down_proj.weight of step_00000004 has NaN or infinity in it" in refused()
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_end_between_two_shards_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, workspace: Workspace, tmp_path: Path, error: BaseException
+) -> None:
+    write_safetensors = writer.write_safetensors
+    paths = []
+
+    def fail_at_the_third(path: Path, *args: Any) -> Any:
+        paths.append(path)
+        if len(paths) == 3:
+            assert paths[0].is_file()
+            raise error
+        return write_safetensors(path, *args)
+
+    monkeypatch.setattr(writer, "write_safetensors", fail_at_the_third)
+    with pytest.raises(type(error)):
+        run.export(export_config(workspace.child, tmp_path / "out" / "hf"))
+    assert len(paths) == 3
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_manifest_that_disagrees_with_the_checkpoint_about_the_rope_base_is_refused(
+    workspace: Workspace, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    copy = shutil.copytree(workspace.child, tmp_path / "child")
+    edit_json(copy / "stage.json", "rotary_base", value=10000.0)
+    message = refused(copy)
+    assert "model.json of step_00000004 and stage.json disagree in rotary_base (80000.0 and 10000.0)" in message
+
+
+def test_a_checkpoint_of_another_shape_than_its_description_is_refused(
+    workspace: Workspace, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    copy = shutil.copytree(workspace.child, tmp_path / "child")
+    for path, prefix in ((copy / "stage.json", ()), (copy / "checkpoints/step_00000004/model.json", ())):
+        edit_json(path, *prefix, "model", "num_query_groups", value=4)
+    assert "decoder.layers.self_attention.linear_qkv.weight has shape [2, 128, 64]" in refused(copy)
+
+
+def test_a_missing_run_or_checkpoint_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"run=nowhere: the run directory does not exist"):
+        run.export(export_config(Path("nowhere"), tmp_path / "hf"))
+    copy = shutil.copytree(workspace.base, tmp_path / "base")
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(CheckpointError, match="the run has no complete checkpoint"):
+        run.export(export_config(copy, tmp_path / "hf"))
+    (copy / "stage.json").unlink()
+    with pytest.raises(CheckpointError, match=r"a run directory has a stage\.json"):
+        run.export(export_config(copy, tmp_path / "hf"))
+
+
+def test_a_checkpoint_with_a_file_missing_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    copy = shutil.copytree(workspace.base, tmp_path / "base")
+    for path in (copy / "checkpoints").rglob("*.distcp"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"does not hold all of embedding\.word_embeddings\.weight"):
+        run.export(export_config(copy, tmp_path / "hf"))
+
+
+def test_a_broken_tokenizer_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(run, "load_tokenizer", lambda path: hf_config.load_tokenizer(tmp_path / "tokenizer"))
+    message = refused()
+    assert message.startswith(f"tokenizer={tmp_path / 'tokenizer'}: transformers cannot load the tokenizer")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(workspace: Workspace) -> None:
+    tokenizer = load_tokenizer(workspace.root / "data" / "tokenizer")
+    with pytest.raises(ExportError, match="it has 512 tokens, the model's vocabulary 511"):
+        hf_config.special_tokens(tokenizer, 511)
+
+
+def test_a_tensor_in_two_shards_is_refused(workspace: Workspace, spoiled: Path) -> None:
+    first = sorted(spoiled.glob("*.safetensors"))[0]
+    shutil.copy(first, spoiled / "model-99999-of-99999.safetensors")
+    with safe_open(first, framework="pt") as file:
+        assert file.keys() == ["model.embed_tokens.weight"]
+    with pytest.raises(ExportError, match="holds it too"):
+        verify.verify_tensors(open_source(str(workspace.child)), spoiled, FP32)
