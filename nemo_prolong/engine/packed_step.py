@@ -77,3 +77,7 @@ class ExactLossReduction(MaskedTokenLossReduction):
         target_tokens = loss_mask.sum()
         report = torch.stack([losses.detach().double().sum(), target_tokens.double()])
         return losses.sum(), target_tokens.to(torch.int), {"loss_sum_and_ub_size": report}
+
+    def reduce(self, losses_reduced_per_micro_batch: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """Return the mean loss of the global batch, float32: what pipeline stages without a loss expect to receive."""
+        return super().reduce(losses_reduced_per_micro_batch).float()

@@ -9,7 +9,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from nemo_prolong.config.checks import check_world
 from nemo_prolong.config.manifest import StageManifest, utc_now
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.files import write_json_atomically, write_text_atomically
@@ -28,12 +27,11 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         overrides: What the user typed, for the record.
 
     Raises:
-        ConfigError: If the layout needs other ranks than there are, or the parent cannot be used.
+        ConfigError: If the parent cannot be used.
         DataError: If the data is missing or does not fit.
         CheckpointError: If the parent is missing, or the run directory holds another run.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    check_world(cfg, world_size)
     start = check_files(cfg)
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)

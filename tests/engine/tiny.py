@@ -30,7 +30,7 @@ def write_data(root: Path, rows: int = 48, seq_length: int = SEQ_LENGTH) -> Path
         for row in range(rows):
             bounds = np.cumsum([0, *DOCUMENT_LENGTHS[row % len(DOCUMENT_LENGTHS)]]) * scale
             # A walk with small steps, so that there is something to learn.
-            ids = (rng.integers(VOCAB_SIZE) + np.cumsum(rng.integers(0, 3, bounds[-1]))) % VOCAB_SIZE
+            ids = (rng.integers(32) + np.cumsum(rng.integers(0, 3, bounds[-1]))) % 32
             writer.write(
                 {
                     "input_ids": ids.astype(np.uint32),
@@ -73,7 +73,7 @@ def tiny_config(data_root: Path, runs_dir: Path, **changes: Any) -> RunConfig:
         "train": {"train_iters": 4, "global_batch_size": 4},
         "parallelism": {},
         "precision": {"compute": "fp32"},
-        "optim": {"lr": 5e-3, "min_lr": 5e-4, "lr_warmup_iters": 1},
+        "optim": {"lr": 1e-2, "min_lr": 1e-3, "lr_warmup_iters": 1},
         "checkpoint": {"save_interval_steps": 100},
     }
     for key, value in changes.items():

@@ -1,0 +1,110 @@
+"""Stages trained once per session; the tests look at what they left on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny import tiny_config, write_data  # noqa: E402
+
+TWO_RANK_LAYOUTS: dict[str, dict[str, int]] = {
+    "dp2": {},
+    "tp2": {"tensor_model_parallel_size": 2},
+    "pp2": {"pipeline_model_parallel_size": 2},
+}
+PROGRAM = Path(__file__).with_name("train_program.py")
+
+
+def run_program(command: list[str], **environment: str) -> str:
+    """Run a program of these tests and return its output; a failure shows all of it."""
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdin=subprocess.DEVNULL,
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
+    return result.stdout
+
+
+def job(config: Any, resume: Path | None = None, parent_checkpoint: Path | None = None) -> dict[str, Any]:
+    """Describe one stage for the training program."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "resume": str(resume) if resume else None,
+        "parent_checkpoint": str(parent_checkpoint) if parent_checkpoint else None,
+    }
+
+
+def train(jobs: list[dict[str, Any]], directory: Path, ranks: int = 1) -> None:
+    """Train the jobs in one launch of ``ranks`` processes."""
+    path = directory / f"jobs_{ranks}.json"
+    path.write_text(json.dumps(jobs))
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    run_program([*launcher, str(PROGRAM), str(path)])
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with ``data/`` and room for runs."""
+    directory = tmp_path_factory.mktemp("engine")
+    write_data(directory / "data")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_config(workspace: Path) -> Callable[..., Any]:
+    """Make a tiny configuration in the workspace."""
+    return lambda **changes: tiny_config(workspace / "data", workspace, **changes)
+
+
+@pytest.fixture(scope="session")
+def one_rank_runs(workspace: Path, make_config: Callable[..., Any]) -> Path:
+    """One process that trains: a whole run, its second half again, both transitions, and a run of one step."""
+    checkpoints = {"save_interval_steps": 4, "keep_last": 9}
+    whole = make_config(name="whole", train={"train_iters": 8}, checkpoint=checkpoints)
+    half = workspace / "whole" / "checkpoints" / "step_00000004"
+    end = workspace / "whole" / "checkpoints" / "step_00000008"
+    child = {
+        "stage": "stage2",
+        "parent": str(workspace / "whole"),
+        "model": {"rotary_base": 80000.0},
+        # Warmup starts at zero: one step moves the moments and leaves the weights.
+        "train": {"train_iters": 1},
+        "optim": {"lr": 1e-3, "min_lr": 1e-4, "lr_warmup_iters": 1, "weight_decay": 0.05},
+    }
+    train(
+        [
+            job(whole),
+            job(whole.model_copy(update={"name": "resumed"}), resume=half),
+            job(make_config(name="carried", transition="weights_and_optimizer", **child), parent_checkpoint=end),
+            job(make_config(name="fresh", transition="weights", **child), parent_checkpoint=end),
+            job(make_config(name="one_step", train={"train_iters": 1})),
+        ],
+        workspace,
+    )
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def two_rank_runs(one_rank_runs: Path, make_config: Callable[..., Any]) -> Path:
+    """The second half of the whole run on two ranks, from the checkpoint that one rank wrote."""
+    half = one_rank_runs / "whole" / "checkpoints" / "step_00000004"
+    # One launch each: a process that has left its process groups cannot form new ones reliably.
+    for name, layout in TWO_RANK_LAYOUTS.items():
+        config = make_config(name=name, parallelism=layout, train={"train_iters": 8})
+        train([job(config, resume=half)], one_rank_runs, ranks=2)
+    return one_rank_runs

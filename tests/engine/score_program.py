@@ -1,0 +1,43 @@
+"""Score the documents of a run's first global batch one by one; ``python score_program.py WORKSPACE RUN OUTPUT``."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from nemo_prolong.config.schema import MixtureEntry
+from nemo_prolong.data.dataset import PackedRowDataset
+from nemo_prolong.engine.inference import MegatronScorer
+
+
+def main() -> None:
+    """Write the sum of the losses of every document scored alone."""
+    workspace, run, output = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    scorer = MegatronScorer(workspace / run)
+    rows = PackedRowDataset(workspace / "data", [MixtureEntry(path="rows", proportion=1.0)], 64, 42, num_rows=4)
+    loss_sum, target_tokens, largest_difference = 0.0, 0, 0.0
+    for row in (rows[index] for index in range(4)):
+        boundaries = row["cu_seqlens"].tolist()
+        for start, end in zip(boundaries, boundaries[1:], strict=False):
+            if end - start < 2 or start >= row["real_tokens"]:
+                continue
+            tokens = row["tokens"][start:end]
+            losses = scorer.token_losses(tokens)
+            by_logits = torch.nn.functional.cross_entropy(scorer.logits(tokens)[:-1], tokens[1:], reduction="none")
+            largest_difference = max(largest_difference, float((losses - by_logits).abs().max()))
+            loss_sum += float(losses.double().sum())
+            target_tokens += end - start - 1
+    output.write_text(
+        json.dumps(
+            {
+                "loss_sum": loss_sum,
+                "target_tokens": target_tokens,
+                "losses_agree_with_logits_within": largest_difference,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Training, resume and transition through NeMo and Megatron, seen from what they write."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TWO_RANK_LAYOUTS, run_program
+from tiny import DOCUMENT_LENGTHS, SEQ_LENGTH, read_metrics
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import load as load_distributed
+
+PROGRAMS = Path(__file__).parent
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}" / "weights"
+
+
+def read_tensors(directory: Path, part: str) -> dict[str, torch.Tensor]:
+    """Return the tensors whose key starts with ``part``: module, optimizer.state.exp_avg, ..."""
+    metadata = FileSystemReader(directory).read_metadata().state_dict_metadata
+    state = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in metadata.items()
+        if key.startswith(part + ".module.") or (part == "module" and key.startswith("module.") and hasattr(entry, "size"))
+    }
+    load_distributed(state, storage_reader=FileSystemReader(directory), no_dist=True)
+    return state
+
+
+def adam_groups(directory: Path) -> list[dict[str, Any]]:
+    common = torch.load(directory / "common.pt", weights_only=False)
+    return common["optimizer"][0]["optimizer"]["param_groups"]
+
+
+def test_the_loss_of_a_random_walk_falls(one_rank_runs: Path) -> None:
+    losses = [record["loss"] for record in read_metrics(one_rank_runs / "whole")]
+    assert len(losses) == 8
+    assert losses[0] == pytest.approx(6.24, abs=0.2)  # ln(512): nothing is known yet
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(one_rank_runs: Path) -> None:
+    keys = ("step", "loss", "grad_norm", "learning_rate", "target_tokens", "real_tokens", "consumed_train_tokens")
+    whole, resumed = (
+        [{key: record[key] for key in keys} for record in read_metrics(one_rank_runs / name)]
+        for name in ("whole", "resumed")
+    )
+    assert resumed == whole[4:]
+    for part in ("module", "optimizer.state.exp_avg_sq"):
+        expected = read_tensors(checkpoint(one_rank_runs / "whole", 8), part)
+        actual = read_tensors(checkpoint(one_rank_runs / "resumed", 8), part)
+        assert expected.keys() == actual.keys() and len(expected) > 5
+        assert all(torch.equal(expected[key], actual[key]) for key in expected)
+
+
+@pytest.mark.parametrize("run", ["carried", "fresh"])
+def test_a_transition_takes_every_weight_of_the_parent(one_rank_runs: Path, run: str) -> None:
+    parent = read_tensors(checkpoint(one_rank_runs / "whole", 8), "module")
+    child = read_tensors(checkpoint(one_rank_runs / run, 1), "module")
+    assert parent.keys() == child.keys() and len(parent) > 5
+    assert all(torch.equal(parent[key], child[key]) for key in parent)
+
+
+def test_optimizer_state_is_carried_over_with_the_hyperparameters_of_the_new_stage(one_rank_runs: Path) -> None:
+    decayed, undecayed = adam_groups(checkpoint(one_rank_runs / "carried", 1))
+    assert decayed["step"] == 8 + 1
+    assert decayed["weight_decay"] == 0.05 and undecayed["weight_decay"] == 0.0
+    assert decayed["max_lr"] == decayed["initial_lr"] == 1e-3
+    parent = read_tensors(checkpoint(one_rank_runs / "whole", 8), "optimizer.state.exp_avg_sq")
+    child = read_tensors(checkpoint(one_rank_runs / "carried", 1), "optimizer.state.exp_avg_sq")
+    # v' = 0.95 v + 0.05 g**2, so no element can fall below 0.95 v.
+    assert all((child[key] >= 0.95 * parent[key] * (1 - 1e-6)).all() for key in parent)
+    assert all(parent[key].abs().sum() > 0 for key in parent)
+
+
+def test_weights_only_starts_the_optimizer_anew(one_rank_runs: Path) -> None:
+    assert adam_groups(checkpoint(one_rank_runs / "fresh", 1))[0]["step"] == 1
+    carried = read_tensors(checkpoint(one_rank_runs / "carried", 1), "optimizer.state.exp_avg_sq")
+    fresh = read_tensors(checkpoint(one_rank_runs / "fresh", 1), "optimizer.state.exp_avg_sq")
+    assert sum(fresh[key].sum() for key in fresh) < sum(carried[key].sum() for key in carried)
+
+
+def test_a_stage_trains_with_its_own_rotary_base(one_rank_runs: Path) -> None:
+    same_rows_same_weights = read_metrics(one_rank_runs / "carried")[0]["loss"], read_metrics(one_rank_runs / "fresh")[0]["loss"]
+    assert same_rows_same_weights[0] == same_rows_same_weights[1]
+    model = json.loads((checkpoint(one_rank_runs / "carried", 1).parent / "model.json").read_text())
+    assert model["model"]["rotary_base"] == 80000.0
+
+
+def test_the_loss_of_a_packed_step_is_the_mean_over_documents_scored_alone(one_rank_runs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scores.json"
+    run_program([sys.executable, str(PROGRAMS / "score_program.py"), str(one_rank_runs), "one_step", str(output)])
+    scores = json.loads(output.read_text())
+    (record,) = read_metrics(one_rank_runs / "one_step")
+    assert record["target_tokens"] == scores["target_tokens"]
+    assert record["loss"] == pytest.approx(scores["loss_sum"] / scores["target_tokens"], rel=1e-6)
+    assert scores["losses_agree_with_logits_within"] < 1e-5
+
+
+def test_real_tokens_exclude_padding_and_target_tokens_exclude_the_first_of_each_document(one_rank_runs: Path) -> None:
+    record = read_metrics(one_rank_runs / "whole")[0]
+    row_lengths = [sum(lengths) for lengths in DOCUMENT_LENGTHS]
+    assert record["row_tokens"] == 4 * SEQ_LENGTH
+    assert 4 * min(row_lengths) <= record["real_tokens"] <= record["row_tokens"]
+    # Four rows hold between 4 and 20 documents, and each loses one target: its first token.
+    assert 4 <= record["real_tokens"] - record["target_tokens"] <= 20
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", TWO_RANK_LAYOUTS)
+def test_two_ranks_continue_a_run_of_one_with_its_losses(two_rank_runs: Path, name: str) -> None:
+    one, two = read_metrics(two_rank_runs / "whole")[4:], read_metrics(two_rank_runs / name)
+    for key in ("step", "target_tokens", "real_tokens", "consumed_train_tokens"):
+        assert [record[key] for record in two] == [record[key] for record in one]
+    for key in ("loss", "grad_norm"):
+        assert [record[key] for record in two] == pytest.approx([record[key] for record in one], rel=1e-5)
