@@ -1,0 +1,91 @@
+# Every target works from a fresh clone: those that need the environment make it first.
+# Variables: PYTHON (a Python 3.11), TORCH_PIP_ARGS (such as an index with CPU wheels of torch), PYTEST_ARGS,
+# LOCK_ARGS (--upgrade takes newer versions; without it the locked ones stay where they still fit).
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3.11
+TORCH_PIP_ARGS ?=
+PYTEST_ARGS ?=
+LOCK_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+UV := $(BIN)/uv
+BOOTSTRAPPED := $(VENV)/.bootstrapped
+INSTALLED := $(VENV)/.installed
+LOCKS := requirements/bootstrap.lock requirements/cpu.lock requirements/gpu-py312.lock
+
+# What runs inside the environment must not see another one.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.PHONY: help setup demo test lint format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## make .venv from the lock; does nothing when it is up to date
+
+demo: setup ## run the whole recipe in miniature, from text to report (about 10 minutes on two cores)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
+
+test: setup lint ## check imports, style and types, then run every test that needs no GPU
+	@echo "tests: pytest"
+	@$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+lint: setup ## check import direction, style, formatting, types and YAML
+	@echo "lint: import-linter, ruff, mypy, yamllint"
+	@$(BIN)/lint-imports --no-logo > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/yamllint --strict .
+
+format: setup ## rewrite the sources in the project's format
+	@$(BIN)/ruff check --quiet --fix . || true
+	@$(BIN)/ruff format --quiet .
+
+# The locks constrain each other, so that both platforms run the same versions.
+COMPILE := $(UV) pip compile --quiet --generate-hashes --custom-compile-command "make lock" $(LOCK_ARGS)
+lock: $(BOOTSTRAPPED) ## resolve the dependencies again and write requirements/*.lock
+	@echo "lock: $(LOCKS)"
+	@$(COMPILE) requirements/bootstrap.in --python-version 3.11 -o requirements/bootstrap.lock
+	@$(COMPILE) pyproject.toml --extra dev requirements/cpu.in --python-version 3.11 \
+		--override requirements/overrides.txt --constraint requirements/constraints.txt -o requirements/cpu.lock
+	@$(COMPILE) pyproject.toml --extra test requirements/gpu-py312.in --python-version 3.12 \
+		--override requirements/overrides.txt --constraint requirements/constraints.txt \
+		--constraint requirements/cpu.lock -o requirements/gpu-py312.lock
+
+clean: ## delete .venv and every cache; runs/ and data/ stay
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A Python of the right version, then the installer: uv installs the lock four times as fast as pip.
+$(BOOTSTRAPPED): requirements/bootstrap.lock
+	@python=; for candidate in $(PYTHON) python3.11 python3; do \
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2> /dev/null; \
+		then python=$$candidate; break; fi; done; \
+	if [[ -z $$python ]]; then \
+		echo "error: no Python 3.11 (tried $(PYTHON), python3.11, python3)." >&2; \
+		echo "Install Python 3.11 with its venv module, or name one: make PYTHON=/path/to/python3.11 setup" >&2; \
+		exit 1; fi; \
+	echo "setup: $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv $(VENV)
+	@$(PIP) install --no-deps --require-hashes -r requirements/bootstrap.lock
+	@touch $@
+
+# pip is the fallback where only pip knows the way to the packages (a mirror in pip.conf).
+$(INSTALLED): $(BOOTSTRAPPED) requirements/cpu.lock requirements/torch.txt pyproject.toml
+	@echo "setup: packages of requirements/cpu.lock"
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/cpu.lock || { \
+		echo "setup: uv could not install the lock; trying pip"; \
+		$(PIP) install --no-deps --require-hashes -r requirements/cpu.lock; }
+	@echo "setup: $$(cat requirements/torch.txt)"
+	@$(PIP) install --no-warn-conflicts $(TORCH_PIP_ARGS) -r requirements/torch.txt
+	@echo "setup: nemo_prolong, editable"
+	@$(PIP) install --no-deps --no-build-isolation -e . 2> /dev/null || $(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
