@@ -10,6 +10,7 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.data.dataset import PackedRowDataset, ValidationRowDataset, collate_rows
+from nemo_prolong.errors import DataError
 
 
 class PackedDataModule(pl.LightningDataModule):
@@ -51,9 +52,18 @@ class PackedDataModule(pl.LightningDataModule):
         data = self.cfg.data
         if not data.validation or self.cfg.train.val_check_interval == 0:
             return None
-        return ValidationRowDataset(
+        rows = ValidationRowDataset(
             data.root, data.validation, self.cfg.seq_length, data.apply_instruct_masks, self.cfg.model.vocab_size
         )
+        needed = self.cfg.train.limit_val_batches * self.cfg.train.global_batch_size
+        if len(rows) < needed:
+            raise DataError(
+                f"train.limit_val_batches={self.cfg.train.limit_val_batches}",
+                f"a validation takes {needed} rows, data.validation has {len(rows)}.",
+                f"Set train.limit_val_batches={len(rows) // self.cfg.train.global_batch_size} (0 is none: "
+                "train.val_check_interval=0), or prepare more validation rows.",
+            )
+        return rows
 
     def _loader(self, rows: PackedRowDataset | ValidationRowDataset, mode: str) -> WrappedDataLoader:
         workers = self.cfg.data.num_workers

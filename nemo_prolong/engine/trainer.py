@@ -98,7 +98,7 @@ def build_trainer(
         strategy=build_strategy(cfg, restore),
         max_steps=cfg.train.train_iters,
         val_check_interval=cfg.train.val_check_interval if validate else None,
-        limit_val_batches=cfg.train.limit_val_batches if validate else 0,
+        limit_val_batches=_validation_micro_batches(cfg, world_size) if validate else 0,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
@@ -110,3 +110,10 @@ def build_trainer(
         default_root_dir=str(Path(cfg.run_dir)),
         **options,
     )
+
+
+def _validation_micro_batches(cfg: RunConfig, world_size: int) -> int:
+    """Return what Lightning counts as batches: micro-batches of one rank."""
+    data_parallel_size = world_size // cfg.parallelism.model_parallel_size
+    per_rank = cfg.train.global_batch_size // (cfg.train.micro_batch_size * data_parallel_size)
+    return cfg.train.limit_val_batches * per_rank
