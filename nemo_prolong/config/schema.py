@@ -294,7 +294,7 @@ class RowSet(Section):
     path: str
     """Directory below ``output``."""
     domain: str
-    """Which documents go in: code_by_repo, reference, docs or chat."""
+    """Documents that go in: code_by_repo, reference, docs or chat; several joined by + give rows in turn."""
     seq_length: Size
     """Tokens per row."""
     document_length: Size | None = None
@@ -318,7 +318,7 @@ class PrepareConfig(Section):
     max_bytes_per_domain: Size
     """Text read per domain."""
     validation_fraction: Fraction = 0.05
-    """Share of each domain's documents held out."""
+    """Share of the repositories that are held out, in all domains at once."""
     row_sets: list[RowSet] = Field(min_length=1)
 
 
