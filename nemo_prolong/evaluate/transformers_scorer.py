@@ -1,7 +1,7 @@
 """A Hugging Face directory as a ``Scorer``: plain ``transformers``, local safetensors, no code from the directory.
 
 A document goes through in pieces that share a key-value cache, so the largest tensors are one piece's logits
-``[PIECE_TOKENS, vocab]`` and the cache, whatever the document's length.
+``[piece, vocab]`` and the cache, whatever the document's length.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from nemo_prolong.config.locations import HF_PREFIX
 from nemo_prolong.errors import CheckpointError
 
-PIECE_TOKENS = 1024
-"""Tokens per forward pass. 1024 x 128K logits are 0.5 GiB in float32."""
+LOGITS_BYTES = 2**29
+"""Float32 logits of one piece: 1024 tokens with Llama-3's vocabulary."""
+MAX_PIECE_TOKENS = 8192
+"""With a small vocabulary, what the layers hold of a piece counts instead."""
 
 
 class TransformersScorer:
     """Scores documents with ``AutoModelForCausalLM``: float32 on the CPU, the checkpoint's dtype on a GPU.
+
+    A piece as long as the document is twice as fast as short ones, so pieces are as long as memory allows.
 
     Args:
         directory: Hugging Face directory with ``config.json``, safetensors weights and a tokenizer.
@@ -53,6 +57,7 @@ class TransformersScorer:
                 f"transformers cannot load it: {error}",
                 "Name a complete directory of an architecture that transformers has built in.",
             ) from error
+        self.piece_tokens = min(MAX_PIECE_TOKENS, max(1, LOGITS_BYTES // (4 * self.model.config.vocab_size)))
 
     def logits(self, tokens: Tensor, start: int = 0) -> Tensor:
         """See ``Scorer.logits``: int64 [T] -> float32 [T - start, vocab] on the CPU."""
@@ -70,8 +75,8 @@ class TransformersScorer:
     def _pieces(self, tokens: Tensor, start: int = 0) -> Iterator[tuple[int, Tensor]]:
         """Yield (first position, float32 logits [n, vocab]) of consecutive pieces of one document from ``start`` on."""
         cache = DynamicCache(config=self.model.config)
-        for offset in range(0, len(tokens), PIECE_TOKENS):
-            piece = tokens[None, offset : offset + PIECE_TOKENS].to(self.device)
+        for offset in range(0, len(tokens), self.piece_tokens):
+            piece = tokens[None, offset : offset + self.piece_tokens].to(self.device)
             first = max(offset, start)
             wanted = offset + piece.shape[1] - first
             # A piece before ``start`` only fills the cache; transformers has no way to ask for no logits at all.

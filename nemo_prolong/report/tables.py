@@ -9,7 +9,7 @@ from typing import Any
 
 from nemo_prolong.config.schema import ReportConfig, Transition
 from nemo_prolong.report import numbers
-from nemo_prolong.report.read import EvaluatedModel, Lineage, StageRun
+from nemo_prolong.report.read import EvaluatedModel, ExportedModel, Lineage, StageRun
 from nemo_prolong.report.results import RecallEntry
 from nemo_prolong.report.summary import finite, summarize_stage
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
@@ -221,12 +221,17 @@ def commands(lineage: Lineage, cfg: ReportConfig) -> list[str]:
     trained = [stage.manifest.command for stage in lineage.stages]
     lines = [f"python {line}" if line.startswith("scripts/") else line for line in trained]
     if lineage.export:
-        export = {"run": lineage.export.manifest.get("run"), "output": lineage.export.directory}
-        lines.append(_script("export", export))
+        lines.append(_script("export", _export_settings(lineage.export)))
     results = [result for model in lineage.evaluated for result in (model.perplexity, model.recall) if result]
     lines += [_script("evaluate", result.settings) for result in results if result.settings]
     lines.append(_script("report", cfg.model_dump(mode="json")))
     return list(dict.fromkeys(lines))
+
+
+def _export_settings(export: ExportedModel) -> dict[str, Any]:
+    dtypes = {"float32": "fp32", "bfloat16": "bf16"}
+    run = (export.manifest.get("source") or {}).get("run")
+    return {"run": run, "output": export.directory, "dtype": dtypes.get(export.manifest.get("dtype", ""))}
 
 
 def _script(name: str, settings: dict[str, Any]) -> str:

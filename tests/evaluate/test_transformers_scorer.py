@@ -33,7 +33,7 @@ def reference_logits(hf_directory, tokens):
 def test_token_losses_are_those_of_one_plain_forward_pass_whatever_the_piece_size(
     scorer, tokens, reference_logits, piece_tokens, monkeypatch
 ):
-    monkeypatch.setattr(transformers_scorer, "PIECE_TOKENS", piece_tokens)
+    monkeypatch.setattr(scorer, "piece_tokens", piece_tokens)
     losses = scorer.token_losses(tokens)
     assert losses.shape == (100,) and losses.dtype == torch.float32
     expected = cross_entropy(reference_logits[:-1], tokens[1:], reduction="none")
@@ -49,10 +49,16 @@ def test_the_mean_token_loss_is_the_loss_transformers_reports(scorer, hf_directo
 
 @pytest.mark.parametrize("start", [0, 1, 31, 32, 33, 100])
 def test_logits_from_a_position_on_are_the_tail_of_all_logits(scorer, tokens, reference_logits, start, monkeypatch):
-    monkeypatch.setattr(transformers_scorer, "PIECE_TOKENS", 32)
+    monkeypatch.setattr(scorer, "piece_tokens", 32)
     logits = scorer.logits(tokens, start=start)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, reference_logits[start:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_large_vocabulary_makes_pieces_short(hf_directory, scorer, monkeypatch):
+    assert scorer.piece_tokens == 8192
+    monkeypatch.setattr(transformers_scorer, "LOGITS_BYTES", 4 * scorer.model.config.vocab_size * 100)
+    assert TransformersScorer(hf_directory).piece_tokens == 100
 
 
 def test_the_scorer_names_the_model_as_the_user_wrote_it(scorer, hf_directory):

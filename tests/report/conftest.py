@@ -77,8 +77,11 @@ def write_run_tree(root: Path) -> RunTree:
     for recipe, run in zip(RECIPES, runs, strict=True):
         _write_run(recipe, run, root)
         _write_evaluation(recipe, run / "eval", str(run), "megatron", [str(r) for r in runs])
-    _write_json(export / "export_manifest.json", {"run": str(runs[-1]), "dtype": "fp32",
-                                                  "verification": {"max_logit_difference": 3.1e-06}})  # fmt: skip
+    manifest = {
+        "source": {"run": str(runs[-1]), "stage": "sft"}, "dtype": "float32",
+        "verification": {"tensors": 39, "max_logit_difference": 3.1e-06},
+    }  # fmt: skip
+    _write_json(export / "export_manifest.json", manifest)
     name = f"hf:{export}"
     _write_evaluation(RECIPES[-1], root / "export" / "hf_eval", name, "transformers", [name])
     return RunTree(root, [str(run) for run in runs], str(export))

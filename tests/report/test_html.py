@@ -67,6 +67,7 @@ def test_the_commands_are_in_the_order_to_type_them(tree):
     text = report(tree).text
     commands = re.findall(r"python scripts/(\w+)\.py", text)
     assert commands == ["train"] * 4 + ["export", "evaluate", "evaluate", "report"]
+    assert f"python scripts/export.py run={tree.runs[-1]} output={tree.export} dtype=fp32" in text
     assert "max_documents=12 'recall_lengths=[512,1024,2048,4096,8192]' recall_samples=8 seed=42" in text
 
 
