@@ -5,7 +5,7 @@ from nemo_prolong.config.schema import EvaluateConfig
 
 DESCRIPTION = """\
 Measure perplexity by position in long documents, and key-value recall by prompt length. A run directory is read through
-Megatron, hf:DIR through transformers. Results go to MODEL/eval."""
+Megatron, hf:DIR through transformers. Results go to RUN/eval, and beside DIR to DIR_eval."""
 
 EXAMPLES = [
     "python scripts/evaluate.py",

@@ -16,7 +16,8 @@ def run(cfg: ReportConfig, overrides: list[str]) -> None:
     """Write the report."""
     from nemo_prolong.report.run import write_report
 
-    write_report(cfg)
+    page, summary = write_report(cfg)
+    print(f"{page}, and its numbers in {summary}")
 
 
 def main() -> None:

@@ -328,7 +328,7 @@ class EvaluateConfig(Section):
     models: list[str] = Field(min_length=1)
     """Run directories (through Megatron) or ``hf:DIR`` directories (through ``transformers``)."""
     output: str | None = None
-    """Directory for the results; by default ``<model>/eval``."""
+    """Directory for the results; by default ``<run>/eval``, and ``<DIR>_eval`` beside the directory of ``hf:DIR``."""
     rows: str
     """Directory of packed rows to score, one document per row as a rule."""
     position_buckets: list[Size] = Field(min_length=1)

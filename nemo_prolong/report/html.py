@@ -85,9 +85,10 @@ def render(lineage: Lineage, cfg: ReportConfig) -> str:
 
 
 def _title(stages: Sequence[StageRun]) -> str:
-    lengths = [stage.manifest.seq_length for stage in stages]
+    first, longest = stages[0].manifest.seq_length, max(stage.manifest.seq_length for stage in stages)
     model = stages[-1].manifest.model.name
-    return f"{model}: {format_tokens(lengths[0])} to {format_tokens(max(lengths))} tokens of context"
+    start = f"{format_tokens(first)} to " if first < longest else ""
+    return f"{model}: {start}{format_tokens(longest)} tokens of context"
 
 
 def _subtitle(lineage: Lineage) -> str:

@@ -140,6 +140,10 @@ def test_an_export_that_was_not_verified_says_so(tree):
     assert "not verified" in report(tree).text
 
 
+def test_a_single_stage_is_not_said_to_extend_anything(tree):
+    assert "mini-llama: 2K tokens of context" in report(tree, runs=tree.runs[-1:], export=None).text
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_any_chain_of_stages_makes_a_report(tree, number):
     text = report(tree, runs=tree.runs[-number:], export=None).text
