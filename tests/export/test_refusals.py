@@ -15,7 +15,7 @@ from export_tools import Workspace, export_config
 from safetensors import safe_open
 
 from nemo_prolong.errors import CheckpointError, ExportError
-from nemo_prolong.export import hf_config, logits, names, run, verify, writer
+from nemo_prolong.export import assemble, hf_config, logits, names, run, verify, writer
 from nemo_prolong.export.hf_config import load_tokenizer
 from nemo_prolong.export.source import Source, open_source
 
@@ -38,14 +38,14 @@ def refused(workspace: Workspace, tmp_path: Path) -> Callable[..., str]:
 
 def after_writing(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]) -> None:
     """Let ``spoil`` change the files between writing and verification."""
-    write_weights = run.write_weights
+    write_weights = assemble.write_weights
 
     def write_and_spoil(source: Source, directory: Path, *args: Any) -> Any:
         written = write_weights(source, directory, *args)
         spoil(directory)
         return written
 
-    monkeypatch.setattr(run, "write_weights", write_and_spoil)
+    monkeypatch.setattr(assemble, "write_weights", write_and_spoil)
 
 
 def edit_json(path: Path, *keys: str, value: Any) -> None:
@@ -279,7 +279,7 @@ def test_a_broken_tokenizer_is_refused(
 ) -> None:
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
-    monkeypatch.setattr(run, "load_tokenizer", lambda path: hf_config.load_tokenizer(tmp_path / "tokenizer"))
+    monkeypatch.setattr(assemble, "load_tokenizer", lambda path: hf_config.load_tokenizer(tmp_path / "tokenizer"))
     message = refused()
     assert message.startswith(f"tokenizer={tmp_path / 'tokenizer'}: transformers cannot load the tokenizer")
 

@@ -1,0 +1,58 @@
+"""Fill the output of an export: write, compare, and only then give the directory its name."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from nemo_prolong.config.schema import ExportConfig
+from nemo_prolong.export.hf_config import load_tokenizer, write_configuration
+from nemo_prolong.export.logits import verify_logits
+from nemo_prolong.export.manifest import write_manifest
+from nemo_prolong.export.model_card import model_card
+from nemo_prolong.export.output import working_directory
+from nemo_prolong.export.source import Source, open_source
+from nemo_prolong.export.verify import verify_configuration, verify_tensors
+from nemo_prolong.export.writer import write_weights
+from nemo_prolong.files import write_text_atomically
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def write_export(cfg: ExportConfig) -> None:
+    """Write the newest checkpoint of ``cfg.run`` into ``cfg.output``, whole and verified, or not at all.
+
+    Raises:
+        CheckpointError: If the run or its checkpoint is incomplete.
+        ExportError: If the model cannot be exported, or the export does not equal it.
+    """
+    source = open_source(cfg.run)
+    log.info("checkpoint of step %d, rotary_base %g", source.step, source.model.rotary_base)
+    dtype = _DTYPES[cfg.dtype]
+    tokenizer = load_tokenizer(source.tokenizer)
+    with working_directory(Path(cfg.output)) as directory:
+        write_configuration(source, tokenizer, directory, dtype)
+        weights = write_weights(source, directory, dtype, cfg.max_shard_bytes)
+        verification = verify(source, tokenizer, directory, dtype) if cfg.verify else None
+        write_text_atomically(directory / "README.md", model_card(source, dtype, verification))
+        write_manifest(source, directory, dtype, weights, verification)
+
+
+def verify(source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Compare a directory with the checkpoint; return what was compared.
+
+    Raises:
+        ExportError: If anything differs.
+    """
+    verify_configuration(source, tokenizer, directory, dtype)
+    tensors = verify_tensors(source, directory, dtype)
+    log.info("%d tensors read back, bitwise equal to the checkpoint", tensors)
+    result = verify_logits(source, tokenizer, directory, dtype)
+    log.info("logits differ from Megatron's by at most %.2e", result["max_logit_difference"])
+    return {"tensors": tensors, **result}
