@@ -1,5 +1,7 @@
 """Write the data of the miniature recipe."""
 
+from pathlib import Path
+
 from nemo_prolong.config.app import hydra_script
 from nemo_prolong.config.schema import PrepareConfig
 
@@ -14,9 +16,14 @@ EXAMPLES = [
 
 def run(cfg: PrepareConfig, overrides: list[str]) -> None:
     """Prepare; heavy imports happen only here."""
-    from nemo_prolong.data.prepare import prepare
+    from nemo_prolong.logs import run_logging
 
-    prepare(cfg)
+    log_file = Path(f"{cfg.output}.log")
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with run_logging(log_file, console=True):
+        from nemo_prolong.data.prepare import prepare
+
+        prepare(cfg)
 
 
 def main() -> None:

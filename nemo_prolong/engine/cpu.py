@@ -96,7 +96,7 @@ def _replace(owner: Any, name: str, value: Any) -> Callable[[], None]:
 
 
 def _same(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Return the tensor or module itself: it is on the only device there is."""
+    """Return the tensor itself: it is on the only device there is."""
     return self
 
 
@@ -130,13 +130,6 @@ def _install_group_step_adam() -> None:
     distributed.USING_APEX_OPTIMIZER = True  # type: ignore[attr-defined]
 
 
-def _load_fp32_optimizer_state_without_grad() -> None:
-    """Make ``DistributedOptimizer`` load its state outside autograd."""
-    distributed = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
-    cls = distributed.DistributedOptimizer
-    cls.load_state_dict = torch.no_grad()(cls.load_state_dict)
-
-
 def patches() -> tuple[Patch, ...]:
     """Return every patch, in the order of application."""
     cuda = torch.cuda
@@ -168,15 +161,14 @@ def patches() -> tuple[Patch, ...]:
         ),
         Patch(
             "rng_state",
-            "Megatron's RNG tracker forks the CUDA generator; on CPU the default generator is the device's",
+            "recomputation saves and restores the CUDA generator; on CPU the default generator is the device's",
             lambda: (
-                setattr(cuda, "get_rng_state", lambda device=None: torch.get_rng_state()),
-                setattr(cuda, "set_rng_state", lambda state, device=None: torch.set_rng_state(state)),
+                setattr(cuda.random, "get_rng_state", lambda device=None: torch.get_rng_state()),
+                setattr(cuda, "default_generators", (torch.default_generator,)),
             )
             and None,
         ),
-        Patch("tensor_cuda", "losses and batches are moved to the GPU", _replace(torch.Tensor, "cuda", _same)),
-        Patch("module_cuda", "modules are moved to the GPU", _replace(torch.nn.Module, "cuda", _same)),
+        Patch("tensor_cuda", "NeMo moves the loss to the GPU before it is logged; it is where it belongs", _replace(torch.Tensor, "cuda", _same)),
         Patch(
             "device_literals",
             "device='cuda' and pin_memory=True are literals in both libraries; there is one device, unpinned",
@@ -191,12 +183,6 @@ def patches() -> tuple[Patch, ...]:
             "group_step_adam",
             "torch's AdamW keeps `step` per parameter, and Megatron cannot read such a checkpoint back",
             _install_group_step_adam,
-            after_import=True,
-        ),
-        Patch(
-            "load_without_grad",
-            "fp32 parameters are views of leaves, which autograd forbids to write in place",
-            _load_fp32_optimizer_state_without_grad,
             after_import=True,
         ),
     )

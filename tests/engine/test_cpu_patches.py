@@ -1,0 +1,48 @@
+"""Every change to foreign code is needed: without it, a run on CPU fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import run_program
+
+from nemo_prolong.engine import cpu
+
+PROGRAM = Path(__file__).with_name("patch_program.py")
+
+
+@pytest.fixture(scope="module")
+def statuses(workspace: Path) -> dict[str, int]:
+    output = workspace / "patches.json"
+    run_program([sys.executable, str(PROGRAM), str(workspace / "data"), str(output)])
+    return json.loads(output.read_text())
+
+
+def test_with_all_patches_a_stage_trains_and_resumes(statuses: dict[str, int]) -> None:
+    assert statuses["none"] == 0
+
+
+@pytest.mark.parametrize("name", [patch.name for patch in cpu.patches()])
+def test_without_this_patch_training_or_resume_fails(statuses: dict[str, int], name: str) -> None:
+    assert statuses[name] != 0, f"{name} is no longer needed: remove it from engine/cpu.py"
+
+
+def test_on_a_machine_with_a_gpu_nothing_is_patched() -> None:
+    program = (
+        "import torch; torch.cuda.is_available = lambda: True; before = torch.Tensor.type, torch.cuda.current_device;"
+        "from nemo_prolong.engine import cpu; cpu.prepare();"
+        "assert (torch.Tensor.type, torch.cuda.current_device) == before; assert not hasattr(cpu.prepare, 'done')"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=dict(os.environ), timeout=60)
+
+
+def test_every_patch_says_why_and_for_which_versions() -> None:
+    names = [patch.name for patch in cpu.patches()]
+    assert len(set(names)) == len(names)
+    for patch in cpu.patches():
+        assert len(patch.why) > 30 and "megatron-core 0.15.3" in patch.versions
