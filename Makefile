@@ -15,13 +15,16 @@ LOCK_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
-UV := $(BIN)/uv
+UV := $(BIN)/uv --system-certs
+LOG := $(VENV)/setup.log
 BOOTSTRAPPED := $(VENV)/.bootstrapped
 INSTALLED := $(VENV)/.installed
 LOCKS := requirements/bootstrap.lock requirements/cpu.lock requirements/gpu-py312.lock
 
 # What runs inside the environment must not see another one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+# With a CUDA build of torch and no GPU, megatron.core cannot be imported unless this is set; it has no other effect here.
+export TORCH_CUDA_ARCH_LIST ?= 9.0
 
 .PHONY: help setup demo test lint format lock clean
 
@@ -87,5 +90,8 @@ $(INSTALLED): $(BOOTSTRAPPED) requirements/cpu.lock requirements/torch.txt pypro
 	@echo "setup: $$(cat requirements/torch.txt)"
 	@$(PIP) install --no-warn-conflicts $(TORCH_PIP_ARGS) -r requirements/torch.txt
 	@echo "setup: nemo_prolong, editable"
-	@$(PIP) install --no-deps --no-build-isolation -e . 2> /dev/null || $(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) install --no-deps --no-build-isolation -e . 2> $(LOG) || { cat $(LOG) >&2; exit 1; }
+	@echo "setup: imports (compiles the bytecode of the libraries, once)"
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python docker/smoke.py --lock requirements/cpu.lock --expect python=3.11 \
+		--expect "torch=$$(sed 's/.*==//' requirements/torch.txt)" > $(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
 	@touch $@
