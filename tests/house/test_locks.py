@@ -4,6 +4,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -85,7 +86,9 @@ def test_numpy_stays_below_2_which_megatron_asks_for():
 
 
 def test_what_is_installed_is_what_is_locked():
-    installed = {normalized(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
+    # Not all of sys.path: setuptools, once imported, puts its own copies of some of these there.
+    found = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
+    installed = {normalized(distribution.metadata["Name"]): distribution.version for distribution in found}
     wrong = {name: (installed.get(name), pin) for name, pin in locked("cpu.lock").items() if installed.get(name) != pin}
     assert wrong == {}, "the environment is not the one of the lock; run: make clean setup"
 
