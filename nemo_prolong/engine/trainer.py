@@ -50,7 +50,7 @@ def build_strategy(cfg: RunConfig, restore: RestoreConfig | None = None) -> Stag
     """
     parallelism = cfg.parallelism
     on_gpu = torch.cuda.is_available()
-    return StageStrategy(
+    strategy = StageStrategy(
         tensor_model_parallel_size=parallelism.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallelism.pipeline_model_parallel_size,
         context_parallel_size=parallelism.context_parallel_size,
@@ -72,6 +72,10 @@ def build_strategy(cfg: RunConfig, restore: RestoreConfig | None = None) -> Stag
         restore_config=restore,
         replace_progress_bar=False,
     )
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # A process alone needs no port to meet others; a free one could be taken before it is bound.
+        strategy.store = torch.distributed.HashStore()
+    return strategy
 
 
 def build_trainer(
