@@ -143,11 +143,13 @@ def patches() -> tuple[Patch, ...]:
             "streams",
             "NeMo builds the DDP buffers on a side stream; a CPU has one queue",
             lambda: (
-                setattr(cuda, "Stream", _NoStream),
-                setattr(cuda, "stream", lambda stream: contextlib.nullcontext()),
-                setattr(cuda, "current_stream", lambda device=None: _NoStream()),
-            )
-            and None,
+                (
+                    setattr(cuda, "Stream", _NoStream),
+                    setattr(cuda, "stream", lambda stream: contextlib.nullcontext()),
+                    setattr(cuda, "current_stream", lambda device=None: _NoStream()),
+                )
+                and None
+            ),
         ),
         Patch(
             "synchronize",
@@ -163,12 +165,18 @@ def patches() -> tuple[Patch, ...]:
             "rng_state",
             "recomputation saves and restores the CUDA generator; on CPU the default generator is the device's",
             lambda: (
-                setattr(cuda.random, "get_rng_state", lambda device=None: torch.get_rng_state()),
-                setattr(cuda, "default_generators", (torch.default_generator,)),
-            )
-            and None,
+                (
+                    setattr(cuda.random, "get_rng_state", lambda device=None: torch.get_rng_state()),
+                    setattr(cuda, "default_generators", (torch.default_generator,)),
+                )
+                and None
+            ),
         ),
-        Patch("tensor_cuda", "NeMo moves the loss to the GPU before it is logged; it is where it belongs", _replace(torch.Tensor, "cuda", _same)),
+        Patch(
+            "tensor_cuda",
+            "NeMo moves the loss to the GPU before it is logged; it is where it belongs",
+            _replace(torch.Tensor, "cuda", _same),
+        ),
         Patch(
             "device_literals",
             "device='cuda' and pin_memory=True are literals in both libraries; there is one device, unpinned",

@@ -145,9 +145,7 @@ class StepMetrics(Callback):
 
 
 def _is_first_tensor_and_context_rank() -> bool:
-    return (
-        parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_context_parallel_rank() == 0
-    )
+    return parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_context_parallel_rank() == 0
 
 
 def _peak_memory_bytes() -> int:

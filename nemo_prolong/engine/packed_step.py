@@ -28,9 +28,7 @@ def packed_data_step(dataloader_iter: Iterator[Any]) -> Batch:
     if isinstance(batch, tuple):
         batch = batch[0]
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    return {
-        key: value.to(device, non_blocking=True) if key in _DEVICE_KEYS else value for key, value in batch.items()
-    }
+    return {key: value.to(device, non_blocking=True) if key in _DEVICE_KEYS else value for key, value in batch.items()}
 
 
 def packed_seq_params(cu_seqlens: torch.Tensor, max_seqlen: int) -> PackedSeqParams:

@@ -27,7 +27,8 @@ def read_tensors(directory: Path, part: str) -> dict[str, torch.Tensor]:
     state = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in metadata.items()
-        if key.startswith(part + ".module.") or (part == "module" and key.startswith("module.") and hasattr(entry, "size"))
+        if key.startswith(part + ".module.")
+        or (part == "module" and key.startswith("module.") and hasattr(entry, "size"))
     }
     load_distributed(state, storage_reader=FileSystemReader(directory), no_dist=True)
     return state
@@ -87,7 +88,10 @@ def test_weights_only_starts_the_optimizer_anew(one_rank_runs: Path) -> None:
 
 
 def test_a_stage_trains_with_its_own_rotary_base(one_rank_runs: Path) -> None:
-    same_rows_same_weights = read_metrics(one_rank_runs / "carried")[0]["loss"], read_metrics(one_rank_runs / "fresh")[0]["loss"]
+    same_rows_same_weights = (
+        read_metrics(one_rank_runs / "carried")[0]["loss"],
+        read_metrics(one_rank_runs / "fresh")[0]["loss"],
+    )
     assert same_rows_same_weights[0] == same_rows_same_weights[1]
     model = json.loads((checkpoint(one_rank_runs / "carried", 1).parent / "model.json").read_text())
     assert model["model"]["rotary_base"] == 80000.0
