@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,19 @@ def _same(self: Any, *args: Any, **kwargs: Any) -> Any:
     return self
 
 
+def _use_the_only_queue() -> None:
+    """Make every stream the one queue of the CPU."""
+    torch.cuda.Stream = _NoStream
+    torch.cuda.stream = lambda stream: contextlib.nullcontext()
+    torch.cuda.current_stream = lambda device=None: _NoStream()
+
+
+def _use_the_default_generator() -> None:
+    """Make the CPU's generator the one of the device."""
+    torch.cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()
+    torch.cuda.default_generators = (torch.default_generator,)
+
+
 def _enter_device_literals() -> None:
     """Install the function mode for the rest of the process; it is per thread, as is the training loop."""
     contextlib.ExitStack().enter_context(_DeviceLiterals())
@@ -142,14 +156,7 @@ def patches() -> tuple[Patch, ...]:
         Patch(
             "streams",
             "NeMo builds the DDP buffers on a side stream; a CPU has one queue",
-            lambda: (
-                (
-                    setattr(cuda, "Stream", _NoStream),
-                    setattr(cuda, "stream", lambda stream: contextlib.nullcontext()),
-                    setattr(cuda, "current_stream", lambda device=None: _NoStream()),
-                )
-                and None
-            ),
+            _use_the_only_queue,
         ),
         Patch(
             "synchronize",
@@ -164,13 +171,7 @@ def patches() -> tuple[Patch, ...]:
         Patch(
             "rng_state",
             "recomputation saves and restores the CUDA generator; on CPU the default generator is the device's",
-            lambda: (
-                (
-                    setattr(cuda.random, "get_rng_state", lambda device=None: torch.get_rng_state()),
-                    setattr(cuda, "default_generators", (torch.default_generator,)),
-                )
-                and None
-            ),
+            _use_the_default_generator,
         ),
         Patch(
             "tensor_cuda",
@@ -204,6 +205,10 @@ def prepare(without: str | None = None) -> None:
     """
     if torch.cuda.is_available() or getattr(prepare, "done", False):
         return
+    if torch.version.cuda is not None:
+        # Importing Megatron asks torch for the flags to compile kernels with. A CUDA build of torch derives them from
+        # the GPUs it finds, with an IndexError where there are none. Nothing is compiled here: any value will do.
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
     # The jit-fused functions of Megatron are compiled on first call, and the compiler asks for a CUDA device.
     importlib.import_module("torch._dynamo").config.disable = True  # type: ignore[attr-defined]
     selected = [patch for patch in patches() if patch.name != without]
