@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemo_prolong.config.manifest import StageManifest, utc_now
 from nemo_prolong.config.schema import RunConfig
@@ -15,6 +16,9 @@ from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.logs import run_logging
 from nemo_prolong.stages.manifest import new_manifest
 from nemo_prolong.stages.preflight import CONFIG_FILE, Start, check_files, dump
+
+if TYPE_CHECKING:
+    from nemo_prolong.engine.stage_training import StageTotals
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +36,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         CheckpointError: If the parent is missing, or the run directory holds another run.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    start = check_files(cfg)
+    start = check_files(cfg, rank)
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     manifest = new_manifest(cfg, start.parent, start.parent_record, _command(), world_size)
@@ -46,24 +50,11 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         # Importing NeMo takes seconds and prints a page; nothing above needs it.
         from nemo_prolong.engine.stage_training import train_stage
 
-        totals = train_stage(
-            cfg,
-            resume=start.resume,
-            parent_checkpoint=start.parent_checkpoint,
-        )
-    if rank == 0:
-        finished = manifest.model_copy(
-            update={
-                "status": "complete" if totals.step == cfg.train.train_iters else "stopped",
-                "step": totals.step,
-                "consumed_train_rows": totals.step * cfg.train.global_batch_size,
-                "consumed_train_tokens": totals.consumed_train_tokens,
-                "consumed_target_tokens": totals.consumed_target_tokens,
-                "finished_at": utc_now(),
-            }
-        )
-        finished.write(run_dir)
-        _report_end(finished, run_dir)
+        totals = train_stage(cfg, resume=start.resume, parent_checkpoint=start.parent_checkpoint)
+        if rank == 0:
+            finished = _finished(manifest, cfg, totals)
+            finished.write(run_dir)
+            _announce_end(finished, run_dir)
 
 
 def _command() -> str:
@@ -89,7 +80,23 @@ def _announce(cfg: RunConfig, start: Start, manifest: StageManifest) -> None:
     log.info("writes %s; library output goes to %s/train.log", cfg.run_dir, cfg.run_dir)
 
 
-def _report_end(manifest: StageManifest, run_dir: Path) -> None:
-    last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
-    loss = last.get("loss", last.get("val_loss"))
-    print(f"{manifest.stage} {manifest.status}: {manifest.step} steps, last loss {loss:.4f}, {run_dir}")
+def _finished(manifest: StageManifest, cfg: RunConfig, totals: StageTotals) -> StageManifest:
+    """Return the manifest with what the stage has done."""
+    return manifest.model_copy(
+        update={
+            "status": "complete" if totals.step == cfg.train.train_iters else "stopped",
+            "step": totals.step,
+            "consumed_train_rows": totals.step * cfg.train.global_batch_size,
+            "consumed_train_tokens": totals.consumed_train_tokens,
+            "consumed_target_tokens": totals.consumed_target_tokens,
+            "finished_at": utc_now(),
+        }
+    )
+
+
+def _announce_end(manifest: StageManifest, run_dir: Path) -> None:
+    """Say in one line how the stage ended."""
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    # Records of a validation hold val_loss instead, and a stage may end with one.
+    last_loss = next(record["loss"] for record in reversed(records) if "loss" in record)
+    log.info("%s %s: %d steps, last loss %.4f, %s", manifest.stage, manifest.status, manifest.step, last_loss, run_dir)
