@@ -1,7 +1,7 @@
 """Where output goes: ours to the console, everything else to the run's log file.
 
-NeMo, Lightning, Megatron and their C++ parts print hundreds of lines on import. They are kept in ``train.log``, together
-with our own lines, and stay off the console.
+NeMo, Lightning, Megatron and their C++ parts print hundreds of lines on import. They are kept in ``train.log``,
+together with our own lines, and stay off the console.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 _CONSOLE_FORMAT = "%(asctime)s  %(message)s"
 _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -48,7 +49,7 @@ def run_logging(log_file: Path, *, console: bool) -> Iterator[None]:
                 os.close(descriptor)
 
 
-def _install_handlers(file: object, terminal: object | None) -> list[tuple[logging.Logger, logging.Handler]]:
+def _install_handlers(file: TextIO, terminal: TextIO | None) -> list[tuple[logging.Logger, logging.Handler]]:
     """Attach the file to the root logger and the console to ours."""
     root, ours = logging.getLogger(), logging.getLogger("nemo_prolong")
     handlers: list[tuple[logging.Logger, logging.Handler]] = [(root, _handler(file, _FILE_FORMAT))]
@@ -62,7 +63,7 @@ def _install_handlers(file: object, terminal: object | None) -> list[tuple[loggi
     return handlers
 
 
-def _handler(stream: object, line_format: str) -> logging.Handler:
-    handler = logging.StreamHandler(stream)  # type: ignore[type-var]
+def _handler(stream: TextIO, line_format: str) -> logging.Handler:
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter(line_format, datefmt="%H:%M:%S"))
     return handler

@@ -36,13 +36,23 @@ def explain(
         overrides: What was typed on the command line.
         config_dirs: Directories that hold the groups, for the names of the experiments.
     """
-    text = str(error).strip()
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if isinstance(error, MissingConfigException):
         return _missing_file(error, overrides, config_dirs)
     if isinstance(error, yaml.MarkedYAMLError):
         return _bad_yaml(error)
+    text = str(error).strip()
+    if isinstance(error, SearchPathException):
+        return ConfigError("--config-dir", f"{text.rstrip('.')}.", "Give a directory that exists.")
+    known = _wrong_choice(text, schema, overrides, config_dirs) or _wrong_form(text, overrides)
+    return known or _anything_else(error, overrides)
+
+
+def _wrong_choice(
+    text: str, schema: type[Section], overrides: Sequence[str], config_dirs: Sequence[Path]
+) -> ConfigError | None:
+    """Explain a choice or key that is missing, unknown or given twice; None if ``text`` says something else."""
     if match := re.search(r"You must specify '(.+?)'", text):
         return _missing_choice(match[1], text, overrides, config_dirs)
     if match := re.search(r"Could not override '(.+?)'\.", text):
@@ -53,15 +63,18 @@ def explain(
     if match := re.search(r"An item is already at '(.+?)'", text):
         typed = [override.lstrip("+") for override in overrides if _key(override) == match[1]]
         return ConfigError(f"+{typed[0]}", "is set already; the plus adds what is not there.", f"Type {typed[0]}.")
-    if isinstance(error, SearchPathException):
-        return ConfigError("--config-dir", f"{text.rstrip('.')}.", "Give a directory that exists.")
+    return None
+
+
+def _wrong_form(text: str, overrides: Sequence[str]) -> ConfigError | None:
+    """Explain a value written in a wrong form; None if ``text`` says something else."""
     if "Config group override must be a string" in text:
         numbers = [override for override in overrides if re.fullmatch(r"\+?\w+=([\d.]+|true|false|null)", override)]
         return ConfigError(" ".join(numbers or overrides), "a group is chosen by the name of a file.", _see_help())
     if match := re.search(r"(?:argument|Sweep parameters) '(\+*)(.+?)=(.*?)'", text):
         fix = f"{match[1]}{match[2]}=[{match[3]}]"
         return ConfigError(f"{match[2]}={match[3]}", "a list is written in brackets.", f"Type '{fix}'.")
-    return _anything_else(error, overrides)
+    return None
 
 
 def experiments(config_dirs: Sequence[Path]) -> list[str]:

@@ -173,7 +173,7 @@ def _nearest_size(value: Any) -> str:
 
 
 def _say(schema: type[Section], location: Location, value: object) -> str:
-    """Return ``Set path=value (what the key means).``"""
+    """Return the remedy that sets a key: ``Set path=value (what the key means)`` and a full stop."""
     return f"Set {dotted(location)}={value}{meaning_of(schema, location)}."
 
 

@@ -19,15 +19,15 @@ from nemo_prolong.errors import CheckpointError
 
 cpu.prepare()
 
-from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
-from megatron.core.dist_checkpointing.validation import StrictHandling  # noqa: E402
-from transformers import AutoTokenizer, PreTrainedTokenizerBase  # noqa: E402
+from megatron.core import dist_checkpointing, parallel_state  # noqa: E402 - after cpu.prepare()
+from megatron.core.dist_checkpointing.validation import StrictHandling  # noqa: E402 - after cpu.prepare()
+from transformers import AutoTokenizer, PreTrainedTokenizerBase  # noqa: E402 - after cpu.prepare()
 
-from nemo_prolong.config.schema import ModelConfig, ParallelismConfig, PrecisionConfig  # noqa: E402
-from nemo_prolong.engine.checkpoint import ModelDescription  # noqa: E402
-from nemo_prolong.engine.model import build_nemo_config  # noqa: E402
-from nemo_prolong.engine.packed_step import packed_seq_params  # noqa: E402
-from nemo_prolong.engine.weights import CheckpointReader  # noqa: E402
+from nemo_prolong.config.schema import ParallelismConfig, PrecisionConfig  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.checkpoint import ModelDescription  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.model import build_nemo_config  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.packed_step import packed_seq_params  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.weights import CheckpointReader  # noqa: E402 - after cpu.prepare()
 
 
 def load_megatron_model(checkpoint: Path, description: ModelDescription) -> torch.nn.Module:

@@ -1,7 +1,8 @@
 """One micro-batch through the model: packed rows in, exact sums of token losses out.
 
-NeMo's own packed step breaks document boundaries as soon as a row is split over ranks, and passes the longest document as
-a tensor, which defeats Megatron's RoPE cache. The functions here are module-level because NeMo keeps them in its config.
+NeMo's own packed step breaks document boundaries as soon as a row is split over ranks, and passes the longest document
+as a tensor, which defeats Megatron's RoPE cache. The functions here are module-level because NeMo keeps them in its
+config.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ _DEVICE_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens")
 def packed_data_step(dataloader_iter: Iterator[Any]) -> Batch:
     """Return the next micro-batch with its tensors on this rank's device.
 
-    The batch is what ``data.dataset.collate_rows`` makes: tokens, labels, loss_mask, position_ids [1, S], cu_seqlens int32
-    [D+1], max_seqlen int, domain list of str, real_tokens int. Context parallelism will split it by document here.
+    The batch is what ``data.dataset.collate_rows`` makes: tokens, labels, loss_mask, position_ids [1, S], cu_seqlens
+    int32 [D+1], max_seqlen int, domain list of str, real_tokens int. Context parallelism will split it by document
+    here.
     """
     batch = next(dataloader_iter)
     if isinstance(batch, tuple):

@@ -13,14 +13,14 @@ from nemo_prolong.engine import cpu
 
 cpu.prepare()
 
-from megatron.core import parallel_state  # noqa: E402
-from nemo.lightning.pytorch.strategies.utils import RestoreConfig  # noqa: E402
+from megatron.core import parallel_state  # noqa: E402 - after cpu.prepare()
+from nemo.lightning.pytorch.strategies.utils import RestoreConfig  # noqa: E402 - after cpu.prepare()
 
-from nemo_prolong.engine.checkpoint import CheckpointWriter  # noqa: E402
-from nemo_prolong.engine.data_module import PackedDataModule  # noqa: E402
-from nemo_prolong.engine.metrics import StepMetrics  # noqa: E402
-from nemo_prolong.engine.model import build_model  # noqa: E402
-from nemo_prolong.engine.trainer import build_trainer  # noqa: E402
+from nemo_prolong.engine.checkpoint import CheckpointWriter  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.data_module import PackedDataModule  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.metrics import StepMetrics  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.model import build_model  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.trainer import build_trainer  # noqa: E402 - after cpu.prepare()
 
 log = logging.getLogger(__name__)
 

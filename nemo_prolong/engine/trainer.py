@@ -16,14 +16,14 @@ from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine.model import params_dtype
 
-
 _STATE_OF_THE_STAGE = ("lr", "initial_lr", "max_lr", "min_lr", "weight_decay", "betas", "eps")
 
 
 class StageStrategy(nl.MegatronStrategy):
     """Megatron's strategy with one difference: a parent's optimizer state brings no hyperparameters along.
 
-    Moments, fp32 weights and the step counter of Adam are taken; learning rate, decay and betas stay those of the stage.
+    Moments, fp32 weights and the step counter of Adam are taken; learning rate, decay and betas stay those of the
+    stage.
     """
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:

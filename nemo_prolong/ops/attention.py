@@ -7,6 +7,7 @@ length become the batch of one fused causal attention. Cost: O(sum of squared do
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ def _group_documents_by_length(cu_seqlens: torch.Tensor) -> dict[int, list[int]]
     """Return the start offsets of the documents of each length, in order of first appearance."""
     boundaries = cu_seqlens.tolist()
     starts_by_length: dict[int, list[int]] = defaultdict(list)
-    for start, end in zip(boundaries, boundaries[1:], strict=False):
+    for start, end in pairwise(boundaries):
         if end > start:
             starts_by_length[end - start].append(start)
     return starts_by_length

@@ -38,8 +38,12 @@ class Start:
     parent_checkpoint: Path | None = None
 
 
-def check_files(cfg: RunConfig) -> Start:
+def check_files(cfg: RunConfig, rank: int = 0) -> Start:
     """Return how the stage starts.
+
+    Args:
+        cfg: The stage.
+        rank: Only rank 0 judges the run directory: the others would see what rank 0 is just writing into it.
 
     Raises:
         DataError: If data or tokenizer are missing or the data is empty.
@@ -47,7 +51,7 @@ def check_files(cfg: RunConfig) -> Start:
         ConfigError: If the parent is of a kind this version cannot read, or of another shape.
     """
     _check_data(cfg)
-    resume = _check_run_dir(cfg)
+    resume = _check_run_dir(cfg) if rank == 0 else newest_checkpoint(Path(cfg.run_dir))
     if cfg.transition == Transition.SCRATCH:
         return Start(resume=resume)
     parent_dir = _parent_dir(cfg)
@@ -74,7 +78,8 @@ def _check_data(cfg: RunConfig) -> None:
 def _check_run_dir(cfg: RunConfig) -> Path | None:
     """Return the checkpoint to resume from if the directory holds an unfinished run of the same configuration."""
     run_dir = Path(cfg.run_dir)
-    if not run_dir.exists() or not any(run_dir.iterdir()):
+    # Other ranks of this launch may have opened their logs already.
+    if not run_dir.exists() or all(path.match("train.rank*.log") for path in run_dir.iterdir()):
         return None
     new_name = "Give the run another name=..., or remove the directory."
     if not (run_dir / MANIFEST_FILE).is_file():

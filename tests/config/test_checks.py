@@ -86,8 +86,8 @@ MESSAGES = [
     (
         "stage2",
         ["model.make_vocab_size_divisible_by=128"],
-        "model.make_vocab_size_divisible_by=128: pads the vocabulary of 128256 to 129024 at TP 8; optimizer state carried "
-        "over from a parent with another TP would not fit. Set model.make_vocab_size_divisible_by=32.",
+        "model.make_vocab_size_divisible_by=128: pads the vocabulary of 128256 to 129024 at TP 8; optimizer state "
+        "carried over from a parent with another TP would not fit. Set model.make_vocab_size_divisible_by=32.",
     ),
     (
         "mini/base",
@@ -98,20 +98,22 @@ MESSAGES = [
     (
         "stage2",
         ["parallelism.cp_comm_type=all_gather"],
-        "parallelism.cp_comm_type=all_gather: Transformer Engine 2.9 refuses all_gather for rows with document masks, and "
-        "ignores FP8 there without a word. Set parallelism.cp_comm_type=p2p.",
+        "parallelism.cp_comm_type=all_gather: Transformer Engine 2.9 refuses all_gather for rows with document masks, "
+        "and ignores FP8 there without a word. Set parallelism.cp_comm_type=p2p.",
     ),
     # Precision.
     (
         "stage2",
         ["precision=fp8_attention", "precision.fp8_recipe=tensorwise"],
-        "precision.fp8_recipe=tensorwise: Hopper's FP8 attention kernel exists for delayed scaling only (cuDNN's others "
-        "need Blackwell). Set precision.fp8_recipe=delayed, or precision=fp8 (FP8 matrix products, BF16 attention).",
+        "precision.fp8_recipe=tensorwise: Hopper's FP8 attention kernel exists for delayed scaling only (cuDNN's "
+        "others need Blackwell). Set precision.fp8_recipe=delayed, or precision=fp8 (FP8 matrix "
+        "products, BF16 attention).",
     ),
     (
         "mini/base",
         ["precision=fp8_attention"],
-        "model.kv_channels=32: the FP8 attention kernel of Hopper trains heads of 128 dimensions only. Set precision=fp8.",
+        "model.kv_channels=32: the FP8 attention kernel of Hopper trains heads of 128 dimensions only. "
+        "Set precision=fp8.",
     ),
     (
         "mini/base",

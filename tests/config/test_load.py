@@ -19,13 +19,18 @@ MESSAGES = {
     "+lr=1": "lr=1: no such key in the configuration. Did you mean optim.lr=1?",
     "+parallelism.tp=2": "parallelism.tp=2: no such key in parallelism. "
     "Did you mean parallelism.tensor_model_parallel_size=2?",
-    "+model.rope_theta=8e6": "model.rope_theta=8000000.0: no such key in model. Did you mean model.rotary_base=8000000.0?",
+    "+model.rope_theta=8e6": "model.rope_theta=8000000.0: no such key in model. "
+    "Did you mean model.rotary_base=8000000.0?",
     "+data.mixture=[{path:x,proportion:1,share:1}]": "data.mixture[0].share=1: no such key in data.mixture[0]. "
     "Keys of data.mixture[0]: path, proportion.",
-    "train.train_iters=abc": "train.train_iters=abc: must be a whole number. Set train.train_iters=N (optimizer steps).",
-    "train.train_iters=10.0": "train.train_iters=10.0: must be a whole number. Set train.train_iters=N (optimizer steps).",
-    "train.train_iters='10'": "train.train_iters=10: must be a whole number. Set train.train_iters=N (optimizer steps).",
-    "train.train_iters=true": "train.train_iters=true: must be a whole number. Set train.train_iters=N (optimizer steps).",
+    "train.train_iters=abc": "train.train_iters=abc: must be a whole number. "
+    "Set train.train_iters=N (optimizer steps).",
+    "train.train_iters=10.0": "train.train_iters=10.0: must be a whole number. "
+    "Set train.train_iters=N (optimizer steps).",
+    "train.train_iters='10'": "train.train_iters=10: must be a whole number. "
+    "Set train.train_iters=N (optimizer steps).",
+    "train.train_iters=true": "train.train_iters=true: must be a whole number. "
+    "Set train.train_iters=N (optimizer steps).",
     "train.global_batch_size=0": "train.global_batch_size=0: must be greater than 0. "
     "Set train.global_batch_size=1 (packed rows per optimizer step, over all data-parallel ranks).",
     "optim.lr=fast": "optim.lr=fast: must be a number. Set optim.lr=X (peak learning rate).",
@@ -37,8 +42,8 @@ MESSAGES = {
     "stage=stage3": "stage=stage3: must be one of base, stage1, stage2, sft. Set stage=stage2 (which stage this is).",
     "precision.compute=fp16": "precision.compute=fp16: must be one of fp32, bf16, fp8, fp8_attention. "
     "Set precision.compute=bf16 (number format; fp8 is FP8 matrix products and BF16 attention).",
-    "seq_length=64k tokens": "seq_length=64k tokens: is not a size (write a whole number, or one with K, M, B or T such "
-    "as 64K). Set seq_length=64K (tokens in one packed row).",
+    "seq_length=64k tokens": "seq_length=64k tokens: is not a size (write a whole number, or one with K, M, B or T "
+    "such as 64K). Set seq_length=64K (tokens in one packed row).",
     "seq_length=65536.0": "seq_length=65536.0: is not a size (write a whole number, or one with K, M, B or T such "
     "as 64K). Set seq_length=65536 (tokens in one packed row).",
     "seq_length=0K": "seq_length=0K: must be greater than 0. Set seq_length=1 (tokens in one packed row).",
@@ -109,7 +114,7 @@ def test_an_interpolation_takes_the_value_it_points_to(load_run):
 
 
 def test_an_interpolation_that_cannot_be_resolved_keeps_the_reason(load_run):
-    with pytest.raises(ConfigError, match="cannot be resolved: .*Environment variable 'NO_SUCH_VARIABLE' not found"):
+    with pytest.raises(ConfigError, match=r"cannot be resolved: .*Environment variable 'NO_SUCH_VARIABLE' not found"):
         load_run("+exp=mini/base", "name=${oc.env:NO_SUCH_VARIABLE}")
 
 

@@ -27,7 +27,8 @@ TP = "parallelism.tensor_model_parallel_size"
 
 REFUSALS = {
     "+exp=stag2": f"+exp=stag2: no such experiment. Did you mean +exp=stage2? Available: {ALL_EXPERIMENTS}.",
-    "+exp=mini/stge1": f"+exp=mini/stge1: no such experiment. Did you mean +exp=mini/stage1? Available: {ALL_EXPERIMENTS}.",
+    "+exp=mini/stge1": f"+exp=mini/stge1: no such experiment. Did you mean +exp=mini/stage1? "
+    f"Available: {ALL_EXPERIMENTS}.",
     "exp=stage2": "exp=stage2: an experiment is added to the configuration, which takes a plus sign. Type +exp=stage2.",
     "exp=mini/stage1": "exp=mini/stage1: an experiment is added to the configuration, which takes a plus sign. "
     "Type +exp=mini/stage1.",
@@ -55,23 +56,23 @@ REFUSALS = {
     "Type 'data.validation=[a,b]'.",
     "+exp=mini/base hydra.job.chdir=abc": "hydra.job.chdir=abc: Value 'abc' is not a valid bool (type str). "
     "Run the script with --help to see all groups and keys.",
-    "+exp=mini/base seq_length=64k_tokens": "seq_length=64k_tokens: is not a size (write a whole number, or one with K, "
-    "M, B or T such as 64K). Set seq_length=64K (tokens in one packed row).",
+    "+exp=mini/base seq_length=64k_tokens": "seq_length=64k_tokens: is not a size (write a whole number, or one with "
+    "K, M, B or T such as 64K). Set seq_length=64K (tokens in one packed row).",
     "+exp=mini/base seq_length=1001 parallelism.context_parallel_size=2": "seq_length=1001: must be a multiple of 4 "
     "(2*CP, because every CP rank takes two pieces of a row). Set seq_length=1000, or "
     "parallelism.context_parallel_size=1.",
-    f"+exp=mini/stage1 {TP}=2": "parallelism=TP 2 x PP 1 x CP 1: needs a multiple of 2 ranks, and 1 rank was started. "
-    f"Start it with: torchrun --nproc-per-node 2 scripts/train.py +exp=mini/stage1 {TP}=2",
+    f"+exp=mini/stage1 {TP}=2": "parallelism=TP 2 x PP 1 x CP 1: needs a multiple of 2 ranks, and 1 rank was "
+    f"started. Start it with: torchrun --nproc-per-node 2 scripts/train.py +exp=mini/stage1 {TP}=2",
     "+exp=stage1": "parent=???: must be set and has no default. "
     "Set parent=VALUE (run directory the stage starts from, or hf:DIR for a Hugging Face directory).",
     "+exp=mini/base --multirun": "--multirun: one process trains one stage: its parallel state cannot be built twice. "
     "Start one command per run.",
-    "+exp=mini/base hydra.mode=MULTIRUN": "hydra.mode=MULTIRUN: one process trains one stage: its parallel state cannot "
-    "be built twice. Start one command per run.",
+    "+exp=mini/base hydra.mode=MULTIRUN": "hydra.mode=MULTIRUN: one process trains one stage: its parallel state "
+    "cannot be built twice. Start one command per run.",
     "--experimental-rerun=job.pickle": "--experimental-rerun: unpickles a file, which could run any code. "
     "Repeat the command instead; <run>/overrides.txt holds what was typed.",
-    "+exp=mini/base --config-dir=/no/such/place": "--config-dir: Additional config directory '/no/such/place' not found. "
-    "Give a directory that exists.",
+    "+exp=mini/base --config-dir=/no/such/place": "--config-dir: Additional config directory '/no/such/place' not "
+    "found. Give a directory that exists.",
     "--config-name=trian": "--config-name trian: Cannot find primary config 'trian'. Check that it's in your config "
     "search path. Run the script with --help to see all groups and keys.",
     "+exp=stage1 --cfg=job": "parent=???: must be set and has no default. "
@@ -172,7 +173,7 @@ def test_cfg_job_prints_the_whole_configuration_of_stage_2_and_runs_nothing(run_
     assert (code, message) == (0, "")
     cfg = yaml.safe_load(printed)
     assert (cfg["seq_length"], cfg["train"]["global_batch_size"], cfg["stage"]) == ("512K", 16, "stage2")
-    assert list(cfg)[0] == "stage"
+    assert next(iter(cfg)) == "stage"
 
 
 def run_train_without_exit(run_train, *arguments: str) -> tuple[int, str, str]:

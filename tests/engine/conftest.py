@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import tiny_config, write_data  # noqa: E402
+from tiny import tiny_config, write_data
 
 TWO_RANK_LAYOUTS: dict[str, dict[str, int]] = {
     "dp2": {},

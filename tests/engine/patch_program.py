@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-import nemo.lightning  # noqa: F401  imported before the forks, without any patch
-from nemo.collections import llm  # noqa: F401
+import nemo.lightning  # noqa: F401 - imported before the forks, without any patch
+from nemo.collections import llm  # noqa: F401 - likewise
 from tiny import tiny_config
 
 from nemo_prolong.engine import cpu

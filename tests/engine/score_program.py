@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ def main() -> None:
     loss_sum, target_tokens, largest_difference = 0.0, 0, 0.0
     for row in (rows[index] for index in range(4)):
         boundaries = row["cu_seqlens"].tolist()
-        for start, end in zip(boundaries, boundaries[1:], strict=False):
+        for start, end in pairwise(boundaries):
             if end - start < 2 or start >= row["real_tokens"]:
                 continue
             tokens = row["tokens"][start:end]
