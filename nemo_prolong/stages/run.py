@@ -16,6 +16,7 @@ from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.logs import run_logging
 from nemo_prolong.stages.manifest import new_manifest
 from nemo_prolong.stages.preflight import CONFIG_FILE, Start, check_files, dump
+from nemo_prolong.stages.supported import check_supported
 
 if TYPE_CHECKING:
     from nemo_prolong.engine.stage_training import StageTotals
@@ -31,11 +32,12 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         overrides: What the user typed, for the record.
 
     Raises:
-        ConfigError: If the parent cannot be used.
+        ConfigError: If this version cannot train the stage, or the parent cannot be used.
         DataError: If the data is missing or does not fit.
         CheckpointError: If the parent is missing, or the run directory holds another run.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    check_supported(cfg)
     start = check_files(cfg, rank)
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
