@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
-from tiny import tiny_config  # noqa: E402 - a helper of tests/engine, which is no package
+from tiny import tiny_config
 
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.stages.supported import check_supported
