@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,19 @@ def test_the_loss_of_a_random_walk_falls(one_rank_runs: Path) -> None:
     assert len(losses) == 8
     assert losses[0] == pytest.approx(6.24, abs=0.2)  # ln(512): nothing is known yet
     assert losses[-1] < losses[0] - 0.3
+
+
+def test_every_step_is_trained_with_the_learning_rate_of_the_recipe(one_rank_runs: Path) -> None:
+    peak, floor, warmup, train_iters = 1e-2, 0.1, 1, 8
+    expected = []
+    for done in range(train_iters):
+        cosine = 0.5 * (1 + math.cos(math.pi * (done - warmup) / (train_iters - warmup)))
+        expected.append(peak * (done / warmup if done < warmup else floor + (1 - floor) * cosine))
+    assert expected[:2] == [0.0, peak]
+    # The record of step n holds the rate that step was taken with: n - 1 steps were done before it.
+    records = read_metrics(one_rank_runs / "whole")
+    assert [record["step"] for record in records] == list(range(1, train_iters + 1))
+    assert [record["learning_rate"] for record in records] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(one_rank_runs: Path) -> None:
