@@ -79,9 +79,9 @@ def loss_figure(stages: Sequence[StageRun]) -> Figure | None:
     return Figure(
         "Training loss",
         "Thin: every step (of long stages, the lowest and highest per stretch). Thick: average over "
-        f"{SMOOTHING_FRACTION:.0%} of the stage's steps. Hollow markers: loss on held-out validation rows. Each stage "
-        "trains on data of its own, and SFT counts the loss of answers only, so levels compare within a stage; across "
-        "a boundary, use perplexity below.",
+        f"{SMOOTHING_FRACTION:.0%} of the stage's steps, at least 3. Hollow markers: loss on held-out validation rows. "
+        "Each stage trains on data of its own, and SFT counts the loss of answers only, so levels compare within a "
+        "stage; across a boundary, use perplexity below.",
         draw(WIDE, 400, 10),
         draw(NARROW, 300, 4),
         [LegendEntry(_swatch(style, "line"), stage.label) for style, stage in enumerate(stages) if stage.steps],

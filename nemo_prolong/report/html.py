@@ -131,7 +131,7 @@ def _perplexity_tile(stages: Sequence[StageRun]) -> Tile | None:
     return Tile(
         f"{numbers.significant(before.perplexity)} \u2192 {numbers.significant(after.perplexity)}",
         f"perplexity at {numbers.span(*after.span)}",
-        f"positions in tokens; {label_before}, {label_after}",
+        f"{label_before} \u2192 {label_after}, tokens that far into a document",
     )
 
 
