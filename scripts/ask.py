@@ -17,7 +17,8 @@ def main() -> None:
         [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     torch.manual_seed(0)
-    output = model.generate(**prompt, max_new_tokens=64, do_sample=False, repetition_penalty=1.2)
+    stop = tokenizer.eos_token_id
+    output = model.generate(**prompt, max_new_tokens=64, do_sample=False, repetition_penalty=1.2, pad_token_id=stop)
     print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip())
 
 

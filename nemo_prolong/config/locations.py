@@ -41,3 +41,14 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     """Return the complete checkpoint of the highest step, or None; the time of a file means nothing."""
     steps = complete_steps(run_dir)
     return checkpoint_directory(run_dir, steps[-1]) if steps else None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer steps of a checkpoint directory.
+
+    >>> step_of(Path("runs/stage1/checkpoints/step_00005000"))
+    5000
+    """
+    match = _STEP_DIRECTORY.fullmatch(checkpoint.name)
+    assert match, checkpoint
+    return int(match[1])

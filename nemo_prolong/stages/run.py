@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_prolong.config.manifest import StageManifest, utc_now
+from nemo_prolong.config.locations import step_of
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.logs import run_logging
@@ -46,6 +47,8 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         write_json_atomically(run_dir / CONFIG_FILE, dump(cfg))
         write_text_atomically(run_dir / "overrides.txt", "".join(f"{line}\n" for line in overrides))
         manifest.write(run_dir)
+        if start.resume:
+            forget_steps_after(run_dir, step_of(start.resume))
     log_file = run_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log")
     with run_logging(log_file, console=rank == 0):
         _announce(cfg, start, manifest)
@@ -57,6 +60,24 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
             finished = _finished(manifest, cfg, totals)
             finished.write(run_dir)
             _announce_end(finished, run_dir)
+
+
+def forget_steps_after(run_dir: Path, step: int) -> None:
+    """Drop the records of steps that are about to be trained again, so that the series has every step once.
+
+    A line that a kill cut off is dropped too.
+    """
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except (ValueError, KeyError):
+            continue
+    write_text_atomically(path, "".join(kept))
 
 
 def _command() -> str:
