@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_prolong.config.manifest import StageManifest, utc_now
 from nemo_prolong.config.locations import step_of
+from nemo_prolong.config.manifest import StageManifest, utc_now
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.logs import run_logging
