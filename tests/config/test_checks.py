@@ -53,7 +53,11 @@ MESSAGES = [
         [f"{TP}=4"],
         f"{TP}=4: must divide num_attention_heads = 6 and num_query_groups = 2 of the model. Set {TP}=2.",
     ),
-    ("mini/base", [f"{PP}=3"], f"{PP}=3: must divide model.num_layers = 4. Set {PP}=2."),
+    (
+        "mini/base",
+        ["model.num_layers=4", f"{PP}=3"],
+        f"{PP}=3: must divide model.num_layers = 4. Set {PP}=2.",
+    ),
     (
         "mini/base",
         ["parallelism.sequence_parallel=true"],
@@ -134,7 +138,7 @@ MESSAGES = [
     ),
     (
         "mini/base",
-        ["precision=bf16", f"{PP}=2", "precision.recompute.recompute_num_layers=4"],
+        ["precision=bf16", "model.num_layers=4", f"{PP}=2", "precision.recompute.recompute_num_layers=4"],
         "precision.recompute.recompute_num_layers=4: full needs 1 to 2 layers (those of a pipeline stage). "
         "Set precision.recompute.recompute_num_layers=2.",
     ),
@@ -213,12 +217,12 @@ MESSAGES = [
         "mini/base",
         ["train.micro_batch_size=2"],
         "train.micro_batch_size=2: a packed row is a micro-batch of its own: its documents already are the batch. "
-        "Set train.micro_batch_size=1; train.global_batch_size=8 stays the batch.",
+        "Set train.micro_batch_size=1; train.global_batch_size=2 stays the batch.",
     ),
     (
         "mini/base",
         ["data.validation=[]"],
-        "train.val_check_interval=50: there is nothing to validate on: data.validation is empty. "
+        "train.val_check_interval=400: there is nothing to validate on: data.validation is empty. "
         "Set train.val_check_interval=0, or data.validation=[DIRECTORY].",
     ),
     (
@@ -289,7 +293,7 @@ def test_too_few_ranks_for_a_planned_layout_get_the_planned_command(load_run):
 
 def test_a_batch_that_does_not_divide_over_the_started_ranks_is_refused_with_the_nearest_batch(load_run):
     with pytest.raises(ConfigError) as refusal:
-        check_world(load_run("+exp=mini/stage1"), 3)
+        check_world(load_run("+exp=mini/stage1", "train.global_batch_size=4"), 3)
     assert str(refusal.value) == (
         "train.global_batch_size=4: must be a multiple of micro_batch_size * DP = 3 (3 ranks). "
         "Set train.global_batch_size=3."
@@ -297,8 +301,8 @@ def test_a_batch_that_does_not_divide_over_the_started_ranks_is_refused_with_the
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_data_parallel_ranks_need_no_setting(world_size, load_run):
-    check_world(load_run("+exp=mini/stage1"), world_size)
+def test_data_parallel_ranks_that_divide_the_batch_need_no_layout(world_size, load_run):
+    check_world(load_run("+exp=mini/stage1", "train.global_batch_size=4"), world_size)
 
 
 @pytest.mark.parametrize(
