@@ -1,0 +1,60 @@
+"""Run directories as the tests want them, without training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+
+from tiny import tiny_config, write_data
+
+from nemo_prolong.config.locations import checkpoint_directory
+from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.files import write_json_atomically
+from nemo_prolong.stages.manifest import new_manifest
+from nemo_prolong.stages.preflight import CONFIG_FILE, dump
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    """A data directory of one row set."""
+    return write_data(tmp_path / "data", rows=6)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, data_root: Path) -> Callable[..., RunConfig]:
+    """A function from changes to a tiny stage on the data, below ``runs``."""
+    return lambda **changes: tiny_config(data_root, tmp_path / "runs", **changes)
+
+
+@pytest.fixture
+def make_run() -> Callable[..., Path]:
+    """A function that writes what a run leaves: configuration, manifest, checkpoints of ``steps``."""
+
+    def make(cfg: RunConfig, status: str, steps: tuple[int, ...]) -> Path:
+        run_dir = Path(cfg.run_dir)
+        manifest = new_manifest(cfg, None, None, "python scripts/train.py +exp=tiny", 1)
+        manifest.model_copy(update={"status": status, "step": max(steps, default=0)}).write(run_dir)
+        write_json_atomically(run_dir / CONFIG_FILE, dump(cfg))
+        for step in steps:
+            checkpoint_directory(run_dir, step).mkdir(parents=True)
+        return run_dir
+
+    return make
+
+
+@pytest.fixture
+def make_child(make_config: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+    """A function from a parent and changes to a stage that starts from it."""
+
+    def make(parent: str | Path, **changes: Any) -> RunConfig:
+        return make_config(
+            **{"stage": "stage1", "name": "child", "parent": str(parent), "transition": "weights"} | changes
+        )
+
+    return make

@@ -1,0 +1,264 @@
+"""What is wrong on disk is refused before training starts, and an interrupted run is found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemo_prolong.config.locations import checkpoint_directory
+from nemo_prolong.config.manifest import MANIFEST_FILE, ParentRecord
+from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.stages.preflight import Start, check_files
+
+NEW_NAME = "Give the run another name=..., or remove the directory."
+CONTINUE = "Repeat that run's command to continue it, or give the run another name=..., or remove the directory."
+
+
+def refusal(kind, cfg, rank=0) -> str:
+    """Return the message that ``cfg`` is refused with."""
+    with pytest.raises(kind) as error:
+        check_files(cfg, rank)
+    # Not a subclass: the class decides the exit code.
+    assert type(error.value) is kind
+    return str(error.value)
+
+
+def listing(directory: Path) -> list[Path]:
+    return sorted(directory.rglob("*"))
+
+
+# Data.
+
+
+def test_a_missing_data_directory_is_refused_with_the_command_that_writes_it(make_config, tmp_path):
+    missing = tmp_path / "nowhere"
+    assert refusal(DataError, make_config(data={"root": str(missing)})) == (
+        f"data.root={missing}: the data directory does not exist. "
+        f"Write it with: python scripts/prepare_data.py output={missing}"
+    )
+
+
+def test_a_missing_tokenizer_is_refused_with_the_place_it_was_looked_for(make_config, data_root):
+    assert refusal(DataError, make_config(data={"tokenizer": "llama"})) == (
+        f"data.tokenizer=llama: there is no tokenizer in {data_root}/llama. "
+        f"Write it with: python scripts/prepare_data.py output={data_root}"
+    )
+
+
+def test_a_directory_without_tokenizer_json_is_no_tokenizer(make_config, data_root):
+    (data_root / "tokenizer" / "tokenizer.json").unlink()
+    assert f"there is no tokenizer in {data_root}/tokenizer." in refusal(DataError, make_config())
+
+
+def test_a_tokenizer_elsewhere_may_be_named_by_its_absolute_path(make_config, data_root, tmp_path):
+    elsewhere = (data_root / "tokenizer").rename(tmp_path / "elsewhere")
+    assert check_files(make_config(data={"tokenizer": str(elsewhere)})) == Start()
+
+
+def test_a_row_set_without_an_index_is_refused_by_name(make_config, data_root):
+    (data_root / "rows" / "index.json").unlink()
+    assert refusal(DataError, make_config()) == (
+        f"data.mixture path=rows: {data_root}/rows holds no packed rows. "
+        f"Write it with: python scripts/prepare_data.py output={data_root}"
+    )
+
+
+def test_a_row_set_of_the_validation_is_looked_for_too(make_config, data_root):
+    message = refusal(DataError, make_config(data={"validation": ["rows", "held-out"]}))
+    assert f"{data_root}/held-out holds no packed rows." in message
+
+
+# Parent.
+
+
+def test_a_parent_that_does_not_exist_is_refused(make_child, tmp_path):
+    assert refusal(CheckpointError, make_child(tmp_path / "nowhere")) == (
+        f"parent={tmp_path}/nowhere: the parent run does not exist. Train the parent stage first, or name its run."
+    )
+
+
+def test_a_hugging_face_parent_is_refused_as_not_built_yet(make_child):
+    assert refusal(ConfigError, make_child("hf:models/llama")) == (
+        "parent=hf:models/llama: this version starts a stage from a run directory; reading a Hugging Face directory "
+        "is not built yet. Name a run directory such as parent=runs/stage1."
+    )
+
+
+def test_a_parent_that_is_no_run_is_refused(make_child, data_root):
+    assert refusal(CheckpointError, make_child(data_root)) == (
+        f"{data_root}: a run directory has a stage.json; this one has none. "
+        "Name the directory of a run of scripts/train.py, such as runs/stage1."
+    )
+
+
+@pytest.mark.parametrize("status", ["running", "stopped"])
+def test_an_unfinished_parent_is_refused_with_its_command(status, make_config, make_child, make_run):
+    parent = make_run(make_config(name="parent"), status, (2,))
+    assert refusal(CheckpointError, make_child(parent)) == (
+        f"parent={parent}: the parent is not complete (step 2 of 4, status {status}). "
+        "Finish it by repeating its command: python scripts/train.py +exp=tiny"
+    )
+
+
+def test_a_complete_parent_whose_checkpoints_were_removed_is_refused(make_config, make_child, make_run):
+    parent = make_run(make_config(name="parent"), "complete", ())
+    assert refusal(CheckpointError, make_child(parent)).startswith(f"parent={parent}: the parent is not complete (")
+
+
+def test_a_parent_of_another_shape_is_refused_with_every_difference(make_config, make_child, make_run):
+    parent = make_run(make_config(name="parent"), "complete", (4,))
+    child = make_child(parent, model={"name": "wide", "num_layers": 3, "ffn_hidden_size": 256})
+    assert refusal(ConfigError, child) == (
+        f"parent={parent}: the model differs from the parent's in model.ffn_hidden_size (128 -> 256), "
+        "model.num_layers (2 -> 3). Use the parent's model, tiny-llama."
+    )
+
+
+def test_a_complete_parent_gives_its_newest_checkpoint_and_a_record_of_it(make_config, make_child, make_run):
+    parent = make_run(make_config(name="parent"), "complete", (2, 4))
+    start = check_files(make_child(parent))
+    assert start.resume is None
+    assert start.parent is not None and start.parent.name == "parent"
+    assert start.parent_record == ParentRecord(path=str(parent), step=4, transition="weights")
+    assert start.parent_checkpoint == checkpoint_directory(parent, 4)
+
+
+def test_a_new_rope_base_and_a_new_name_are_no_other_shape(make_config, make_child, make_run):
+    parent = make_run(make_config(name="parent"), "complete", (4,))
+    child = make_child(parent, model={"rotary_base": 80000.0, "name": "tiny-long", "init_method_std": 0.01})
+    assert check_files(child).parent_checkpoint == checkpoint_directory(parent, 4)
+
+
+# Run directory.
+
+
+def test_a_new_run_starts_from_nothing_and_checking_writes_nothing(make_config, tmp_path):
+    before = listing(tmp_path)
+    assert check_files(make_config()) == Start()
+    assert listing(tmp_path) == before
+
+
+def test_a_directory_that_is_not_a_run_is_refused_and_left_as_it_is(make_config):
+    cfg = make_config()
+    notes = Path(cfg.run_dir) / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    assert refusal(CheckpointError, cfg) == (
+        f"name=tiny: {cfg.run_dir} exists and is not the directory of a run. {NEW_NAME}"
+    )
+    assert listing(notes.parent) == [notes] and notes.read_text() == "mine"
+
+
+def test_a_complete_run_is_never_trained_over(make_config, make_run):
+    cfg = make_config()
+    make_run(cfg, "complete", (4,))
+    assert refusal(CheckpointError, cfg) == (
+        f"name=tiny: {cfg.run_dir} already holds a complete run of base. {NEW_NAME}"
+    )
+
+
+def test_a_run_of_another_configuration_is_refused_with_the_differing_keys_and_both_values(make_config, make_run):
+    make_run(make_config(), "running", (2,))
+    cfg = make_config(seed=7, optim={"lr": 0.02})
+    assert refusal(CheckpointError, cfg) == (
+        f"name=tiny: {cfg.run_dir} holds another run; it differs in optim.lr (0.01 -> 0.02), seed (42 -> 7). {CONTINUE}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"train": {"train_iters": 8}}, "train.train_iters (4 -> 8)"),
+        ({"train": {"global_batch_size": 8}}, "train.global_batch_size (4 -> 8)"),
+        ({"model": {"rotary_base": 80000.0}}, "model.rotary_base (10000.0 -> 80000.0)"),
+        ({"seq_length": 128}, "seq_length (64 -> 128)"),
+        (
+            {"data": {"mixture": [{"path": "rows", "proportion": 0.5}]}},
+            "data.mixture ([{'path': 'rows', 'proportion': 1.0}] -> [{'path': 'rows', 'proportion': 0.5}])",
+        ),
+    ],
+)
+def test_every_section_that_decides_what_is_trained_counts(changes, difference, make_config, make_run):
+    make_run(make_config(), "stopped", (2,))
+    assert f"it differs in {difference}. " in refusal(CheckpointError, make_config(**changes))
+
+
+@pytest.mark.parametrize("status", ["running", "stopped"])
+def test_the_same_configuration_resumes_from_the_checkpoint_of_the_highest_step(status, make_config, make_run):
+    cfg = make_config()
+    # Neither the order of writing nor the number of digits decides.
+    run_dir = make_run(cfg, status, (2, 10, 3))
+    assert check_files(cfg) == Start(resume=checkpoint_directory(run_dir, 10))
+
+
+def test_a_checkpoint_that_was_being_written_is_ignored(make_config, make_run):
+    cfg = make_config()
+    run_dir = make_run(cfg, "running", (2,))
+    (run_dir / "checkpoints" / "step_00000003.writing").mkdir()
+    assert check_files(cfg).resume == checkpoint_directory(run_dir, 2)
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_starts_again(make_config, make_run):
+    cfg = make_config()
+    run_dir = make_run(cfg, "running", ())
+    (run_dir / "checkpoints" / "step_00000002.writing").mkdir(parents=True)
+    assert check_files(cfg) == Start()
+
+
+def test_another_layout_tracker_or_checkpoint_rhythm_continues_the_same_run(make_config, make_run):
+    run_dir = make_run(make_config(), "running", (2,))
+    changed = make_config(
+        parallelism={"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
+        tracker={"tensorboard": True},
+        checkpoint={"save_interval_steps": 1},
+    )
+    assert check_files(changed).resume == checkpoint_directory(run_dir, 2)
+
+
+def test_a_resumed_child_still_knows_its_parent(make_config, make_child, make_run):
+    parent = make_run(make_config(name="parent"), "complete", (4,))
+    child = make_child(parent)
+    run_dir = make_run(child, "running", (1,))
+    start = check_files(child)
+    assert start.resume == checkpoint_directory(run_dir, 1)
+    assert start.parent_record == ParentRecord(path=str(parent), step=4, transition="weights")
+
+
+# Ranks.
+
+
+def test_logs_that_other_ranks_have_opened_do_not_make_a_directory_taken(make_config):
+    cfg = make_config()
+    run_dir = Path(cfg.run_dir)
+    run_dir.mkdir(parents=True)
+    (run_dir / "train.rank1.log").touch()
+    (run_dir / "train.rank13.log").touch()
+    assert check_files(cfg) == Start()
+    # The log of rank 0 is one of an earlier run.
+    (run_dir / "train.log").touch()
+    assert "is not the directory of a run." in refusal(CheckpointError, cfg)
+
+
+def test_only_rank_0_judges_the_run_directory(make_config, make_run):
+    run_dir = make_run(make_config(), "complete", (2,))
+    other = make_config(seed=7)
+    assert "complete run" in refusal(CheckpointError, other)
+    assert check_files(other, rank=1) == Start(resume=checkpoint_directory(run_dir, 2))
+    (run_dir / MANIFEST_FILE).unlink()
+    assert "is not the directory of a run." in refusal(CheckpointError, other)
+    assert check_files(other, rank=1) == Start(resume=checkpoint_directory(run_dir, 2))
+
+
+def test_every_rank_judges_data_and_parent(make_config, make_child, tmp_path):
+    assert "does not exist" in refusal(DataError, make_config(data={"root": str(tmp_path / "nowhere")}), rank=1)
+    assert "does not exist" in refusal(CheckpointError, make_child(tmp_path / "nowhere"), rank=1)
+
+
+def test_the_manifest_of_a_run_that_is_not_json_is_refused_by_its_path(make_config, make_run):
+    cfg = make_config()
+    run_dir = make_run(cfg, "running", (2,))
+    (run_dir / MANIFEST_FILE).write_text("{")
+    assert refusal(CheckpointError, cfg).startswith(
+        f"{run_dir}/stage.json: it is not a stage manifest of this version ("
+    )
