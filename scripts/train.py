@@ -12,7 +12,7 @@ EXAMPLES = [
     "python scripts/train.py +exp=mini/base                            # miniature, on a CPU; then mini/stage1, ...",
     "torchrun --nproc-per-node 8 scripts/train.py +exp=stage1 parent=hf:DIR   # DIR: Llama-3-8B-Instruct",
     "python scripts/train.py +exp=stage2 --cfg job                     # print the configuration, train nothing",
-    "python scripts/train.py +exp=mini/stage1 name=try seq_length=4K train.train_iters=40",
+    "python scripts/train.py +exp=mini/stage1 name=try seq_length=4K train.train_iters=100",
 ]
 
 

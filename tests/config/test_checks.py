@@ -215,14 +215,14 @@ MESSAGES = [
     ),
     (
         "mini/base",
-        ["train.micro_batch_size=2"],
+        ["train.global_batch_size=8", "train.micro_batch_size=2"],
         "train.micro_batch_size=2: a packed row is a micro-batch of its own: its documents already are the batch. "
-        "Set train.micro_batch_size=1; train.global_batch_size=2 stays the batch.",
+        "Set train.micro_batch_size=1; train.global_batch_size=8 stays the batch.",
     ),
     (
         "mini/base",
-        ["data.validation=[]"],
-        "train.val_check_interval=400: there is nothing to validate on: data.validation is empty. "
+        ["train.val_check_interval=50", "data.validation=[]"],
+        "train.val_check_interval=50: there is nothing to validate on: data.validation is empty. "
         "Set train.val_check_interval=0, or data.validation=[DIRECTORY].",
     ),
     (

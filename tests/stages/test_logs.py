@@ -71,6 +71,8 @@ def test_whatever_a_library_says_goes_to_the_file_only(run_program):
     for line in LIBRARY_LINES:
         assert line in logged
         assert line not in done.stdout + done.stderr
+    # A warning is a line like the others, with its time.
+    assert re.search(r"^\d\d:\d\d:\d\d WARNING py\.warnings: ", logged, re.MULTILINE)
 
 
 def test_our_lines_go_to_the_console_with_the_time_and_to_the_file_with_their_origin(run_program):
