@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from megatron.core import parallel_state
+from torch.utils.tensorboard import SummaryWriter
 
 from nemo_prolong.units import format_seconds, format_tokens
 
@@ -34,10 +35,20 @@ class StepMetrics(Callback):
         row_tokens_per_step: ``global_batch_size * seq_length``.
         train_iters: Steps of the stage, for the estimate of the time left.
         log_every_n_steps: Steps between progress lines.
+        tensorboard_dir: Directory for TensorBoard events; None writes none.
     """
 
-    def __init__(self, path: Path, row_tokens_per_step: int, train_iters: int, log_every_n_steps: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        row_tokens_per_step: int,
+        train_iters: int,
+        log_every_n_steps: int,
+        tensorboard_dir: Path | None = None,
+    ) -> None:
         self.path = path
+        self.tensorboard_dir = tensorboard_dir
+        self._tensorboard: SummaryWriter | None = None
         self.row_tokens_per_step = row_tokens_per_step
         self.train_iters = train_iters
         self.log_every_n_steps = log_every_n_steps
@@ -127,6 +138,22 @@ class StepMetrics(Callback):
     def _write(self, record: dict[str, Any]) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+        if self.tensorboard_dir is not None:
+            self._write_tensorboard(self.tensorboard_dir, record)
+
+    def _write_tensorboard(self, directory: Path, record: dict[str, Any]) -> None:
+        """Write the figures of a record as ``train/loss``, ``train/grad_norm``, ..., ``train/val_loss``."""
+        if self._tensorboard is None:
+            # Events of steps that a resumed run trains again are hidden.
+            self._tensorboard = SummaryWriter(str(directory), purge_step=record["step"])
+        for key, value in record.items():
+            if key not in ("step", "time"):
+                self._tensorboard.add_scalar(f"train/{key}", value, record["step"], walltime=record["time"])
+
+    def on_fit_end(self, *args: Any) -> None:
+        """Close the TensorBoard events."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
     def _log_progress(self, record: dict[str, Any]) -> None:
         left = (self.train_iters - record["step"]) * statistics.median(self._recent_seconds)

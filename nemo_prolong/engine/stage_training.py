@@ -56,6 +56,7 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
         cfg.global_batch_tokens,
         cfg.train.train_iters,
         cfg.train.log_every_n_steps,
+        Path(cfg.run_dir) / "tensorboard" if cfg.tracker.tensorboard else None,
     )
     restore = None
     if parent_checkpoint is not None and resume is None:

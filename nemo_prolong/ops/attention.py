@@ -32,7 +32,9 @@ def document_attention(
     Returns:
         Attention output [T, H, C] in the dtype of ``query``.
     """
-    starts_by_length = _group_documents_by_length(cu_seqlens)
+    boundaries = cu_seqlens.tolist()
+    assert boundaries[0] == 0 and boundaries[-1] == query.size(0), (boundaries, query.shape)
+    starts_by_length = _group_documents_by_length(boundaries)
     if len(starts_by_length) == 1:
         (length,) = starts_by_length
         return _attend(query, key, value, length, softmax_scale)
@@ -45,9 +47,8 @@ def document_attention(
     return torch.empty_like(query).index_copy(0, torch.cat(positions), torch.cat(outputs))
 
 
-def _group_documents_by_length(cu_seqlens: torch.Tensor) -> dict[int, list[int]]:
+def _group_documents_by_length(boundaries: list[int]) -> dict[int, list[int]]:
     """Return the start offsets of the documents of each length, in order of first appearance."""
-    boundaries = cu_seqlens.tolist()
     starts_by_length: dict[int, list[int]] = defaultdict(list)
     for start, end in pairwise(boundaries):
         if end > start:

@@ -92,7 +92,7 @@ def one_rank_runs(workspace: Path, make_config: Callable[..., Any]) -> Path:
             job(whole.model_copy(update={"name": "resumed"}), resume=half),
             job(make_config(name="carried", transition="weights_and_optimizer", **child), parent_checkpoint=end),
             job(make_config(name="fresh", transition="weights", **child), parent_checkpoint=end),
-            job(make_config(name="one_step", train={"train_iters": 1})),
+            job(make_config(name="one_step", train={"train_iters": 1}, tracker={"tensorboard": True})),
         ],
         workspace,
     )

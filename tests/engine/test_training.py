@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TWO_RANK_LAYOUTS, run_program
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import DOCUMENT_LENGTHS, SEQ_LENGTH, read_metrics
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint import load as load_distributed
@@ -128,6 +129,16 @@ def test_real_tokens_exclude_padding_and_target_tokens_exclude_the_first_of_each
     assert 4 * min(row_lengths) <= record["real_tokens"] <= record["row_tokens"]
     # Four rows hold between 4 and 20 documents, and each loses one target: its first token.
     assert 4 <= record["real_tokens"] - record["target_tokens"] <= 20
+
+
+def test_the_tensorboard_tracker_holds_the_figures_of_the_metrics_file(one_rank_runs: Path) -> None:
+    (record,) = read_metrics(one_rank_runs / "one_step")
+    events = EventAccumulator(str(one_rank_runs / "one_step" / "tensorboard"))
+    events.Reload()
+    (loss,) = events.Scalars("train/loss")
+    assert loss.step == 1
+    assert loss.value == pytest.approx(record["loss"], rel=1e-6)
+    assert not (one_rank_runs / "whole" / "tensorboard").exists()
 
 
 @pytest.mark.distributed
