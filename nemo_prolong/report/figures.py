@@ -218,7 +218,7 @@ def recall_figures(models: Sequence[EvaluatedModel]) -> list[Figure]:
         _half_figure(
             "Recall: exact match",
             f"Higher is better. Share of {samples} prompts per length whose value greedy decoding writes in full. Key "
-            "and four-digit value stand in a JSON object, at evenly spread depths.",
+            f"and four-digit value stand in a JSON object, at evenly spread depths.{_nobody_answers(entries)}",
             LineChart("Recall, exact match by prompt length", x, share, exact),
             legend,
         ),
@@ -230,6 +230,13 @@ def recall_figures(models: Sequence[EvaluatedModel]) -> list[Figure]:
             [*legend, LegendEntry(_swatch(0, "dashed"), "guessing")] if guess else legend,
         ),
     ]
+
+
+def _nobody_answers(entries: Sequence[RecallEntry]) -> str:
+    """Return a sentence for a reader who sees every line on the axis."""
+    if any(entry.exact_match > 0 for entry in entries):
+        return ""
+    return " None of these models answers a single prompt: copying a value takes far more training than they had."
 
 
 def _recall_series(

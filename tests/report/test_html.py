@@ -115,6 +115,17 @@ def test_without_any_evaluation_the_rest_of_the_report_is_there(tree):
     assert text.count("no recall results") == 4 and "Training loss" in text and "Recall: exact match" not in text
 
 
+def test_when_no_model_answers_a_prompt_the_page_says_so_and_otherwise_not(tree):
+    sentence = "None of these models answers a single prompt"
+    assert sentence not in report(tree, export=None).text
+    for path in (Path(run) / "eval" / "recall.json" for run in tree.runs):
+        result = json.loads(path.read_text())
+        for entry in result["lengths"]:
+            entry["exact_match"] = 0.0
+        path.write_text(json.dumps(result))
+    assert sentence in report(tree, export=None).text
+
+
 def test_a_cut_metrics_line_is_said_on_the_page(tree):
     path = Path(tree.runs[2]) / "metrics.jsonl"
     path.write_text(path.read_text()[:-20])
