@@ -18,7 +18,11 @@ from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 CONFIG_FILE = "config.json"
 
 # What may differ between the first start of a run and its continuation: none of it changes which rows are trained on.
-_MAY_CHANGE = ("parallelism", "tracker", "checkpoint")
+_MAY_CHANGE = ("parallelism", "tracker", "checkpoint", "cluster")
+_MAY_CHANGE_WITHIN = {
+    "data": ("num_workers",),
+    "train": ("log_every_n_steps", "val_check_interval", "limit_val_batches"),
+}
 
 
 @dataclass(frozen=True)
@@ -70,19 +74,23 @@ def _check_data(cfg: RunConfig) -> None:
     tokenizer = root / cfg.data.tokenizer
     if not (tokenizer / "tokenizer.json").is_file():
         raise DataError(f"data.tokenizer={cfg.data.tokenizer}", f"there is no tokenizer in {tokenizer}.", remedy)
-    for path in [entry.path for entry in cfg.data.mixture] + cfg.data.validation:
+    named = [("data.mixture path", entry.path) for entry in cfg.data.mixture]
+    named += [("data.validation", path) for path in cfg.data.validation]
+    for key, path in named:
         if not (root / path / "index.json").is_file():
-            raise DataError(f"data.mixture path={path}", f"{root / path} holds no packed rows.", remedy)
+            raise DataError(f"{key}={path}", f"{root / path} holds no packed rows.", remedy)
 
 
 def _check_run_dir(cfg: RunConfig) -> Path | None:
     """Return the checkpoint to resume from if the directory holds an unfinished run of the same configuration."""
     run_dir = Path(cfg.run_dir)
     # Other ranks of this launch may have opened their logs already.
+    new_name = "Give the run another name=..., or remove the directory."
+    if run_dir.is_file():
+        raise CheckpointError(f"name={cfg.name}", f"{run_dir} is a file.", new_name.replace("directory", "file"))
     if not run_dir.exists() or all(path.match("train.rank*.log") for path in run_dir.iterdir()):
         return None
-    new_name = "Give the run another name=..., or remove the directory."
-    if not (run_dir / MANIFEST_FILE).is_file():
+    if not (run_dir / MANIFEST_FILE).is_file() or not (run_dir / CONFIG_FILE).is_file():
         raise CheckpointError(f"name={cfg.name}", f"{run_dir} exists and is not the directory of a run.", new_name)
     manifest = StageManifest.read(run_dir)
     if manifest.status == "complete":
@@ -105,7 +113,11 @@ def dump(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _MAY_CHANGE}
+    """Return what decides the training: the configuration without what may change."""
+    kept = {key: value for key, value in config.items() if key not in _MAY_CHANGE}
+    for section, keys in _MAY_CHANGE_WITHIN.items():
+        kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
+    return kept
 
 
 def _differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -138,6 +150,12 @@ def _parent_dir(cfg: RunConfig) -> Path:
 
 def _parent_checkpoint(parent_dir: Path, parent: StageManifest) -> Path:
     checkpoint = newest_checkpoint(parent_dir)
+    if parent.status == "complete" and checkpoint is None:
+        raise CheckpointError(
+            f"parent={parent_dir}",
+            "the parent is complete, but its checkpoints are gone.",
+            "Restore them, or train the parent again under another name.",
+        )
     if parent.status != "complete" or checkpoint is None:
         raise CheckpointError(
             f"parent={parent_dir}",

@@ -66,7 +66,7 @@ def test_a_row_set_without_an_index_is_refused_by_name(make_config, data_root):
 
 def test_a_row_set_of_the_validation_is_looked_for_too(make_config, data_root):
     message = refusal(DataError, make_config(data={"validation": ["rows", "held-out"]}))
-    assert f"{data_root}/held-out holds no packed rows." in message
+    assert message.startswith(f"data.validation=held-out: {data_root}/held-out holds no packed rows.")
 
 
 # Parent.
@@ -103,7 +103,10 @@ def test_an_unfinished_parent_is_refused_with_its_command(status, make_config, m
 
 def test_a_complete_parent_whose_checkpoints_were_removed_is_refused(make_config, make_child, make_run):
     parent = make_run(make_config(name="parent"), "complete", ())
-    assert refusal(CheckpointError, make_child(parent)).startswith(f"parent={parent}: the parent is not complete (")
+    assert refusal(CheckpointError, make_child(parent)) == (
+        f"parent={parent}: the parent is complete, but its checkpoints are gone. "
+        "Restore them, or train the parent again under another name."
+    )
 
 
 def test_a_parent_of_another_shape_is_refused_with_every_difference(make_config, make_child, make_run):
@@ -148,6 +151,23 @@ def test_a_directory_that_is_not_a_run_is_refused_and_left_as_it_is(make_config)
         f"name=tiny: {cfg.run_dir} exists and is not the directory of a run. {NEW_NAME}"
     )
     assert listing(notes.parent) == [notes] and notes.read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_the_run_directory_is_refused(make_config):
+    cfg = make_config()
+    Path(cfg.run_dir).parent.mkdir(parents=True, exist_ok=True)
+    Path(cfg.run_dir).write_text("mine")
+    assert refusal(CheckpointError, cfg) == (
+        f"name=tiny: {cfg.run_dir} is a file. Give the run another name=..., or remove the file."
+    )
+
+
+def test_a_run_without_its_configuration_is_not_continued(make_config, make_run):
+    run_dir = make_run(make_config(), "running", (2,))
+    (run_dir / "config.json").unlink()
+    assert refusal(CheckpointError, make_config()).startswith(
+        f"name=tiny: {run_dir} exists and is not the directory of a run."
+    )
 
 
 def test_a_complete_run_is_never_trained_over(make_config, make_run):
@@ -212,6 +232,8 @@ def test_another_layout_tracker_or_checkpoint_rhythm_continues_the_same_run(make
         parallelism={"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
         tracker={"tensorboard": True},
         checkpoint={"save_interval_steps": 1},
+        data={"num_workers": 2},
+        train={"log_every_n_steps": 2},
     )
     assert check_files(changed).resume == checkpoint_directory(run_dir, 2)
 
