@@ -44,11 +44,14 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     manifest = new_manifest(cfg, start.parent, start.parent_record, _command(), world_size)
     if rank == 0:
+        if start.resume:
+            manifest = _continued(manifest, run_dir, start.resume)
+            forget_steps_after(run_dir, step_of(start.resume))
+        else:
+            forget_steps_after(run_dir, 0)
         write_json_atomically(run_dir / CONFIG_FILE, dump(cfg))
         write_text_atomically(run_dir / "overrides.txt", "".join(f"{line}\n" for line in overrides))
         manifest.write(run_dir)
-        if start.resume:
-            forget_steps_after(run_dir, step_of(start.resume))
     log_file = run_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log")
     with run_logging(log_file, console=rank == 0):
         _announce(cfg, start, manifest)
@@ -60,6 +63,12 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
             finished = _finished(manifest, cfg, totals)
             finished.write(run_dir)
             _announce_end(finished, run_dir)
+
+
+def _continued(manifest: StageManifest, run_dir: Path, resume: Path) -> StageManifest:
+    """Return the manifest of a run that goes on: it started when it first did, and has the steps of its checkpoint."""
+    started_at = StageManifest.read(run_dir).started_at
+    return manifest.model_copy(update={"started_at": started_at, "step": step_of(resume)})
 
 
 def forget_steps_after(run_dir: Path, step: int) -> None:
