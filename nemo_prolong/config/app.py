@@ -8,6 +8,7 @@ before torch is imported; anything else keeps its traceback.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,9 @@ def hydra_script(
     try:
         args = get_args_parser().parse_args()
         _refuse_what_hydra_must_not_do(args)
+        if args.help or args.cfg:
+            # A reader such as `head` may close the pipe early, which is no mistake.
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         if args.help:
             sys.stdout.write(_help_text(description, examples))
             chosen = any(override.startswith("+exp=") for override in args.overrides)

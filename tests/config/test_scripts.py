@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,13 @@ def test_every_example_of_the_help_is_a_configuration_that_passes_the_checks(scr
         if "--cfg" not in arguments:
             monkeypatch.setattr(sys, "argv", ["script", *arguments])
             hydra_script(schema, name, lambda cfg, overrides: None, "", [])
+
+
+def test_a_reader_that_closes_the_pipe_of_the_help_sees_no_traceback():
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))} --help | head -c 10"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=plain_environment(), check=True)
+    assert done.stdout == "Train one " and done.stderr == ""
 
 
 def test_cfg_job_prints_the_whole_configuration_of_stage_2_and_runs_nothing(run_train):
