@@ -23,7 +23,7 @@ else
     train=(python scripts/train.py)
 fi
 
-rm -rf "$demo"/{base,stage1,stage2,sft,export,report.html,summary.json,answer.txt}
+rm -rf "$demo"/{base,stage1,stage2,sft,export,report.html,summary.json}
 
 step "Real text of this Python installation, as packed rows" python scripts/prepare_data.py
 step "Base: a short-context model from scratch, 512 tokens" "${train[@]}" +exp=mini/base

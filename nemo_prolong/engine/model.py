@@ -11,7 +11,6 @@ from nemo.collections.llm.gpt.model.base import GPTConfig
 from nemo.lightning.pytorch.optim import MegatronOptimizerModule
 
 from nemo_prolong.config.schema import (
-    KernelBackend,
     ModelConfig,
     OptimConfig,
     ParallelismConfig,
@@ -53,12 +52,6 @@ class PackedLlamaModel(llm.LlamaModel):
         return ExactLossReduction(validation_step=True)
 
 
-def padded_vocab_size(model: ModelConfig, parallelism: ParallelismConfig) -> int:
-    """Return the rows of the embedding: the vocabulary rounded up for tensor parallelism."""
-    multiple = model.make_vocab_size_divisible_by * parallelism.tensor_model_parallel_size
-    return -(-model.vocab_size // multiple) * multiple
-
-
 def params_dtype(precision: PrecisionConfig) -> torch.dtype:
     """Return the dtype of weights and activations.
 
@@ -80,7 +73,7 @@ def build_nemo_config(
     """Return NeMo's configuration of the model.
 
     Raises:
-        ConfigError: If the class, the backend or the precision cannot be had.
+        ConfigError: If the class or the precision cannot be had.
     """
     if model.nemo_config not in _NEMO_CONFIGS:
         raise ConfigError(
@@ -88,17 +81,11 @@ def build_nemo_config(
             f"the classes that may be named here are {', '.join(_NEMO_CONFIGS)}.",
             "Set model.nemo_config=LlamaConfig.",
         )
-    if precision.backend == KernelBackend.TE:
-        raise ConfigError(
-            "precision.backend=te",
-            "this version trains with the torch backend only.",
-            "Set precision.backend=torch.",
-        )
     dtype = params_dtype(precision)
     return _NEMO_CONFIGS[model.nemo_config](
         **_architecture(model),
         seq_length=seq_length,
-        vocab_size=padded_vocab_size(model, parallelism),
+        vocab_size=model.padded_vocab_size(parallelism.tensor_model_parallel_size),
         transformer_layer_spec=torch_layer_spec,
         data_step_fn=packed_data_step,
         forward_step_fn=packed_forward_step,

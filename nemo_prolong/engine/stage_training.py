@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from nemo_prolong.engine.data_module import PackedDataModule  # noqa: E402 - aft
 from nemo_prolong.engine.metrics import StepMetrics  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.model import build_model  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.trainer import build_trainer  # noqa: E402 - after cpu.prepare()
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
