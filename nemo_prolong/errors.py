@@ -29,6 +29,10 @@ class ProlongError(Exception):
         self.remedy = remedy
         super().__init__(f"{what}: {rule} {remedy}")
 
+    def __reduce__(self) -> tuple[type[ProlongError], tuple[str, str, str]]:
+        # Exceptions are pickled by their message alone, which is one argument too few when a worker process raises.
+        return type(self), (self.what, self.rule, self.remedy)
+
 
 class ConfigError(ProlongError):
     """A setting is unknown, of the wrong type, or in conflict with another one."""

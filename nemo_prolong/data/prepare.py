@@ -21,10 +21,10 @@ from typing import Any
 
 from nemo_prolong.config.schema import PrepareConfig, RowSet
 from nemo_prolong.data.chat import encode_conversations
-from nemo_prolong.data.installation import Installation
+from nemo_prolong.data.miniature.installation import Installation
 from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.data.pack import PackedRows, Stream, concatenate, cut, pack_concat, pack_intact
-from nemo_prolong.data.sources import DOMAINS, Corpus, read_corpus
+from nemo_prolong.data.miniature.corpus import DOMAINS, Corpus, read_corpus
 from nemo_prolong.data.tokenizer import TextEncoder, train_tokenizer
 from nemo_prolong.errors import ConfigError, DataError
 from nemo_prolong.files import write_json_atomically

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_prolong.data.installation import Installation
+from nemo_prolong.data.miniature.installation import Installation
 from nemo_prolong.data.tokenizer import train_tokenizer
 
 _WORDS = "window buffer token length shard order value branch record index matrix signal filter merge split".split()

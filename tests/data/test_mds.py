@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nemo_prolong.data.encodings import parse_encoding
+from nemo_prolong.data.mds.encodings import parse_encoding
 from nemo_prolong.data.mds import MdsReader, MdsWriter
 from nemo_prolong.errors import DataError
 

@@ -17,11 +17,11 @@ from transformers import AutoTokenizer
 from nemo_prolong.config.schema import MixtureEntry, PrepareConfig
 from nemo_prolong.data import prepare as prepare_module
 from nemo_prolong.data.dataset import PackedRowDataset
-from nemo_prolong.data.docstrings import api_entries, conversations, reference_text, topics_text
-from nemo_prolong.data.installation import Installation
+from nemo_prolong.data.miniature.docstrings import api_entries, conversations, reference_text, topics_text
+from nemo_prolong.data.miniature.installation import Installation
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.prepare import directory_sha256, prepare
-from nemo_prolong.data.sources import DOMAINS, read_corpus
+from nemo_prolong.data.miniature.corpus import DOMAINS, read_corpus
 from nemo_prolong.errors import ConfigError, DataError
 
 ROW_SETS: list[dict[str, Any]] = [
@@ -259,7 +259,7 @@ def test_a_run_that_is_killed_leaves_no_directory_and_the_next_run_completes(
         "from pathlib import Path\n"
         "from nemo_prolong.config.schema import PrepareConfig\n"
         "from nemo_prolong.data import prepare\n"
-        "from nemo_prolong.data.installation import Installation\n"
+        "from nemo_prolong.data.miniature.installation import Installation\n"
         "prepare.write_json_atomically = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "prepare.prepare(PrepareConfig.model_validate_json(sys.argv[1]), Installation((Path(sys.argv[2]),)))\n"
     )

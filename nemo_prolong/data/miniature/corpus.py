@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from nemo_prolong.data.docstrings import (
+from nemo_prolong.data.miniature.docstrings import (
     ApiEntry,
     Messages,
     api_entries,
@@ -26,7 +26,7 @@ from nemo_prolong.data.docstrings import (
     reference_text,
     topics_text,
 )
-from nemo_prolong.data.installation import PROSE_LINE_CHARACTERS, Installation, Repository, SourceFile, read_text
+from nemo_prolong.data.miniature.installation import PROSE_LINE_CHARACTERS, Installation, Repository, SourceFile, read_text
 from nemo_prolong.units import format_bytes
 
 logger = logging.getLogger(__name__)

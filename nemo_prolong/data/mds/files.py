@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_prolong.data.encodings import Encoding, parse_encoding
+from nemo_prolong.data.mds.encodings import Encoding, parse_encoding
 from nemo_prolong.errors import DataError
 
 SHARD_BYTES = 64 * 2**20

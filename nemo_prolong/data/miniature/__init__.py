@@ -1,0 +1,1 @@
+"""The text of the miniature recipe, from the Python installation at hand: code, reference, documentation, questions."""

@@ -1,0 +1,90 @@
+"""What a reader of a source gives: units of work, and the documents of a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Messages = list[dict[str, str]]
+"""A conversation: ``{"role": "user" | "assistant" | "system", "content": ...}``."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source.
+
+    Attributes:
+        path: Local path or ``s3://`` address.
+        name: Its name in messages and manifests: relative to the configured path, the same on every machine.
+        num_bytes: Its size.
+    """
+
+    path: str
+    name: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a source that one worker reads: files, or a range of one file.
+
+    Units and their order follow from the source alone, never from the number of workers.
+
+    Attributes:
+        files: What is read.
+        start: First byte, row group, row or shard of the range, as the format counts.
+        stop: End of the range; None reads to the end.
+        num_bytes: About how much input this is, for progress.
+    """
+
+    files: tuple[SourceFile, ...]
+    start: int = 0
+    stop: int | None = None
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document, with exactly one of ``pieces``, ``messages`` and ``input_ids``.
+
+    Attributes:
+        key: Names it in messages and manifests: ``file.jsonl:17``, a path, a repository.
+        group: What is held out together; the key where a source has no groups.
+        pieces: Its text in order, readable once; a huge document comes in many pieces.
+        messages: Its messages, of a conversation.
+        input_ids: Its tokens, integers [N], where it comes tokenized.
+        mask: With ``input_ids``: uint8 [N], 1 on targets, or None.
+        whole: False where the document is a span of a packed row: no BOS or EOS is added to it.
+    """
+
+    key: str
+    group: str
+    pieces: Iterable[str] | None = None
+    messages: Messages | None = None
+    input_ids: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A document that could not be read, where the user asked to drop such documents.
+
+    Attributes:
+        key: As for a document.
+        reason: ``invalid_json``, ``invalid_utf8``, ``missing_field``, ``wrong_type``, ``empty_document``, ...
+        num_bytes: Its size as far as it is known.
+        detail: What was wrong, for a person.
+    """
+
+    key: str
+    reason: str
+    num_bytes: int
+    detail: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for a manifest."""
+        return {"key": self.key, "reason": self.reason, "bytes": self.num_bytes, "detail": self.detail}
