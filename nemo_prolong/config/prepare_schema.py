@@ -41,7 +41,7 @@ class SourceConfig(Section):
     """Column that holds the messages of a conversation; set it to make this a source of conversations."""
     group_field: str | None = None
     """Column that names what is held out together (a repository, a site); null makes every document its own group."""
-    include: list[str] = []
+    include: list[str] = Field(default_factory=list)
     """Trees: take only files that match one of these patterns, such as ``*.md``; empty takes all text files."""
     on_bad_document: Literal["refuse", "drop"] = "refuse"
     """What to do with a document that is empty, no UTF-8, no JSON or lacks its column: stop, or count and leave out."""
@@ -102,7 +102,7 @@ class RowSet(Section):
 
 
 class PlannedStage(Section):
-    """A stage that the rows are for: its mixture, so that the data card can compare what there is with what it takes."""
+    """A stage that the rows are for; the data card compares what there is with what it takes."""
 
     data: DataConfig
     """The stage's data section."""
@@ -132,5 +132,5 @@ class PrepareConfig(Section):
     """Largest shard."""
     cache: str | None = None
     """Directory for copies of remote and compressed shards; null takes ``~/.cache/nemo_prolong/shards``."""
-    stages: dict[str, PlannedStage] = {}
+    stages: dict[str, PlannedStage] = Field(default_factory=dict)
     """Stages that train on these rows, for the data card."""
