@@ -1,0 +1,213 @@
+"""Stored rows as text: their documents, and their tokens decoded in parts that are special, trained on, or plain."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nemo_prolong.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+ELLIPSIS = "\u2026"
+Boundary = tuple[int, int, int]
+"""Start of the document before, the position itself, end of the document after."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Decoded neighbouring tokens of one kind.
+
+    Attributes:
+        text: What they say.
+        special: One special token; text that only looks like one is no special token.
+        target: Whether they are trained on; None where the row has no mask.
+    """
+
+    text: str
+    special: bool
+    target: bool | None
+
+
+class Decoder:
+    """Token ids to parts.
+
+    Args:
+        tokenizer: Decodes; None shows the ids themselves.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder() if tokenizer is not None else {}
+        self._special = {number: token.content for number, token in added.items() if token.special}
+        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True) if tokenizer is not None else None
+
+    def __call__(self, ids: np.ndarray, mask: np.ndarray | None = None) -> list[Part]:
+        """Decode ``ids`` [N] in runs of one kind; ``mask`` [N] is nonzero on targets."""
+        if not len(ids):
+            return []
+        special = np.isin(ids, list(self._special))
+        target = np.zeros(len(ids), bool) if mask is None else np.asarray(mask) != 0
+        changes = special[1:] | special[:-1] | (target[1:] != target[:-1])
+        bounds = [0, *(np.flatnonzero(changes) + 1).tolist(), len(ids)]
+        return [
+            Part(
+                self._text(ids[a:b].tolist(), bool(special[a])),
+                bool(special[a]),
+                None if mask is None else bool(target[a]),
+            )
+            for a, b in itertools.pairwise(bounds)
+        ]
+
+    def _text(self, ids: list[int], special: bool) -> str:
+        if special:
+            return self._special[ids[0]]
+        if self._tokenizer is None:
+            return " ".join(map(str, ids)) + " "
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One stored row.
+
+    Attributes:
+        ids: Tokens [L].
+        spans: (start, end) of every document, int64 [D, 2].
+        domain: Empty where the row has none.
+        mask: Nonzero on targets [L], or None.
+        problems: What training would refuse, for a person.
+    """
+
+    ids: np.ndarray
+    spans: np.ndarray
+    domain: str
+    mask: np.ndarray | None
+    problems: list[str]
+
+    @classmethod
+    def of(cls, row: dict[str, Any], where: str) -> PackedRow:
+        """Read the columns of a row; a row without ``indices`` is one document.
+
+        Raises:
+            DataError: If it has no tokens.
+        """
+        ids = row.get("input_ids")
+        if not isinstance(ids, np.ndarray) or ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise DataError(
+                where,
+                f"has no one-dimensional integer column input_ids; its columns are {', '.join(sorted(row))}.",
+                "Give tokenized or packed rows (docs/data.md).",
+            )
+        problems: list[str] = []
+        mask = row.get("mask")
+        if mask is not None and np.shape(mask) != ids.shape:
+            problems.append(f"mask has shape {np.shape(mask)} for {len(ids):,} tokens")
+            mask = None
+        return cls(ids, _spans(row.get("indices"), len(ids), problems), str(row.get("domain", "")), mask, problems)
+
+    @property
+    def boundaries(self) -> list[Boundary]:
+        """(start of the document before, position, end of the document after) of every boundary, row ends included."""
+        starts, ends = self.spans[:, 0].tolist(), self.spans[:, 1].tolist()
+        if not starts:
+            return []
+        return list(zip([starts[0], *starts], [*starts, ends[-1]], [*ends, ends[-1]], strict=True))
+
+
+def _spans(indices: Any, length: int, problems: list[str]) -> np.ndarray:
+    """Return document spans int64 [D, 2] cut to the row; what is wrong with them is said in ``problems``."""
+    if indices is None:
+        return np.array([[0, length]], np.int64)
+    spans = np.asarray(indices)
+    if spans.ndim != 2 or spans.shape[1] != 2 or not np.issubdtype(spans.dtype, np.integer):
+        problems.append(f"indices has shape {spans.shape}, not [documents, 2]")
+        return np.array([[0, length]], np.int64)
+    spans = spans.astype(np.int64)
+    bounds = np.concatenate([[0], spans[:, 1]])
+    if not np.array_equal(spans[:, 0], bounds[:-1]) or bounds[-1] != length or np.any(np.diff(bounds) <= 0):
+        problems.append(f"the document spans do not tile the {length:,} tokens of the row")
+    return np.clip(spans, 0, length)
+
+
+def beginning(packed: PackedRow, tokens: int, decode: Decoder) -> list[Part]:
+    """Return the first ``tokens`` of a row, with an ellipsis where it goes on."""
+    parts = decode(packed.ids[:tokens], None if packed.mask is None else packed.mask[:tokens])
+    return [*parts, Part(ELLIPSIS, False, False)] if len(packed.ids) > tokens else parts
+
+
+def around(
+    packed: PackedRow, boundary: Boundary, context_tokens: int, decode: Decoder
+) -> tuple[list[Part], list[Part]]:
+    """Return what stands before and after a boundary, each from one document, with an ellipsis where it is cut."""
+    start, position, end = boundary
+    first, last = max(start, position - context_tokens), min(end, position + context_tokens)
+    mask = packed.mask
+    before, after = (
+        decode(packed.ids[a:b], None if mask is None else mask[a:b]) for a, b in ((first, position), (position, last))
+    )
+    cut = Part(ELLIPSIS, False, None)
+    return [cut, *before] if first > start else before, [*after, cut] if last < end else after
+
+
+_WRITTEN_OUT = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+"""Control characters, and those that turn the direction of writing; tab and newline stay."""
+
+
+def visible(text: str) -> str:
+    """Return ``text`` with every character written out that would control a terminal."""
+    return text.translate(_WRITTEN_OUT)
+
+
+@dataclass(frozen=True)
+class View:
+    """How to show rows.
+
+    Attributes:
+        tokenizer: ``tokenizer.json`` or its directory; empty takes the one that the manifest names.
+        context_tokens: Tokens shown on either side of a document boundary.
+        full: Show all of a row's text and all of its documents.
+        color: Mark with colours; otherwise targets stand in double brackets.
+    """
+
+    tokenizer: str = ""
+    context_tokens: int = 24
+    full: bool = False
+    color: bool = False
+
+    def bold(self, text: str) -> str:
+        """Mark a heading."""
+        return self._colored("1", text)
+
+    def soft(self, text: str) -> str:
+        """Mark what is secondary."""
+        return self._colored("2", text)
+
+    def warning(self, text: str) -> str:
+        """Mark a problem."""
+        return self._colored("1;31", text)
+
+    def text(self, parts: Sequence[Part], newline: str) -> str:
+        """Return parts with special tokens and targets marked, line ends written as ``newline``."""
+        if self.color:
+            return "".join(self._part(part, newline) for part in parts)
+        runs = itertools.groupby(parts, key=lambda part: bool(part.target))
+        texts = [(target, visible("".join(part.text for part in run))) for target, run in runs]
+        return "".join(f"[[{text}]]" if target else text for target, text in texts).replace("\n", newline)
+
+    def _part(self, part: Part, newline: str) -> str:
+        text = visible(part.text).replace("\n", newline)
+        codes = [*(["36"] if part.special else []), *(["30;42"] if part.target else [])]
+        # Each line by itself: a pager starts every line without colour.
+        return "\n".join(self._colored(";".join(codes), line) for line in text.split("\n")) if codes else text
+
+    def _colored(self, codes: str, text: str) -> str:
+        return f"\x1b[{codes}m{text}\x1b[0m" if self.color and text else text

@@ -1,0 +1,55 @@
+"""Show what is in a data directory, a row set or some of its rows: ``python scripts/inspect_data.py DIR [ROW ...]``."""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from nemo_prolong.data.inspect import show, verify
+from nemo_prolong.data.row_text import View
+from nemo_prolong.errors import ProlongError
+
+EXAMPLES = """\
+examples:
+  python scripts/inspect_data.py runs/demo/data
+  python scripts/inspect_data.py runs/demo/data/docs-2048
+  python scripts/inspect_data.py runs/demo/data/chat-2048 0 17 --tokens 60
+  python scripts/inspect_data.py runs/demo/data --verify"""
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description="Show the row sets of a data directory, or the rows of a row set as text with document boundaries.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="a data directory, a row set, or any MDS directory")
+    parser.add_argument("rows", metavar="ROW", nargs="*", help="numbers of rows to show; none gives a summary")
+    parser.add_argument("--tokens", metavar="N", type=int, default=24, help="tokens around a boundary (default: 24)")
+    parser.add_argument("--tokenizer", metavar="PATH", default="", help="tokenizer.json or its directory")
+    parser.add_argument("--full", action="store_true", help="show all of a row's text and documents")
+    parser.add_argument("--verify", action="store_true", help="check every hash instead")
+    parser.add_argument("--no-color", action="store_true", help="mark targets with [[ ]] instead of colour")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print."""
+    # A reader such as `head` may close the pipe early, which is no mistake.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.stdout.reconfigure(errors="backslashreplace")
+    args = arguments()
+    color = sys.stdout.isatty() and not args.no_color and "NO_COLOR" not in os.environ
+    view = View(args.tokenizer, max(args.tokens, 0), args.full, color)
+    try:
+        for block in verify(args.directory) if args.verify else show(args.directory, args.rows, view):
+            print(block, end="\n" if args.verify else "\n\n", flush=True)
+    except ProlongError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
