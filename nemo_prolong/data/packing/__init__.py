@@ -1,1 +1,9 @@
 """Documents to rows of exactly ``seq_length`` tokens: which piece of which document lies where, from lengths alone."""
+
+from nemo_prolong.data.packing.binning import best_fit
+from nemo_prolong.data.packing.consecutive import concat, intact
+from nemo_prolong.data.packing.cutting import split
+from nemo_prolong.data.packing.gathering import gather
+from nemo_prolong.data.packing.layout import Layout
+
+__all__ = ["Layout", "best_fit", "concat", "gather", "intact", "split"]

@@ -1,0 +1,67 @@
+"""Rows of pieces of exact lengths, cut from long documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nemo_prolong.data.packing.arrays import count_up, stable_order
+from nemo_prolong.data.packing.layout import Layout
+
+
+def split(lengths: np.ndarray | Sequence[int], document_lengths: Sequence[int], seq_length: int) -> dict[int, Layout]:
+    """Cut documents into pieces of exactly the given lengths, the longest that fits first, and fill rows with them.
+
+    Pieces come in turns: the first piece of every document, then the second of every document that has one. A row set
+    cut short by ``max_rows`` then holds many documents rather than a few long ones.
+
+    Args:
+        lengths: Tokens of each document, all positive, int64 [D].
+        document_lengths: Lengths of the pieces; each divides ``seq_length``.
+        seq_length: Tokens of a row.
+
+    Returns:
+        Full rows by length of their pieces; no token is in two layouts. Dropped: the incomplete ``last_row`` of each
+        length and, in the layout of the smallest length, every ``short_document`` and the ``remainder`` of documents
+        of which nothing long enough was left. ``dropped_documents`` counts per layout: a document of which every
+        64K piece is in an incomplete last row is dropped there, also if its 512K pieces are in rows.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    targets = sorted(set(document_lengths), reverse=True)
+    assert np.all(lengths > 0) and all(seq_length % target == 0 for target in targets)
+    left, layouts = lengths, {}
+    for target in targets:
+        counts = left // target
+        document, number = _in_turns(counts)
+        start = (lengths - left)[document] + number * target
+        left = left - counts * target
+        dropped_tokens, dropped_documents = _unfit(lengths, left, target) if target == targets[-1] else ({}, {})
+        pieces_per_row = seq_length // target
+        layout = Layout(
+            np.append(np.arange(0, len(document), pieces_per_row), len(document)),
+            document=document,
+            start=start,
+            length=np.full(len(document), target, np.int64),
+            seq_length=seq_length,
+            dropped_tokens=dropped_tokens,
+            dropped_documents=dropped_documents,
+        )
+        layouts[target] = layout.keep_rows(np.arange(len(document) // pieces_per_row), "last_row")
+    return layouts
+
+
+def _in_turns(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (document, number of the piece within it), int64 [P] each, of ``counts[d]`` pieces of every document."""
+    number = count_up(counts)
+    document = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    order = stable_order(number)
+    return document[order], number[order]
+
+
+def _unfit(lengths: np.ndarray, left: np.ndarray, smallest: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Return dropped tokens and documents, given what is left of each document after the smallest length was cut."""
+    short = lengths < smallest
+    short_tokens = int(lengths[short].sum())
+    tokens = {"short_document": short_tokens, "remainder": int(left.sum()) - short_tokens}
+    return tokens, {"short_document": int(short.sum()), "remainder": 0}

@@ -1,0 +1,39 @@
+"""The tokens of a row."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nemo_prolong.data.packing.layout import Layout
+
+
+def gather(layout: Layout, row: int, tokens: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Copy one row out of the tokens of all documents.
+
+    Pieces that continue one another in ``tokens`` are copied at once, so that a row of ``concat`` is one copy however
+    many documents it has.
+
+    Args:
+        layout: The rows.
+        row: Number of the row.
+        tokens: uint32 [T], the documents one after another; may be mapped from a file. Another array with one value
+            per token, such as uint8 target masks, is gathered in the same way.
+        bounds: int64 [D+1]; document d is ``tokens[bounds[d]:bounds[d + 1]]``.
+
+    Returns:
+        ``input_ids``, an array of its own with the dtype of ``tokens`` [L]; and ``indices``, uint32 [pieces, 2], the
+        (start, end) of each piece in the row. Pieces of one document that meet stay apart.
+    """
+    pieces = slice(layout.row_bounds[row], layout.row_bounds[row + 1])
+    length = layout.length[pieces]
+    begin = bounds[layout.document[pieces]] + layout.start[pieces]
+    edges = np.concatenate([[0], np.cumsum(length)])
+    first = np.flatnonzero(np.diff(begin - edges[:-1], prepend=-1))
+    sources = begin[first].tolist()
+    targets = [*edges[first].tolist(), int(edges[-1])]
+    # A plain array: slicing a memory map makes a map object each time.
+    tokens = np.asarray(tokens)
+    input_ids = np.empty(targets[-1], tokens.dtype)
+    for source, target, target_end in zip(sources, targets[:-1], targets[1:], strict=True):
+        input_ids[target:target_end] = tokens[source : source + target_end - target]
+    return input_ids, np.stack([edges[:-1], edges[1:]], axis=1).astype(np.uint32)
