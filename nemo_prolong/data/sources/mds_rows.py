@@ -1,0 +1,216 @@
+"""Tokens that were made before: rows of MDS directories, one document each or packed with spans of documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.data.mds import MdsReader
+from nemo_prolong.data.mds.index import ShardEntry
+from nemo_prolong.data.sources.base import Document, Rejected, SourceFile, Unit
+from nemo_prolong.data.sources.listing import first_files
+from nemo_prolong.data.sources.planning import units_of_groups
+from nemo_prolong.data.sources.records import kind_of
+from nemo_prolong.data.sources.rejection import BadDocument, drop_or_refuse
+from nemo_prolong.data.storage.remote import is_remote
+from nemo_prolong.errors import DataError
+
+_TOKENS = "input_ids"
+_REMEDY = "Write the row again."
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard as a source file, and the number of its rows."""
+
+    file: SourceFile
+    rows: int
+
+
+def plan(source: SourceConfig, cache: Path | None, unit_bytes: int) -> list[Unit]:
+    """Return the units: whole shards, or ranges of rows of one shard that is larger than a unit.
+
+    ``start`` and ``stop`` count rows of the unit's files.
+
+    Raises:
+        DataError: If the directory is no MDS, has no rows, or has no tokens.
+    """
+    reader = MdsReader(source.path, cache)
+    if not len(reader):
+        raise DataError(f"path={source.path}", "has no rows.", "Check the path.")
+    reader.require_columns(*(name for name in (_TOKENS, source.group_field) if name is not None))
+    shards = _shards(reader)
+    taken = len(first_files([shard.file for shard in shards], source.max_bytes))
+    return list(_units(shards[:taken], unit_bytes))
+
+
+def read_tokenized(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[Document | Rejected]:
+    """Yield every row as a document.
+
+    Raises:
+        DataError: For a damaged shard; for a bad row, where the source refuses those.
+    """
+    for number, row in _rows(source, unit, cache):
+        key = f"{_name(source)} row {number}"
+        try:
+            ids, mask = _tokens(row)
+            document = Document(key, _group(source, row, key), input_ids=ids, mask=mask)
+        except BadDocument as bad:
+            yield _rejected(source, bad, number, row)
+            continue
+        yield document
+
+
+def read_packed(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[Document | Rejected]:
+    """Yield every span of every row as a document, the whole row where it has no spans.
+
+    A bad row is bad as a whole: where its documents begin is what is wrong.
+
+    Raises:
+        DataError: For a damaged shard; for a bad row, where the source refuses those.
+    """
+    for number, row in _rows(source, unit, cache):
+        key = f"{_name(source)} row {number}"
+        try:
+            ids, mask = _tokens(row)
+            spans = checked_spans(row["indices"], len(ids)) if "indices" in row else None
+            groups = [_group(source, row, name) for name in _span_keys(key, spans)]
+        except BadDocument as bad:
+            yield _rejected(source, bad, number, row)
+            continue
+        for (start, stop), name, group in zip(spans or [(0, len(ids))], _span_keys(key, spans), groups, strict=True):
+            part = None if mask is None else mask[start:stop]
+            yield Document(name, group, input_ids=ids[start:stop], mask=part, whole=False)
+
+
+def checked_spans(indices: Any, num_tokens: int) -> list[tuple[int, int]]:
+    """Return the (start, end) of every document of a row.
+
+    Args:
+        indices: Integers [D, 2].
+        num_tokens: Tokens of the row, which the spans have to tile.
+
+    Raises:
+        BadDocument: If they do not.
+    """
+    spans = np.asarray(indices)
+    if spans.ndim != 2 or spans.shape[1] != 2 or not len(spans) or not np.issubdtype(spans.dtype, np.integer):
+        rule = f"has spans of shape {list(spans.shape)} and type {spans.dtype}, not integers [documents, 2]."
+        raise BadDocument("bad_spans", rule, _REMEDY)
+    expected = 0
+    for number, (start, stop) in enumerate(pairs := [(int(start), int(stop)) for start, stop in spans]):
+        fault = _span_fault(start, stop, expected, num_tokens)
+        if fault is not None:
+            raise BadDocument("bad_spans", f"has span {number} from {start} to {stop}, {fault}.", _REMEDY)
+        expected = stop
+    if expected != num_tokens:
+        rule = f"has no span for its tokens from {expected} to {num_tokens}."
+        raise BadDocument("bad_spans", rule, _REMEDY)
+    return pairs
+
+
+def _span_fault(start: int, stop: int, expected: int, num_tokens: int) -> str | None:
+    if start >= stop:
+        return "which holds no token"
+    if stop > num_tokens:
+        return f"which leaves the row of {num_tokens} tokens"
+    if start < expected:
+        return f"which begins before the end of the one before it, {expected}"
+    return f"which leaves tokens from {expected} to {start} to no document" if start > expected else None
+
+
+def _span_keys(key: str, spans: Sequence[tuple[int, int]] | None) -> list[str]:
+    return [key] if spans is None else [f"{key} span {number}" for number in range(len(spans))]
+
+
+def _tokens(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return tokens, integers [N], and the mask, uint8 [N], of a row.
+
+    Raises:
+        BadDocument: If there are none, or the columns contradict each other.
+    """
+    ids = np.asarray(row[_TOKENS])
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        rule = f"has {_TOKENS} of shape {list(ids.shape)} and type {ids.dtype}, not integers [tokens]."
+        raise BadDocument("wrong_type", rule, _REMEDY)
+    if not len(ids):
+        raise BadDocument("empty_document", "has no tokens.", "Remove it.")
+    if "length" in row and int(row["length"]) != len(ids):
+        raise BadDocument("wrong_length", f"says length={row['length']} and has {len(ids)} tokens.", _REMEDY)
+    return ids, _checked_mask(row["mask"], len(ids)) if "mask" in row else None
+
+
+def _checked_mask(value: Any, num_tokens: int) -> np.ndarray:
+    mask = np.asarray(value)
+    if mask.shape != (num_tokens,):
+        rule = f"has a mask of shape {list(mask.shape)} for {num_tokens} tokens."
+        raise BadDocument("bad_mask", rule, _REMEDY)
+    if mask.min() < 0 or mask.max() > 1:
+        # Packers are known that write the ids of BOS and EOS into it.
+        odd = mask[(mask < 0) | (mask > 1)][0]
+        raise BadDocument("bad_mask", f"has {odd} in its mask, which is of 0 and 1.", _REMEDY)
+    return mask.astype(np.uint8)
+
+
+def _group(source: SourceConfig, row: dict[str, Any], key: str) -> str:
+    if source.group_field is None:
+        return key
+    value = row[source.group_field]
+    if not isinstance(value, str | int | np.integer):
+        rule = f"has {kind_of(value)} in its column {source.group_field!r}, which is to name its group."
+        raise BadDocument("wrong_type", rule, "Name a column of text or whole numbers: group_field=...")
+    return str(value)
+
+
+def _rejected(source: SourceConfig, bad: BadDocument, number: int, row: dict[str, Any]) -> Rejected:
+    num_bytes = int(np.asarray(row[_TOKENS]).nbytes)
+    return drop_or_refuse(source, bad, f"{_name(source)} row {number}", f"{source.path}: row {number}", num_bytes)
+
+
+def _rows(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = MdsReader(source.path, cache)
+    shards = _shards(reader)
+    first_rows = accumulate((shard.rows for shard in shards), initial=0)
+    places = {shard.file.name: (first, shard.rows) for shard, first in zip(shards, first_rows, strict=False)}
+    first, _ = places[unit.files[0].name]
+    last, last_rows = places[unit.files[-1].name]
+    stop = last + last_rows if unit.stop is None else first + unit.stop
+    for number in range(first + unit.start, stop):
+        yield number, reader[number]
+
+
+def _units(shards: Sequence[_Shard], unit_bytes: int) -> Iterator[Unit]:
+    small: list[tuple[SourceFile]] = []
+    for shard in shards:
+        if shard.file.num_bytes <= unit_bytes:
+            small.append((shard.file,))
+            continue
+        yield from units_of_groups(small, unit_bytes)
+        small = []
+        rows = max(1, shard.rows * unit_bytes // shard.file.num_bytes)
+        for start in range(0, shard.rows, rows):
+            stop = min(start + rows, shard.rows)
+            yield Unit((shard.file,), start, stop, shard.file.num_bytes * (stop - start) // shard.rows)
+    yield from units_of_groups(small, unit_bytes)
+
+
+def _shards(reader: MdsReader) -> list[_Shard]:
+    return [_Shard(_file_of(reader, shard), shard.rows) for shard in reader.shards]
+
+
+def _file_of(reader: MdsReader, shard: ShardEntry) -> SourceFile:
+    """Return the file that the rows of a shard come from; where both are there, the reader takes the uncompressed."""
+    file = shard.raw
+    if shard.packed is not None and (is_remote(reader.directory) or not Path(reader.directory, file.name).exists()):
+        file = shard.packed
+    return SourceFile(f"{reader.directory}/{file.name}", file.name, file.num_bytes)
+
+
+def _name(source: SourceConfig) -> str:
+    return PurePosixPath(source.path).name
