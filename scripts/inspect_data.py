@@ -4,7 +4,6 @@ import argparse
 import os
 import signal
 import sys
-from pathlib import Path
 
 from nemo_prolong.data.inspect import show, verify
 from nemo_prolong.data.row_text import View
@@ -25,7 +24,7 @@ def arguments() -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="a data directory, a row set, or any MDS directory")
+    parser.add_argument("directory", metavar="DIR", help="a data directory, a row set, or any MDS directory")
     parser.add_argument("rows", metavar="ROW", nargs="*", help="numbers of rows to show; none gives a summary")
     parser.add_argument("--tokens", metavar="N", type=int, default=24, help="tokens around a boundary (default: 24)")
     parser.add_argument("--tokenizer", metavar="PATH", default="", help="tokenizer.json or its directory")
@@ -44,11 +43,27 @@ def main() -> None:
     color = sys.stdout.isatty() and not args.no_color and "NO_COLOR" not in os.environ
     view = View(args.tokenizer, max(args.tokens, 0), args.full, color)
     try:
-        for block in verify(args.directory) if args.verify else show(args.directory, args.rows, view):
-            print(block, end="\n" if args.verify else "\n\n", flush=True)
+        sys.exit(print_verification(args.directory) if args.verify else print_blocks(args, view))
     except ProlongError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
+
+
+def print_blocks(args: argparse.Namespace, view: View) -> int:
+    """Print a directory or its rows; return the exit code."""
+    for block in show(args.directory, args.rows, view):
+        print(block, end="\n\n", flush=True)
+    return 0
+
+
+def print_verification(directory: str) -> int:
+    """Print what is whole, and on stderr what is not; return the exit code."""
+    code = 0
+    for finding in verify(directory):
+        if isinstance(finding, ProlongError):
+            code = finding.exit_code
+        print(finding, file=sys.stderr if isinstance(finding, ProlongError) else sys.stdout, flush=True)
+    return code
 
 
 if __name__ == "__main__":

@@ -10,13 +10,16 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nemo_prolong.data.mds import MdsReader
+from nemo_prolong.data.mds.index import ShardEntry
 from nemo_prolong.data.row_text import Boundary, Decoder, PackedRow, Part, View, around, beginning, visible
+from nemo_prolong.data.storage.stores import is_remote
 from nemo_prolong.errors import DataError
 from nemo_prolong.units import format_bytes, format_tokens
 
@@ -31,6 +34,7 @@ _SUMMARY_ROWS = 2000
 _LISTED_DOCUMENTS = 16
 _STRIP_WIDTH = 72
 _HASH_BLOCK_BYTES = 2**22
+_WHAT_TO_GIVE = "Give a directory that scripts/prepare_data.py wrote, one of its row sets, or another MDS directory."
 _NEWLINE = "\u21b5"
 _DOT = "\u00b7"
 
@@ -94,7 +98,7 @@ def _sample_masked_text(packed: PackedRow, decode: Decoder) -> list[dict[str, An
 # ---- text for a terminal --------------------------------------------------------------------------------------------
 
 
-def show(directory: Path, rows: Sequence[str], view: View) -> Iterator[str]:
+def show(directory: str | Path, rows: Sequence[str], view: View) -> Iterator[str]:
     """Yield blocks of text on a data directory, or on a row set and some of its rows.
 
     Args:
@@ -111,7 +115,7 @@ def show(directory: Path, rows: Sequence[str], view: View) -> Iterator[str]:
             raise DataError(
                 f"{directory}: row {rows[0]}",
                 "rows are in a row set, and this directory holds several.",
-                f"Name one, such as {directory / next(iter(manifest['row_sets']), 'ROW_SET')}.",
+                f"Name one, such as {Path(directory, next(iter(manifest['row_sets']), 'ROW_SET'))}.",
             )
         yield _overview(directory, manifest, view)
         return
@@ -129,14 +133,14 @@ def show(directory: Path, rows: Sequence[str], view: View) -> Iterator[str]:
         yield _row(packed, f"{directory} row {number:,} of {len(reader):,}", decode, view)
 
 
-def read_manifest(directory: Path) -> dict[str, Any] | None:
+def read_manifest(directory: str | Path) -> dict[str, Any] | None:
     """Return the manifest of a data directory, None where there is none.
 
     Raises:
         DataError: If it cannot be read.
     """
-    path = directory / "manifest.json"
-    if not path.is_file():
+    path = Path(directory, "manifest.json")
+    if is_remote(directory) or not path.is_file():
         return None
     try:
         manifest = json.loads(path.read_text("utf-8"))
@@ -149,14 +153,16 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     return dict(manifest)
 
 
-def _open(directory: Path) -> MdsReader:
-    if not (directory / "index.json").is_file():
-        raise DataError(
-            f"{directory}",
-            "is no data directory: it has neither a manifest.json nor an index.json.",
-            "Give a directory that scripts/prepare_data.py wrote, one of its row sets, or another MDS directory.",
-        )
-    return MdsReader(directory)
+def _open(directory: str | Path) -> MdsReader:
+    if not is_remote(directory) and not Path(directory).is_dir():
+        raise DataError(f"{directory}", "is no directory.", _WHAT_TO_GIVE)
+    try:
+        return MdsReader(directory)
+    except DataError as error:
+        if is_remote(directory) or any(Path(directory).rglob("index.json")):
+            raise
+        rule = "is no data directory: it has neither a manifest.json nor an index.json."
+        raise DataError(f"{directory}", rule, _WHAT_TO_GIVE) from error
 
 
 def _row_number(text: str, reader: MdsReader) -> int:
@@ -178,11 +184,13 @@ class _KnownFacts:
     tokenizer: Path | None = None
 
 
-def _known_facts(directory: Path) -> _KnownFacts:
+def _known_facts(directory: str | Path) -> _KnownFacts:
     """Look for the data directory that a row set is in; a row set may lie deeper than one level."""
-    directory = directory.resolve()
+    if is_remote(directory):
+        return _KnownFacts()
+    directory = Path(directory).resolve()
     for root in directory.parents[:3]:
-        manifest = read_manifest(root) if (root / "manifest.json").is_file() else None
+        manifest = read_manifest(root)
         if manifest is not None:
             row_set = manifest["row_sets"].get(directory.relative_to(root).as_posix(), {})
             tokenizer = manifest.get("tokenizer")
@@ -221,7 +229,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise DataError(f"tokenizer={path}", rule, "Give a directory that holds a tokenizer.json.") from error
 
 
-def _overview(directory: Path, manifest: dict[str, Any], view: View) -> str:
+def _overview(directory: str | Path, manifest: dict[str, Any], view: View) -> str:
     """Return the row sets of a data directory as a table."""
     row_sets = manifest["row_sets"]
     head = ["row set", "domain", "split", "packing", "seq_length", "rows", "documents", "tokens", "fill", "dropped"]
@@ -231,7 +239,7 @@ def _overview(directory: Path, manifest: dict[str, Any], view: View) -> str:
         f"tokenizer {manifest.get('tokenizer', '?')} of {manifest.get('vocab_size', 0):,} tokens",
         f"seed {manifest.get('seed', '?')}",
     ]
-    where = directory / next(iter(row_sets), "ROW_SET")
+    where = Path(directory, next(iter(row_sets), "ROW_SET"))
     return "\n".join(
         [
             f"{view.bold(str(directory))}  {visible(f' {_DOT} '.join(facts))}",
@@ -284,7 +292,7 @@ def _summary(reader: MdsReader, known: _KnownFacts, view: View) -> str:
     facts = [
         ("rows", f"{len(reader):,}"),
         ("columns", ", ".join(f"{name} ({encoding})" for name, encoding in reader.columns.items())),
-        ("shards", _shard_words(reader.directory)),
+        ("shards", _shard_words(reader)),
         *(_row_facts(rows, len(reader), known.row_set) if rows else []),
     ]
     width = max(len(name) for name, _ in facts)
@@ -298,11 +306,10 @@ def _summary(reader: MdsReader, known: _KnownFacts, view: View) -> str:
     return "\n".join([*lines, *problems[:_LISTED_DOCUMENTS], "", hint])
 
 
-def _shard_words(directory: Path) -> str:
-    shards = json.loads((directory / "index.json").read_text("utf-8"))["shards"]
-    stored = sum((shard.get("zip_data") or shard["raw_data"])["bytes"] for shard in shards)
-    compressed = {shard.get("compression") for shard in shards} - {None}
-    return f"{len(shards):,}, {format_bytes(stored)}" + "".join(f", {name}" for name in sorted(map(str, compressed)))
+def _shard_words(reader: MdsReader) -> str:
+    stored = sum((shard.packed or shard.raw).num_bytes for shard in reader.shards)
+    compressed = sorted({shard.compression for shard in reader.shards if shard.compression})
+    return ", ".join([f"{len(reader.shards):,}", format_bytes(stored), *compressed])
 
 
 def _row_facts(rows: Sequence[PackedRow], num_rows: int, row_set: dict[str, Any]) -> list[tuple[str, str]]:
@@ -411,53 +418,69 @@ def _full_text(packed: PackedRow, decode: Decoder, view: View) -> list[str]:
 # ---- verification ---------------------------------------------------------------------------------------------------
 
 
-def verify(directory: Path) -> Iterator[str]:
-    """Check every hash of a data directory or a row set; yield a line for each row set that is whole.
+def verify(directory: str | Path) -> Iterator[str | DataError]:
+    """Check every size, hash and row of a data directory or a row set.
 
     Args:
         directory: A data directory, or one row set.
 
+    Yields:
+        An error for everything that is wrong, and a line for each row set that is whole.
+
     Raises:
-        DataError: At the first shard that is missing, truncated or changed.
+        DataError: If the directory is neither.
     """
     manifest = read_manifest(directory)
     if manifest is None:
-        yield _verify_row_set(directory, _known_facts(directory).row_set)
+        yield from _verify_row_set(_open(directory), _known_facts(directory).row_set)
         return
     for path, entry in manifest["row_sets"].items():
-        yield _verify_row_set(directory / path, entry)
+        try:
+            reader = MdsReader(Path(directory) / path)
+        except DataError as error:
+            yield error
+        else:
+            yield from _verify_row_set(reader, entry)
 
 
-def _verify_row_set(directory: Path, entry: dict[str, Any]) -> str:
-    reader = _open(directory)
-    checked = reader.verify()
-    shards = entry.get("shards", {})
-    _check_listed(reader, entry, shards)
-    for name, facts in shards.items():
-        _check_shard(directory / name, facts)
-    known = f", {len(shards):,} shards as in the manifest" if shards else ""
-    return f"{directory}: {len(reader):,} rows, {checked:,} hashes of the index{known}: whole"
+def _verify_row_set(reader: MdsReader, entry: dict[str, Any]) -> Iterator[str | DataError]:
+    problems = 0
+    for error in chain(reader.verify(), _differences(reader, entry)):
+        problems += 1
+        yield error
+    if not problems:
+        words = f"{len(reader):,} rows in {len(reader.shards):,} shards are whole"
+        yield f"{reader.directory}: {words}" + (", as in the manifest" if entry.get("shards") else "")
 
 
-def _check_listed(reader: MdsReader, entry: dict[str, Any], shards: dict[str, Any]) -> None:
-    index = json.loads((reader.directory / "index.json").read_text("utf-8"))
-    listed = {(shard.get("zip_data") or shard["raw_data"])["basename"] for shard in index["shards"]}
-    if shards and (listed != set(shards) or len(reader) != entry.get("rows", len(reader))):
-        raise DataError(
-            f"{reader.directory / 'index.json'}",
-            f"lists {len(reader)} rows in {len(listed)} shards, the manifest {entry.get('rows')} in {len(shards)}.",
+def _differences(reader: MdsReader, entry: dict[str, Any]) -> Iterator[DataError]:
+    """Yield where a row set is not what the manifest says; without a manifest there is nothing to compare."""
+    known = entry.get("shards")
+    if not known:
+        return
+    files = {(shard.packed or shard.raw).name: shard for shard in reader.shards}
+    if files.keys() != known.keys() or len(reader) != entry.get("rows"):
+        yield DataError(
+            f"{reader.directory}/index.json",
+            f"lists {len(reader)} rows in {len(files)} shards, the manifest {entry.get('rows')} in {len(known)}.",
             "Copy or prepare the row set again.",
         )
+    for name in sorted(files.keys() & known.keys()):
+        found, expected = _shard_sha256(reader, files[name]), known[name].get("sha256")
+        if found != expected:
+            yield DataError(
+                f"{reader.directory}/{name}",
+                f"has the SHA-256 {found}, the manifest says {expected}.",
+                "The shard was changed or damaged: copy or prepare it again.",
+            )
 
 
-def _check_shard(path: Path, facts: dict[str, Any]) -> None:
+def _shard_sha256(reader: MdsReader, shard: ShardEntry) -> str:
+    """Return the hash of a shard's file: that of the index, which was compared, unless a cached copy was."""
+    if shard.packed is None and "sha256" in shard.raw.hashes:
+        return shard.raw.hashes["sha256"]
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with Path(reader.directory, (shard.packed or shard.raw).name).open("rb") as file:
         while block := file.read(_HASH_BLOCK_BYTES):
             digest.update(block)
-    if digest.hexdigest() != facts.get("sha256"):
-        raise DataError(
-            f"{path}",
-            f"has the SHA-256 {digest.hexdigest()}, the manifest says {facts.get('sha256')}.",
-            "The shard was changed or damaged: copy or prepare it again.",
-        )
+    return digest.hexdigest()
