@@ -1,16 +1,97 @@
-"""Causal attention inside documents, for packed rows.
+"""Causal attention inside documents, for packed rows, and its partial results.
 
-Owns the layout of packed attention (``thd``: tokens, heads, head dim) and never builds a [T, T] mask: documents of one
-length become the batch of one fused causal attention. Cost: O(sum of squared document lengths) time, O(T) memory.
+Owns the layout of packed attention (``thd``: tokens, heads, head dim). No [T, T] mask or score tensor exists: time is
+the sum of squared document lengths, memory is linear in the tokens.
+
+Attention to a part of the keys is a *partial result*: output and log-sum-exp of the scores. Partial results of disjoint
+parts merge into the attention to all keys. Backward, every part takes the merged output and log-sum-exp, and its
+gradients simply add up; so nothing but the merged result is kept between the passes.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from nemo_prolong.ops.attention_kernels import (
+    BatchedCall,
+    EqualRuns,
+    Gradients,
+    PackedCall,
+    PackedRuns,
+    accumulation_dtype,
+    flash_kernel_takes,
+    merge_partials,
+)
+
+KernelCalls = list[BatchedCall] | list[PackedCall]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionBlock:
+    """Which queries of a row see which keys: run i of the queries attends to run i of the keys.
+
+    Runs of queries do not overlap each other, nor do runs of keys; runs of length 0 are allowed. A block is made once
+    per row and used by every layer.
+
+    Args:
+        query_starts: First query of each run, int64 [N].
+        query_lengths: Queries of each run, int64 [N].
+        key_starts: First key of each run, int64 [N].
+        key_lengths: Keys of each run, int64 [N].
+        causal: Query j of a run sees keys 0 to j of it, and lengths are equal; else every query sees every key.
+        device: Where the tensors are.
+    """
+
+    query_starts: np.ndarray
+    query_lengths: np.ndarray
+    key_starts: np.ndarray
+    key_lengths: np.ndarray
+    causal: bool
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        assert not self.causal or np.array_equal(self.query_lengths, self.key_lengths), "causal runs are square"
+
+    @classmethod
+    def of_documents(cls, boundaries: np.ndarray, device: torch.device) -> AttentionBlock:
+        """Return the block of whole documents with ``boundaries`` int64 [D+1]."""
+        starts, lengths = boundaries[:-1], np.diff(boundaries)
+        return cls(starts, lengths, starts, lengths, causal=True, device=device)
+
+    def calls(self, query: torch.Tensor) -> KernelCalls:
+        """Return the kernel calls that compute this block on tensors like ``query``."""
+        return self._packed_calls if flash_kernel_takes(query) else self._batched_calls
+
+    @cached_property
+    def _batched_calls(self) -> list[BatchedCall]:
+        """One call for each pair of lengths, in order of first appearance."""
+        members: dict[tuple[int, int], list[int]] = defaultdict(list)
+        lengths = zip(self.query_lengths.tolist(), self.key_lengths.tolist(), strict=True)
+        for number, (queries, keys) in enumerate(lengths):
+            if queries and keys:
+                members[queries, keys].append(number)
+        return [
+            BatchedCall(
+                EqualRuns(self.query_starts[numbers], queries), EqualRuns(self.key_starts[numbers], keys), self.causal
+            )
+            for (queries, keys), numbers in members.items()
+        ]
+
+    @cached_property
+    def _packed_calls(self) -> list[PackedCall]:
+        used = (self.query_lengths > 0) & (self.key_lengths > 0)
+        if not used.any():
+            return []
+        queries = _packed_runs(self.query_starts[used], self.query_lengths[used], self.device)
+        keys = _packed_runs(self.key_starts[used], self.key_lengths[used], self.device)
+        return [PackedCall(queries, keys, self.causal)]
 
 
 def document_attention(
@@ -19,6 +100,7 @@ def document_attention(
     value: torch.Tensor,
     cu_seqlens: torch.Tensor,
     softmax_scale: float | None = None,
+    max_seqlen: int | None = None,
 ) -> torch.Tensor:
     """Return causal attention in which every token sees its own document only.
 
@@ -28,42 +110,193 @@ def document_attention(
         value: Values [T, K, C].
         cu_seqlens: Document boundaries, int32 [D+1], from 0 to T, non-decreasing; documents of length 0 are allowed.
         softmax_scale: Factor on the scores; ``C ** -0.5`` by default.
+        max_seqlen: Length of the longest document, if known. On CUDA it saves a wait for the device in each call.
 
     Returns:
         Attention output [T, H, C] in the dtype of ``query``.
     """
-    boundaries = cu_seqlens.tolist()
+    calls = _document_calls(query, cu_seqlens, max_seqlen)
+    return _DocumentAttention.apply(query, key, value, calls, _scale(query, softmax_scale))
+
+
+def attention_with_lse(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block: AttentionBlock,
+    softmax_scale: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the partial result of one block. Not differentiable: its backward is ``attention_backward``.
+
+    Args:
+        query: Queries [T, H, C].
+        key: Keys [S, K, C] with K dividing H.
+        value: Values [S, K, C].
+        block: Which queries see which keys.
+        softmax_scale: Factor on the scores; ``C ** -0.5`` by default.
+
+    Returns:
+        Output [T, H, C] in the dtype of ``query`` and log-sum-exp of the scores [H, T], float32 (float64 of float64).
+        A query that sees no key has output 0 and log-sum-exp minus infinity.
+    """
+    output, lse = empty_partial(query, query.dtype)
+    with torch.no_grad():
+        _forward_into(output, lse, query, key, value, block.calls(query), _scale(query, softmax_scale))
+    return output, lse
+
+
+def empty_partial(query: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the partial result of no keys: output zeros [T, H, C] and log-sum-exp minus infinity [H, T].
+
+    Args:
+        query: Queries [T, H, C].
+        dtype: Of the output; by default the dtype that partial results are summed in.
+    """
+    tokens, heads, _ = query.shape
+    summed = accumulation_dtype(query.dtype)
+    output = torch.zeros(query.shape, dtype=dtype or summed, device=query.device)
+    # Tokens first in memory, as the kernel on CPU wants it.
+    return output, torch.full((tokens, heads), -math.inf, dtype=summed, device=query.device).T
+
+
+@torch.no_grad()
+def merge_attention(
+    output: torch.Tensor,
+    lse: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block: AttentionBlock,
+    softmax_scale: float | None = None,
+) -> None:
+    """Merge the attention of ``block`` into a partial result, in place.
+
+    Args:
+        output: Attention so far [T, H, C], in the dtype of ``empty_partial``.
+        lse: Log-sum-exp so far [H, T].
+        query: Queries [T, H, C].
+        key: Keys [S, K, C], none of which these queries have seen yet.
+        value: Values [S, K, C].
+        block: Which queries see which keys.
+        softmax_scale: Factor on the scores; ``C ** -0.5`` by default.
+    """
+    scale = _scale(query, softmax_scale)
+    for call in block.calls(query):
+        new_output, new_lse = call.forward(query, key, value, scale)
+        merged = merge_partials(call.queries.take(output), call.queries.take(lse.T), new_output, new_lse)
+        call.queries.put(output, merged[0])
+        call.queries.put(lse.T, merged[1])
+
+
+@torch.no_grad()
+def attention_backward(
+    gradients: Gradients,
+    grad_output: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    lse: torch.Tensor,
+    block: AttentionBlock,
+    softmax_scale: float | None = None,
+) -> None:
+    """Add the gradients that flow through ``block`` to ``gradients``.
+
+    Args:
+        gradients: Of query [T, H, C], key and value [S, K, C], in any dtype that holds their sums; changed in place.
+        grad_output: Gradient of the merged output [T, H, C].
+        query: As in the forward pass, as are ``key``, ``value`` and ``block``.
+        key: [S, K, C].
+        value: [S, K, C].
+        output: The merged output of all blocks [T, H, C], in the dtype of ``query``.
+        lse: The merged log-sum-exp [H, T].
+        block: Which queries see which keys.
+        softmax_scale: Factor on the scores; ``C ** -0.5`` by default.
+    """
+    calls, scale = block.calls(query), _scale(query, softmax_scale)
+    _backward_into(gradients, grad_output, query, key, value, output, lse, calls, scale)
+
+
+class _DocumentAttention(torch.autograd.Function):
+    """Attention of calls that cover every query and every key once."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        calls: KernelCalls,
+        scale: float,
+    ) -> torch.Tensor:
+        output, lse = empty_partial(query, query.dtype)
+        _forward_into(output, lse, query, key, value, calls, scale)
+        ctx.save_for_backward(query, key, value, output, lse)
+        ctx.calls, ctx.scale = calls, scale
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, output, lse = ctx.saved_tensors
+        gradients = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        _backward_into(gradients, grad_output, query, key, value, output, lse, ctx.calls, ctx.scale)
+        return *gradients, None, None
+
+
+def _forward_into(
+    output: torch.Tensor,
+    lse: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    calls: KernelCalls,
+    scale: float,
+) -> None:
+    """Write the results of calls without a common query."""
+    for call in calls:
+        call_output, call_lse = call.forward(query, key, value, scale)
+        call.queries.put(output, call_output)
+        call.queries.put(lse.T, call_lse)
+
+
+def _backward_into(
+    gradients: Gradients,
+    grad_output: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    lse: torch.Tensor,
+    calls: KernelCalls,
+    scale: float,
+) -> None:
+    """Add the gradients of all calls."""
+    for call in calls:
+        added = call.backward(grad_output, query, key, value, output, lse, scale)
+        for runs, total, part in zip((call.queries, call.keys, call.keys), gradients, added, strict=True):
+            runs.add(total, part)
+
+
+def _document_calls(query: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int | None) -> KernelCalls:
+    """Return the kernel calls of whole documents."""
+    if flash_kernel_takes(query):
+        # Boundaries stay on the device: reading them would make the host wait.
+        longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
+        runs = PackedRuns(cu_seqlens, longest)
+        return [PackedCall(runs, runs, causal=True)]
+    boundaries = cu_seqlens.cpu().numpy().astype(np.int64)
     assert boundaries[0] == 0 and boundaries[-1] == query.size(0), (boundaries, query.shape)
-    starts_by_length = _group_documents_by_length(boundaries)
-    if len(starts_by_length) == 1:
-        (length,) = starts_by_length
-        return _attend(query, key, value, length, softmax_scale)
-    positions = []
-    outputs = []
-    for length, starts in starts_by_length.items():
-        index = (torch.tensor(starts).unsqueeze(1) + torch.arange(length)).flatten().to(query.device)
-        positions.append(index)
-        outputs.append(_attend(query[index], key[index], value[index], length, softmax_scale))
-    return torch.empty_like(query).index_copy(0, torch.cat(positions), torch.cat(outputs))
+    return AttentionBlock.of_documents(boundaries, query.device).calls(query)
 
 
-def _group_documents_by_length(boundaries: list[int]) -> dict[int, list[int]]:
-    """Return the start offsets of the documents of each length, in order of first appearance."""
-    starts_by_length: dict[int, list[int]] = defaultdict(list)
-    for start, end in pairwise(boundaries):
-        if end > start:
-            starts_by_length[end - start].append(start)
-    return starts_by_length
+def _packed_runs(starts: np.ndarray, lengths: np.ndarray, device: torch.device) -> PackedRuns:
+    """Return runs of length >= 1 with their index and boundaries on the device."""
+    ends = lengths.cumsum()
+    index = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+    cu_seqlens = torch.from_numpy(np.concatenate(([0], ends)).astype(np.int32)).to(device)
+    return PackedRuns(cu_seqlens, int(lengths.max()), torch.from_numpy(index).to(device))
 
 
-def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, length: int, softmax_scale: float | None
-) -> torch.Tensor:
-    """Return causal attention of consecutive documents that all have ``length`` tokens, [T, H, C]."""
-    query_bhsc, key_bhsc, value_bhsc = (
-        x.view(-1, length, x.size(1), x.size(2)).transpose(1, 2) for x in (query, key, value)
-    )
-    output = F.scaled_dot_product_attention(
-        query_bhsc, key_bhsc, value_bhsc, is_causal=True, scale=softmax_scale, enable_gqa=query.size(1) != key.size(1)
-    )
-    return output.transpose(1, 2).reshape(query.shape)
+def _scale(query: torch.Tensor, softmax_scale: float | None) -> float:
+    return query.size(-1) ** -0.5 if softmax_scale is None else softmax_scale
