@@ -2,14 +2,17 @@
 
 Owns the encodings that token data use: ``str``, ``bytes``, ``json``, ``int``, fixed-width numbers and
 ``ndarray[:dtype[:shape]]``. ``pkl`` and image encodings are refused: reading data must never run code from a file.
-Everything is little-endian.
+Everything is little-endian. A value that would not come back as it was given is refused, not rounded.
 """
 
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -44,17 +47,19 @@ class Encoding:
     Attributes:
         name: The encoding as written in ``index.json``, e.g. ``ndarray:uint32``.
         size_bytes: Bytes of every value, or None where each value has its own size.
-        encode: Value to bytes; raises ValueError for a value of another kind.
-        decode: Bytes-like to value; raises ValueError for bytes that are no such value.
+        encode: Value to bytes; raises ValueError, TypeError or OverflowError for a value of another kind.
+        decode: Bytes-like to value; raises ValueError or IndexError for bytes that are no such value.
+        measure: Bytes of a value, from its shape (arrays of a fixed dtype) or itself (the others), without encoding it.
     """
 
     name: str
     size_bytes: int | None
     encode: Callable[[Any], bytes]
     decode: Callable[[memoryview], Any]
+    measure: Callable[[Any], int]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The two functions cannot be pickled, and loader processes that are spawned get a pickled reader.
+        # The functions cannot be pickled, and loader processes that are spawned get a pickled reader.
         return parse_encoding, (self.name, "column")
 
 
@@ -74,7 +79,7 @@ def parse_encoding(name: str, where: str) -> Encoding:
     if name in _SCALARS:
         return _scalar_encoding(name, np.dtype(name))
     if name == "int":
-        return Encoding(name, 8, lambda value: np.int64(value).tobytes(), lambda data: int(_scalar(data, "<i8")))
+        return Encoding(name, 8, _encode_int, lambda data: int(_scalar(data, "<i8")), lambda _: 8)
     if name in _TEXT:
         return _TEXT[name]
     raise DataError(
@@ -90,11 +95,41 @@ def _checked(kind: type, value: Any) -> Any:
     return value
 
 
+def _encode_text(value: Any) -> bytes:
+    return str(_checked(str, value)).encode()
+
+
+def _encode_bytes(value: Any) -> bytes:
+    return bytes(_checked(bytes, value))
+
+
+def _encode_json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
 _TEXT = {
-    "str": Encoding("str", None, lambda value: _checked(str, value).encode(), lambda data: str(data, "utf-8")),
-    "bytes": Encoding("bytes", None, lambda value: bytes(_checked(bytes, value)), bytes),
-    "json": Encoding("json", None, lambda value: json.dumps(value).encode(), lambda data: json.loads(bytes(data))),
+    "str": Encoding("str", None, _encode_text, lambda data: str(data, "utf-8"), lambda text: len(_encode_text(text))),
+    "bytes": Encoding("bytes", None, _encode_bytes, bytes, len),
+    "json": Encoding(
+        "json", None, _encode_json, lambda data: json.loads(bytes(data)), lambda value: len(_encode_json(value))
+    ),
 }
+
+
+def _encode_int(value: Any) -> bytes:
+    return _whole(value, np.dtype("<i8")).tobytes()
+
+
+def _whole(value: Any, dtype: np.dtype) -> np.generic:
+    """Return ``value`` as ``dtype``; NumPy alone would cut 3.7 to 3 and wrap -1 to 2**64 - 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"expected a whole number, got {value!r}") from None
+    limits = np.iinfo(dtype)
+    if not limits.min <= number <= limits.max:
+        raise ValueError(f"{number} is not between {limits.min} and {limits.max}")
+    return dtype.type(number)
 
 
 def _scalar(data: memoryview, dtype: str | np.dtype) -> Any:
@@ -102,7 +137,11 @@ def _scalar(data: memoryview, dtype: str | np.dtype) -> Any:
 
 
 def _scalar_encoding(name: str, dtype: np.dtype) -> Encoding:
-    return Encoding(name, dtype.itemsize, lambda value: dtype.type(value).tobytes(), lambda data: _scalar(data, dtype))
+    def encode(value: Any) -> bytes:
+        number = _whole(value, dtype) if dtype.kind in "iu" else dtype.type(_checked(Real, value))
+        return number.tobytes()
+
+    return Encoding(name, dtype.itemsize, encode, lambda data: _scalar(data, dtype), lambda _: dtype.itemsize)
 
 
 def _ndarray_encoding(name: str, arguments: str, where: str) -> Encoding:
@@ -118,7 +157,7 @@ def _ndarray_encoding(name: str, arguments: str, where: str) -> Encoding:
             f"Use ndarray:DTYPE or ndarray:DTYPE:SIZE,SIZE with DTYPE in {', '.join(_DTYPE_CODES)}.",
         )
     codec = _ArrayCodec(np.dtype(dtype_name) if dtype_name else None, shape)
-    return Encoding(name, codec.size_bytes, codec.encode, codec.decode)
+    return Encoding(name, codec.size_bytes, codec.encode, codec.decode, codec.measure)
 
 
 @dataclass(frozen=True)
@@ -132,15 +171,22 @@ class _ArrayCodec:
     def size_bytes(self) -> int | None:
         if self.dtype is None or self.shape is None:
             return None
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return prod(self.shape) * self.dtype.itemsize
+
+    def measure(self, shape: tuple[int, ...]) -> int:
+        if self.dtype is None:
+            raise ValueError("the size of an array of any dtype does not follow from its shape")
+        return (0 if self.shape is not None else len(_encode_shape(shape))) + prod(shape) * self.dtype.itemsize
 
     def encode(self, array: np.ndarray) -> bytes:
-        array = np.ascontiguousarray(_checked(np.ndarray, array))
-        if array.dtype.name not in _DTYPE_CODES or (self.dtype is not None and array.dtype != self.dtype):
+        array = _checked(np.ndarray, array)
+        # A big-endian array has the name of the little-endian one and other bytes.
+        storable = array.dtype.name in _DTYPE_CODES and array.dtype == np.dtype(array.dtype.name)
+        if not storable or (self.dtype is not None and array.dtype != self.dtype):
             raise ValueError(f"expected an array of {self.dtype or 'numbers'}, got {array.dtype}")
         if self.shape is not None and array.shape != self.shape:
             raise ValueError(f"expected shape {self.shape}, got {array.shape}")
-        if array.size == 0 or array.ndim > _MAX_DIMENSIONS:
+        if array.size == 0 or not 1 <= array.ndim <= _MAX_DIMENSIONS:
             raise ValueError(f"an array of shape {array.shape} cannot be stored")
         head = b"" if self.dtype is not None else bytes([_DTYPE_CODES[array.dtype.name]])
         return head + (b"" if self.shape is not None else _encode_shape(array.shape)) + array.tobytes()
@@ -154,6 +200,8 @@ class _ArrayCodec:
         shape = self.shape
         if shape is None:
             shape, start = _decode_shape(data, start)
+        if prod(shape) * dtype.itemsize != len(data) - start:
+            raise ValueError(f"{len(data) - start} bytes are no {dtype} array of shape {shape}")
         return np.frombuffer(data[start:], dtype).reshape(shape)
 
 
@@ -165,4 +213,7 @@ def _encode_shape(shape: tuple[int, ...]) -> bytes:
 def _decode_shape(data: memoryview, start: int) -> tuple[tuple[int, ...], int]:
     dimensions, width = data[start] >> 2, data[start] & 3
     end = start + 1 + (dimensions << width)
-    return tuple(np.frombuffer(data[start + 1 : end], _SHAPE_DTYPES[width]).tolist()), end
+    shape = tuple(np.frombuffer(data[start + 1 : end], _SHAPE_DTYPES[width]).tolist())
+    if len(shape) != dimensions or not shape or min(shape) < 1:
+        raise ValueError(f"{shape} is no shape of a stored array")
+    return shape, end
