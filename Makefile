@@ -19,17 +19,18 @@ UV := $(BIN)/uv --system-certs
 LOG := $(VENV)/setup.log
 BOOTSTRAPPED := $(VENV)/.bootstrapped
 INSTALLED := $(VENV)/.installed
-LOCKS := requirements/bootstrap.lock requirements/cpu.lock requirements/gpu-py312.lock
+INTEROP := .venv-interop
+LOCKS := requirements/bootstrap.lock requirements/cpu.lock requirements/gpu-py312.lock requirements/interop.lock
 
 # What runs inside the environment must not see another one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # With a CUDA build of torch and no GPU, megatron.core cannot be imported unless this is set; it has no other effect here.
 export TORCH_CUDA_ARCH_LIST ?= 9.0
 
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo test test-interop lint format lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv from the lock; does nothing when it is up to date
 
@@ -39,6 +40,9 @@ demo: setup ## run the whole recipe in miniature, from text to report (about 12 
 test: setup lint ## check imports, style and types, then run every test that needs no GPU
 	@echo "tests: pytest"
 	@$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+test-interop: $(INTEROP)/.installed ## compare MDS with mosaicml-streaming, in an environment of its own
+	@$(INTEROP)/bin/python -m pytest -c tests/interop/pytest.ini tests/interop $(PYTEST_ARGS)
 
 lint: setup ## check import direction, style, formatting, types and YAML
 	@echo "lint: import-linter, ruff, mypy, yamllint"
@@ -62,9 +66,11 @@ lock: $(BOOTSTRAPPED) ## resolve the dependencies again and write requirements/*
 	@$(COMPILE) pyproject.toml --extra test requirements/gpu-py312.in --python-version 3.12 \
 		--override requirements/overrides.txt --constraint requirements/constraints.txt \
 		--constraint requirements/cpu.lock -o requirements/gpu-py312.lock
+	@$(COMPILE) requirements/interop.in --python-version 3.11 \
+		--override requirements/interop.overrides.txt -o requirements/interop.lock
 
-clean: ## delete .venv and every cache; runs/ and data/ stay
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## delete both environments and every cache; runs/ and data/ stay
+	@rm -rf $(VENV) $(INTEROP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Python of the right version, then the installer: uv installs the lock four times as fast as pip.
@@ -94,4 +100,14 @@ $(INSTALLED): $(BOOTSTRAPPED) requirements/cpu.lock requirements/torch.txt pypro
 	@echo "setup: imports (compiles the bytecode of the libraries, once)"
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python docker/smoke.py --lock requirements/cpu.lock --expect python=3.11 \
 		--expect "torch=$$(sed 's/.*==//' requirements/torch.txt)" > $(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
+	@touch $@
+
+# The reference implementation of MDS wants older packages than NeMo, and more of them.
+$(INTEROP)/.installed: $(BOOTSTRAPPED) requirements/interop.lock requirements/torch.txt
+	@echo "test-interop: $(INTEROP) with requirements/interop.lock, $$(cat requirements/torch.txt)"
+	@$(BIN)/python -m venv $(INTEROP)
+	@$(INTEROP)/bin/python -m pip -qq --disable-pip-version-check install --no-deps --require-hashes \
+		-r requirements/interop.lock
+	@$(INTEROP)/bin/python -m pip -qq --disable-pip-version-check install --no-warn-conflicts $(TORCH_PIP_ARGS) \
+		-r requirements/torch.txt
 	@touch $@
