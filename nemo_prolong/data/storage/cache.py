@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -191,8 +192,10 @@ def _touch(path: Path, num_bytes: int) -> bool:
     try:
         if path.stat().st_size != num_bytes:
             return False
-        os.utime(path)
-    except FileNotFoundError:
+        # A colleague's copy can be read though not marked.
+        with suppress(PermissionError):
+            os.utime(path)
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 

@@ -188,4 +188,5 @@ def _gave_up(url: str, attempts: int, error: Exception) -> DataError:
 
 def said(error: Exception) -> str:
     """Return the words of an error on one line and without the full stop, or its type where it has none."""
-    return " ".join(str(error).split())[:_SAID_CHARACTERS].rstrip(".") or type(error).__name__
+    text = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return " ".join(str(text).split())[:_SAID_CHARACTERS].rstrip(".") or type(error).__name__

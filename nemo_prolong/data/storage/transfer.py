@@ -27,12 +27,12 @@ def download(url: str, destination: str | Path, num_bytes: int | None = None) ->
     """
     destination = Path(destination)
     partial = destination.with_name(f".{destination.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        with writing_to(destination.parent, num_bytes):
+    with writing_to(destination.parent, num_bytes):
+        try:
             fetch(url, partial, num_bytes)
             os.replace(partial, destination)
-    finally:
-        partial.unlink(missing_ok=True)
+        finally:
+            partial.unlink(missing_ok=True)
     return destination
 
 
