@@ -130,17 +130,15 @@ def _span_keys(key: str, spans: Sequence[tuple[int, int]] | None) -> list[str]:
 
 
 def _tokens(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return tokens, integers [N], and the mask, uint8 [N], of a row.
+    """Return tokens, integers [N] with N > 0 (the format has no empty arrays), and the mask, uint8 [N], of a row.
 
     Raises:
-        BadDocument: If there are none, or the columns contradict each other.
+        BadDocument: If the tokens are none, or the columns contradict each other.
     """
     ids = np.asarray(row[_TOKENS])
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         rule = f"has {_TOKENS} of shape {list(ids.shape)} and type {ids.dtype}, not integers [tokens]."
         raise BadDocument("wrong_type", rule, _REMEDY)
-    if not len(ids):
-        raise BadDocument("empty_document", "has no tokens.", "Remove it.")
     if "length" in row and int(row["length"]) != len(ids):
         raise BadDocument("wrong_length", f"says length={row['length']} and has {len(ids)} tokens.", _REMEDY)
     return ids, _checked_mask(row["mask"], len(ids)) if "mask" in row else None
