@@ -4,11 +4,12 @@ import logging
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from nemo_prolong.data.sources.base import SourceFile
-from nemo_prolong.data.storage import disk
+from nemo_prolong.data.storage import disk, stores, transfer
 from nemo_prolong.data.storage.remote import download, is_remote, list_files, local_copy, read_bytes
 from nemo_prolong.errors import ConfigError, DataError
 
@@ -66,6 +67,27 @@ def test_a_connection_cut_in_the_middle_is_made_again_and_the_file_is_whole(stor
     store.proxy.faults = ["cut", "cut"]
     assert download(url, tmp_path / "a.bin", len(CONTENT)).read_bytes() == CONTENT
     assert len(store.proxy.gets("a.bin")) == 3
+
+
+class EndsEarly:
+    """A file system whose first answer ends before the announced size without saying so."""
+
+    def __init__(self):
+        self.answers = [CONTENT[:1000], CONTENT]
+
+    def get_file(self, url, path, callback):
+        callback.set_size(len(CONTENT))
+        Path(path).write_bytes(self.answers.pop(0))
+
+
+def test_an_answer_shorter_than_announced_is_asked_for_again(tmp_path, monkeypatch, caplog):
+    store = EndsEarly()
+    monkeypatch.setattr(transfer, "filesystem", lambda _: store)
+    monkeypatch.setattr(stores, "_FIRST_DELAY_SECONDS", 0.01)
+    with caplog.at_level(logging.WARNING):
+        assert download("s3://b/a.bin", tmp_path / "a.bin").read_bytes() == CONTENT
+    assert "failed (the connection ended after 1000 of 512000 bytes)" in caplog.text
+    assert store.answers == []
 
 
 def test_a_small_file_survives_a_cut_connection_too(store):
