@@ -49,6 +49,33 @@ def run_logging(log_file: Path, *, console: bool) -> Iterator[None]:
                 os.close(descriptor)
 
 
+@contextlib.contextmanager
+def console_logging() -> Iterator[None]:
+    """Print our own log lines on stderr while the context is open, above a progress bar where one is drawn."""
+    ours, handler = logging.getLogger("nemo_prolong"), _StderrHandler()
+    level = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        ours.removeHandler(handler)
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever ``sys.stderr`` is at the moment: a progress bar puts itself in its place."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(logging.Formatter(_CONSOLE_FORMAT, datefmt="%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
 def _install_handlers(file: TextIO, terminal: TextIO | None) -> list[tuple[logging.Logger, logging.Handler]]:
     """Attach the file to the root logger and the console to ours."""
     root, ours = logging.getLogger(), logging.getLogger("nemo_prolong")

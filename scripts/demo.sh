@@ -25,7 +25,7 @@ fi
 
 rm -rf "$demo"/{base,stage1,stage2,sft,export,report.html,summary.json}
 
-step "Real text of this Python installation, as packed rows" python scripts/prepare_data.py
+step "Real text of this Python installation, as packed rows" python scripts/prepare_data.py +exp=data/mini
 step "Base: a short-context model from scratch, 512 tokens" "${train[@]}" +exp=mini/base
 step "Stage 1: 512 -> 2K tokens" "${train[@]}" +exp=mini/stage1
 step "Stage 2: 2K -> 8K tokens, optimizer state carried over" "${train[@]}" +exp=mini/stage2

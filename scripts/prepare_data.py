@@ -1,34 +1,37 @@
-"""Write the data of the miniature recipe."""
+"""Turn documents into the data of a stage: tokenizer, packed rows, manifest, data card."""
 
-from pathlib import Path
+import sys
 
 from nemo_prolong.config.app import hydra_script
-from nemo_prolong.config.schema import PrepareConfig
+from nemo_prolong.config.prepare_schema import PrepareConfig
 
 DESCRIPTION = """\
-Turn the Python code, documentation and docstrings of this machine into a tokenizer and directories of packed rows."""
+Turn documents (JSON lines, Parquet, datasets directories, text, repositories, tokenized or packed MDS) into packed rows
+with a manifest and a data card. Goes on where a killed run stopped."""
 
 EXAMPLES = [
-    "python scripts/prepare_data.py",
-    "python scripts/prepare_data.py output=runs/try/data max_bytes_per_domain=2M",
+    "python scripts/prepare_data.py +exp=data/mini",
+    "python scripts/prepare_data.py +exp=data/ultrachat_64k tokenizer.path=models/Meta-Llama-3-8B-Instruct workers=32",
+    "python scripts/prepare_data.py output=data/books tokenizer.path=models/Meta-Llama-3-8B-Instruct "
+    "'sources=[{domain:books,path:corpus/books}]' "
+    "'row_sets=[{path:books-65536,domain:books,seq_length:64K,document_length:64K}]'",
 ]
 
 
 def run(cfg: PrepareConfig, overrides: list[str]) -> None:
     """Prepare; heavy imports happen only here."""
-    from nemo_prolong.logs import run_logging
+    from nemo_prolong.data.preparation.manifest import command_line
+    from nemo_prolong.data.preparation.run import prepare
+    from nemo_prolong.logs import console_logging
+    from nemo_prolong.report.data_card import write_card
 
-    log_file = Path(f"{cfg.output}.log")
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    with run_logging(log_file, console=True):
-        from nemo_prolong.data.prepare import prepare
-
-        prepare(cfg)
+    with console_logging():
+        prepare(cfg, command=command_line(sys.argv[1:]), finish=write_card)
 
 
 def main() -> None:
     """Read the command line."""
-    hydra_script(PrepareConfig, "prepare_data", run, DESCRIPTION, EXAMPLES)
+    hydra_script(PrepareConfig, "prepare_data", run, DESCRIPTION, EXAMPLES, help_overrides=["+exp=data/mini"])
 
 
 if __name__ == "__main__":

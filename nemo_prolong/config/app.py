@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from nemo_prolong.config.checks import check
-from nemo_prolong.config.hydra_errors import COMPOSITION_ERRORS, explain
+from nemo_prolong.config.hydra_errors import COMPOSITION_ERRORS, check_experiment, explain
 from nemo_prolong.config.load import load
 from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError, ProlongError
@@ -98,14 +98,13 @@ def _hydra_main(
     schema: type[Section], config_name: str, args: Namespace, receive: Callable[[DictConfig], None]
 ) -> None:
     """Run Hydra on ``sys.argv`` and hand it ``receive`` as its task; explain what it cannot compose."""
+    directories = [Path(args.config_path or CONFIG_DIR), *([Path(args.config_dir)] if args.config_dir else [])]
+    check_experiment(schema, args.overrides, directories)
     main = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)
     try:
         with _full_hydra_errors():
             main(receive)()
     except COMPOSITION_ERRORS as error:
-        directories = [Path(args.config_path or CONFIG_DIR)]
-        if args.config_dir:
-            directories.append(Path(args.config_dir))
         raise explain(error, schema, args.overrides, directories) from error
 
 

@@ -13,7 +13,9 @@ from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.layout_checks import check_world, exact_tokens, layout_findings, world_size_from_environment
 from nemo_prolong.config.locations import HF_PREFIX
 from nemo_prolong.config.precision_checks import precision_findings
-from nemo_prolong.config.schema import EvaluateConfig, PrepareConfig, RunConfig, Section, Stage, Transition
+from nemo_prolong.config.prepare_checks import prepare_findings
+from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.schema import EvaluateConfig, RunConfig, Section, Stage, Transition
 from nemo_prolong.errors import ConfigError
 
 __all__ = ["check", "check_world", "findings", "world_size_from_environment"]
@@ -35,7 +37,7 @@ def findings(cfg: Section) -> list[ConfigError]:
     if isinstance(cfg, RunConfig):
         return _run_findings(cfg)
     if isinstance(cfg, PrepareConfig):
-        return _prepare_findings(cfg)
+        return prepare_findings(cfg)
     if isinstance(cfg, EvaluateConfig):
         return _evaluate_findings(cfg)
     return []
@@ -149,23 +151,6 @@ def _schedule(cfg: RunConfig) -> list[ConfigError]:
         rule = f"warmup must end before the last of train.train_iters={steps} steps."
         remedy = f"Set optim.lr_warmup_iters={steps // 10} (10%)."
         found.append(ConfigError(f"optim.lr_warmup_iters={optim.lr_warmup_iters}", rule, remedy))
-    return found
-
-
-def _prepare_findings(cfg: PrepareConfig) -> list[ConfigError]:
-    found = []
-    paths = [row_set.path for row_set in cfg.row_sets]
-    for index, row_set in enumerate(cfg.row_sets):
-        where = f"row_sets[{index}]"
-        if row_set.path in paths[:index]:
-            rule = "is the directory of an earlier row set."
-            found.append(ConfigError(f"{where}.path={row_set.path}", rule, f"Set {where}.path={row_set.path}-2."))
-        length = row_set.document_length
-        if length is not None and row_set.seq_length % length:
-            rule = f"pieces of one length must fill the row of seq_length={exact_tokens(row_set.seq_length)} exactly."
-            fitting = math.gcd(length, row_set.seq_length)
-            remedy = f"Set {where}.document_length={exact_tokens(fitting)}, or null to pack whole documents."
-            found.append(ConfigError(f"{where}.document_length={exact_tokens(length)}", rule, remedy))
     return found
 
 

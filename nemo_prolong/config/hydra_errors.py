@@ -16,13 +16,15 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_prolong.config.keys import location_of, nearest_name, unknown_key
-from nemo_prolong.config.schema import Section
+from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.schema import RunConfig, Section
 from nemo_prolong.errors import ConfigError
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 """What Hydra raises while it composes when the user, not the software, is wrong."""
 
 _EXPERIMENTS = "exp"
+_DATA_EXPERIMENTS = "data/"
 
 
 def explain(
@@ -39,7 +41,7 @@ def explain(
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if isinstance(error, MissingConfigException):
-        return _missing_file(error, overrides, config_dirs)
+        return _missing_file(error, schema, overrides, config_dirs)
     if isinstance(error, yaml.MarkedYAMLError):
         return _bad_yaml(error)
     text = str(error).strip()
@@ -54,9 +56,9 @@ def _wrong_choice(
 ) -> ConfigError | None:
     """Explain a choice or key that is missing, unknown or given twice; None if ``text`` says something else."""
     if match := re.search(r"You must specify '(.+?)'", text):
-        return _missing_choice(match[1], text, overrides, config_dirs)
+        return _missing_choice(match[1], text, overrides, experiments(config_dirs, schema))
     if match := re.search(r"Could not override '(.+?)'\.", text):
-        return _no_such_key(match[1], text, schema, overrides, config_dirs)
+        return _no_such_key(match[1], text, schema, overrides, experiments(config_dirs, schema))
     if match := re.search(r"Multiple values for (\w+)", text):
         typed = [override for override in overrides if override.lstrip("+").startswith(f"{match[1]}=")]
         return ConfigError(" ".join(typed), f"only one {match[1]} can be chosen.", f"Keep one, e.g. {typed[0]}.")
@@ -77,13 +79,33 @@ def _wrong_form(text: str, overrides: Sequence[str]) -> ConfigError | None:
     return None
 
 
-def experiments(config_dirs: Sequence[Path]) -> list[str]:
-    """Return the names of all experiments below ``config_dirs``, as they are typed after ``+exp=``."""
+def experiments(config_dirs: Sequence[Path], schema: type[Section]) -> list[str]:
+    """Return the names of the experiments for a script, as they are typed after ``+exp=``.
+
+    Args:
+        config_dirs: Directories that hold the groups.
+        schema: What the script reads; those below ``data/`` are for ``PrepareConfig``, all others for ``RunConfig``.
+    """
     names: set[str] = set()
     for directory in config_dirs:
         root = directory / _EXPERIMENTS
         names.update(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
-    return sorted(names)
+    return sorted(name for name in names if name.startswith(_DATA_EXPERIMENTS) == (schema is PrepareConfig))
+
+
+def check_experiment(schema: type[Section], overrides: Sequence[str], config_dirs: Sequence[Path]) -> None:
+    """Refuse an experiment that is for another script.
+
+    Raises:
+        ConfigError: If there is one among ``overrides``.
+    """
+    for override in overrides:
+        name = override.removeprefix("+exp=")
+        other = RunConfig if schema is PrepareConfig else PrepareConfig
+        if name != override and name in experiments(config_dirs, other):
+            script = "scripts/train.py" if other is RunConfig else "scripts/prepare_data.py"
+            available = ", ".join(experiments(config_dirs, schema))
+            raise ConfigError(override, f"is an experiment of {script}.", f"Type +exp=NAME, one of: {available}.")
 
 
 def _unreadable(error: OverrideParseException) -> ConfigError:
@@ -93,13 +115,15 @@ def _unreadable(error: OverrideParseException) -> ConfigError:
     return ConfigError(error.override, f"is not an override Hydra can read ({reason}).", f"To set it, {fix}.")
 
 
-def _missing_file(error: MissingConfigException, overrides: Sequence[str], config_dirs: Sequence[Path]) -> ConfigError:
+def _missing_file(
+    error: MissingConfigException, schema: type[Section], overrides: Sequence[str], config_dirs: Sequence[Path]
+) -> ConfigError:
     """Explain a group option or an experiment that has no file."""
     wanted = error.missing_cfg_file or ""
     group, _, name = wanted.rpartition("/")
     where = re.match(r"In '(.+?)'", str(error))
     if wanted.split("/")[0] == _EXPERIMENTS:
-        return _no_such_experiment(wanted.partition("/")[2], config_dirs)
+        return _no_such_experiment(wanted.partition("/")[2], experiments(config_dirs, schema))
     if not group:
         rule = str(error).strip().splitlines()[0].rstrip(".")
         return ConfigError(f"--config-name {name}" if name else "--config-path", f"{rule}.", _see_help())
@@ -115,24 +139,23 @@ def _missing_file(error: MissingConfigException, overrides: Sequence[str], confi
     )
 
 
-def _no_such_experiment(name: str, config_dirs: Sequence[Path]) -> ConfigError:
-    available = experiments(config_dirs)
+def _no_such_experiment(name: str, available: Sequence[str]) -> ConfigError:
     nearest = nearest_name(name, available)
     remedy = f"Did you mean +exp={nearest}? " if nearest else ""
     return ConfigError(f"+exp={name}", "no such experiment.", f"{remedy}Available: {', '.join(available)}.")
 
 
-def _missing_choice(group: str, text: str, overrides: Sequence[str], config_dirs: Sequence[Path]) -> ConfigError:
+def _missing_choice(group: str, text: str, overrides: Sequence[str], available: Sequence[str]) -> ConfigError:
     """Explain a group without a choice: as a rule nobody chose an experiment, or not in the right words."""
     if not any(override.startswith("+exp=") for override in overrides):
         for override in overrides:
             key, _, value = override.lstrip("+").partition("=")
             if key.split("/")[0] == _EXPERIMENTS:
-                return _experiment_without_plus(key, value, config_dirs)
-            if value in experiments(config_dirs):
+                return _experiment_without_plus(key, value, available)
+            if value in available:
                 return ConfigError(override, f"no such group as {key}.", f"Did you mean +exp={value}?")
-        available = ", ".join(experiments(config_dirs))
-        return ConfigError("+exp=???", "an experiment must be chosen.", f"Type +exp=NAME, one of: {available}.")
+        names = ", ".join(available)
+        return ConfigError("+exp=???", "an experiment must be chosen.", f"Type +exp=NAME, one of: {names}.")
     options = ", ".join(line.strip() for line in text.partition("options:")[2].splitlines() if line.strip())
     return ConfigError(
         f"{group}=???", "the experiment does not choose it, and it has no default.", f"Type {group}= one of: {options}."
@@ -140,23 +163,23 @@ def _missing_choice(group: str, text: str, overrides: Sequence[str], config_dirs
 
 
 def _no_such_key(
-    key: str, text: str, schema: type[Section], overrides: Sequence[str], config_dirs: Sequence[Path]
+    key: str, text: str, schema: type[Section], overrides: Sequence[str], available: Sequence[str]
 ) -> ConfigError:
     """Explain ``key=value`` where no such key or group can be overridden."""
     value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == key), None)
     if key.split("/")[0] == _EXPERIMENTS and value is not None:
-        return _experiment_without_plus(key, value, config_dirs)
+        return _experiment_without_plus(key, value, available)
     error = unknown_key(schema, location_of(key), value)
     if where := re.match(r"In '(.+?)'", text):
         return ConfigError(f"{error.what} (in conf/{where[1]}.yaml)", error.rule, error.remedy)
     return error
 
 
-def _experiment_without_plus(key: str, value: str, config_dirs: Sequence[Path]) -> ConfigError:
+def _experiment_without_plus(key: str, value: str, available: Sequence[str]) -> ConfigError:
     """Explain ``exp=stage2``, and ``exp/mini=stage1`` with or without a plus."""
     name = "/".join([*key.split("/")[1:], value])
-    if name not in experiments(config_dirs):
-        return _no_such_experiment(name, config_dirs)
+    if name not in available:
+        return _no_such_experiment(name, available)
     rule = "an experiment is added to the configuration, which takes a plus sign."
     return ConfigError(f"{key}={value}", rule, f"Type +exp={name}.")
 

@@ -41,12 +41,17 @@ def location_of(path: str) -> Location:
 def section_at(schema: type[Section], location: Location) -> type[Section] | None:
     """Return the section that lies at ``location``, or None where there is none."""
     section: type[Section] | None = schema
+    is_name = False
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or is_name:
+            is_name = False
             continue
         if section is None or part not in section.model_fields:
             return None
-        section = _section_of(section.model_fields[part].annotation)
+        annotation = section.model_fields[part].annotation
+        # The next part of a path into a dict is a name that the user gave.
+        is_name = typing.get_origin(annotation) is dict
+        section = _section_of(annotation)
     return section
 
 
@@ -63,7 +68,7 @@ def all_keys(schema: type[Section], prefix: str = "") -> Iterator[str]:
         path = f"{prefix}{name}"
         yield path
         section = _section_of(field.annotation)
-        if section is not None and not _is_list(field.annotation):
+        if section is not None and not _is_collection(field.annotation):
             yield from all_keys(section, f"{path}.")
 
 
@@ -126,15 +131,15 @@ def nearest_name(name: str, names: Sequence[str]) -> str | None:
 
 
 def _section_of(annotation: object) -> type[Section] | None:
-    """Return the section inside ``X``, ``list[X]``, ``X | None`` or None when there is none."""
+    """Return the section inside ``X``, ``list[X]``, ``dict[str, X]``, ``X | None`` or None when there is none."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     inner = (_section_of(argument) for argument in typing.get_args(annotation))
     return next((section for section in inner if section is not None), None)
 
 
-def _is_list(annotation: object) -> bool:
-    """Return whether the annotation is a list, or a list or None."""
+def _is_collection(annotation: object) -> bool:
+    """Return whether the annotation is a list or dict, or one of them or None."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return any(_is_list(argument) for argument in typing.get_args(annotation))
-    return typing.get_origin(annotation) is list
+        return any(_is_collection(argument) for argument in typing.get_args(annotation))
+    return typing.get_origin(annotation) in (list, dict)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nemo_prolong.config.schema import DataConfig
+
 HF_PREFIX = "hf:"
 """Marks a model that is a Hugging Face directory rather than a run directory."""
 
@@ -35,6 +37,16 @@ def complete_steps(run_dir: Path) -> list[int]:
     """Return the steps of all complete checkpoints, ascending; a directory with a final name is complete."""
     matches = (_STEP_DIRECTORY.fullmatch(path.name) for path in (run_dir / "checkpoints").glob("*"))
     return sorted(int(match[1]) for match in matches if match)
+
+
+def is_address(root: str) -> bool:
+    """Return whether a data root is an address such as ``s3://``, not a directory of this machine."""
+    return "://" in root
+
+
+def tokenizer_directory(data: DataConfig) -> Path:
+    """Return where the tokenizer lies; beside remote rows it is a local directory of its own."""
+    return Path(data.tokenizer) if is_address(data.root) else Path(data.root) / data.tokenizer
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:

@@ -113,7 +113,7 @@ class DataConfig(Section):
     """What is trained on."""
 
     root: str
-    """Directory that holds the packed directories and the tokenizer."""
+    """Directory or ``s3://`` address that holds the packed directories and the tokenizer."""
     tokenizer: str
     """Tokenizer directory (``transformers`` format), relative to ``data.root`` or absolute."""
     mixture: list[MixtureEntry] = Field(min_length=1)
@@ -124,6 +124,8 @@ class DataConfig(Section):
     """Train only on tokens whose ``mask`` column is 1."""
     num_workers: Annotated[int, Field(ge=0)] = 1
     """Loader processes per rank."""
+    cache: str | None = None
+    """Local directory for copies of remote and compressed shards; null takes ``~/.cache/nemo_prolong/shards``."""
 
 
 class TrainConfig(Section):
@@ -286,40 +288,6 @@ class RunConfig(Section):
     def global_batch_tokens(self) -> int:
         """Row tokens per optimizer step, pads included."""
         return self.train.global_batch_size * self.seq_length
-
-
-class RowSet(Section):
-    """One directory of packed rows that ``scripts/prepare_data.py`` writes."""
-
-    path: str
-    """Directory below ``output``."""
-    domain: str
-    """Documents that go in: code_by_repo, reference, docs or chat; several joined by + give rows in turn."""
-    seq_length: Size
-    """Tokens per row."""
-    document_length: Size | None = None
-    """Cut long documents into pieces of exactly this length and drop what is shorter; null packs whole documents."""
-    max_rows: PositiveInt | None = None
-    """Stop after this many rows."""
-    split: Literal["train", "validation"] = "train"
-    """validation holds documents that no training row contains."""
-
-
-class PrepareConfig(Section):
-    """The configuration of ``scripts/prepare_data.py``: real text of a Python installation, as packed rows."""
-
-    output: str
-    """Directory to write: ``tokenizer/``, one MDS directory per row set, ``manifest.json``."""
-    seed: Annotated[int, Field(ge=0)] = 42
-    vocab_size: PositiveInt
-    """Tokens of the byte-level BPE, special tokens included."""
-    tokenizer_train_bytes: Size
-    """Text the tokenizer is trained on."""
-    max_bytes_per_domain: Size
-    """Text read per domain."""
-    validation_fraction: Fraction = 0.05
-    """Share of the repositories that are held out, in all domains at once."""
-    row_sets: list[RowSet] = Field(min_length=1)
 
 
 class EvaluateConfig(Section):

@@ -49,13 +49,14 @@ class PackedRowDataset(Dataset[Row]):
     """The rows of a stage in their global order; index = global row index.
 
     Args:
-        root: Directory that holds the row sets.
+        root: Directory or ``s3://`` address that holds the row sets.
         mixture: Row sets below ``root`` and their shares.
         seq_length: Tokens per row.
         seed: Seed of the order.
         num_rows: Rows of the stage; ``len`` of the data set. Does not change which row an index means.
         apply_instruct_masks: Train only on tokens whose ``mask`` column is 1.
         vocab_size: Refuse token ids from here on; None trusts the data.
+        cache: Local directory for copies of remote and compressed shards; None takes the default.
 
     Raises:
         DataError: If a directory is missing, empty or damaged, or its rows do not fit the arguments.
@@ -71,11 +72,12 @@ class PackedRowDataset(Dataset[Row]):
         num_rows: int,
         apply_instruct_masks: bool = False,
         vocab_size: int | None = None,
+        cache: str | None = None,
     ) -> None:
         self.num_rows = num_rows
         self.paths = [entry.path for entry in mixture]
         self._format = RowFormat(seq_length, apply_instruct_masks, vocab_size)
-        self._readers = _open_row_sets(Path(root), self.paths, self._format)
+        self._readers = _open_row_sets(root, self.paths, self._format, cache)
         self._order = GlobalOrder([len(reader) for reader in self._readers], [e.proportion for e in mixture], seed)
 
     def __len__(self) -> int:
@@ -106,6 +108,7 @@ class ValidationRowDataset(Dataset[Row]):
         seq_length: Tokens per row.
         apply_instruct_masks: Score only tokens whose ``mask`` column is 1.
         vocab_size: Refuse token ids from here on; None trusts the data.
+        cache: As for PackedRowDataset.
 
     Raises:
         DataError: As for PackedRowDataset.
@@ -118,9 +121,10 @@ class ValidationRowDataset(Dataset[Row]):
         seq_length: int,
         apply_instruct_masks: bool = False,
         vocab_size: int | None = None,
+        cache: str | None = None,
     ) -> None:
         self._format = RowFormat(seq_length, apply_instruct_masks, vocab_size)
-        self._readers = _open_row_sets(Path(root), paths, self._format)
+        self._readers = _open_row_sets(root, paths, self._format, cache)
         places = [(row, directory) for directory, reader in enumerate(self._readers) for row in range(len(reader))]
         self._places = sorted(places)
 
@@ -256,10 +260,10 @@ def _read_row(reader: MdsReader, row: int, row_format: RowFormat) -> Row:
     return build_row(reader[row], row_format, f"{reader.directory} row {row}")
 
 
-def _open_row_sets(root: Path, paths: Sequence[str], row_format: RowFormat) -> list[MdsReader]:
+def _open_row_sets(root: str | Path, paths: Sequence[str], row_format: RowFormat, cache: str | None) -> list[MdsReader]:
     readers = []
     for path in paths:
-        reader = MdsReader(root / path)
+        reader = MdsReader(f"{str(root).rstrip('/')}/{path}", cache)
         if not len(reader):
             raise DataError(f"{reader.directory}", "has no rows.", "Prepare more text for it, or leave it out.")
         first = _read_row(reader, 0, row_format)

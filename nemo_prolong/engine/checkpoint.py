@@ -19,7 +19,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from nemo_prolong.config.locations import checkpoint_directory, complete_steps
+from nemo_prolong.config.locations import checkpoint_directory, complete_steps, tokenizer_directory
 from nemo_prolong.config.schema import ModelConfig, RunConfig
 from nemo_prolong.errors import CheckpointError
 
@@ -58,7 +58,7 @@ class ModelDescription:
             step=step,
             model=cfg.model.model_dump(mode="json"),
             seq_length=cfg.seq_length,
-            tokenizer=str(Path(cfg.data.root) / cfg.data.tokenizer),
+            tokenizer=str(tokenizer_directory(cfg.data)),
             compute=cfg.precision.compute,
         )
 

@@ -10,6 +10,7 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.data.dataset import PackedRowDataset, ValidationRowDataset, collate_rows
+from nemo_prolong.data.epochs import log_epochs
 from nemo_prolong.errors import DataError
 
 
@@ -34,7 +35,9 @@ class PackedDataModule(pl.LightningDataModule):
             num_rows=cfg.train.train_iters * cfg.train.global_batch_size,
             apply_instruct_masks=cfg.data.apply_instruct_masks,
             vocab_size=cfg.model.vocab_size,
+            cache=cfg.data.cache,
         )
+        log_epochs(self._train_rows.epochs())
         self._validation_rows = self._build_validation_rows()
         self.data_sampler = MegatronDataSampler(
             seq_len=cfg.seq_length,
@@ -53,7 +56,12 @@ class PackedDataModule(pl.LightningDataModule):
         if not data.validation or self.cfg.train.val_check_interval == 0:
             return None
         rows = ValidationRowDataset(
-            data.root, data.validation, self.cfg.seq_length, data.apply_instruct_masks, self.cfg.model.vocab_size
+            data.root,
+            data.validation,
+            self.cfg.seq_length,
+            data.apply_instruct_masks,
+            self.cfg.model.vocab_size,
+            data.cache,
         )
         needed = self.cfg.train.limit_val_batches * self.cfg.train.global_batch_size
         if len(rows) < needed:

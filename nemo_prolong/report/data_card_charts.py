@@ -13,8 +13,8 @@ from nemo_prolong.report.charts import Axis
 from nemo_prolong.report.scales import round_step, round_ticks
 
 _CHARACTER_PIXELS = 7.0
-_ROW_HEIGHT = 44
-_STRIP_HEIGHT = 30.0
+_ROW_HEIGHT = 42
+_STRIP_HEIGHT = 26.0
 
 
 def share_axis(title: str, high: float, at_most: int) -> Axis:
@@ -53,7 +53,7 @@ class Histogram:
 
     def render(self, width: float, height: float) -> Markup:
         """Return the chart as SVG of this size in pixels."""
-        left, right, top, bottom = 44.0, width - 14, 26.0, height - 42
+        left, right, top, bottom = 44.0, width - 24, 26.0, height - 42
         y = self.y.scale(bottom, top)
         bucket_width = (right - left) / (len(self.edges) - 1)
         parts = [svg.text(0, 14, self.y.title, class_="axis-title")]
@@ -166,9 +166,7 @@ def strip(spans: Sequence[tuple[int, int]], tokens: int, width: float) -> Markup
         label = numbers.count(end - start)
         if extent > _CHARACTER_PIXELS * (len(label) + 2):
             parts.append(svg.text(x + extent / 2, _STRIP_HEIGHT / 2 + 4.5, label, "middle", "document-label"))
-    parts.append(svg.text(0, _STRIP_HEIGHT + 15, "0", class_="tick"))
-    parts.append(svg.text(width, _STRIP_HEIGHT + 15, numbers.count(tokens), "end", "tick"))
-    return svg.picture(width, _STRIP_HEIGHT + 20, f"A row of {len(spans)} documents", *parts)
+    return svg.picture(width, _STRIP_HEIGHT, f"A row of {len(spans)} documents", *parts)
 
 
 def swatch(style: int) -> Markup:

@@ -109,8 +109,7 @@ def stage_figure(manifest: Manifest, name: str, stage: Stage) -> Figure:
 
     return Figure(
         f"{name}: {numbers.tokens(stage.tokens)} tokens",
-        f"Percentages are what the mixture wants. Repeating a domain more than {RECIPE_EPOCHS} times is more than "
-        "ProLong's own pretraining does; its SFT walks about 4.3 times through UltraChat.",
+        "",
         draw(WIDE, 10),
         draw(NARROW, 4),
         legend,
@@ -158,7 +157,7 @@ def _packing_bar(path: str, entry: RowSet, styles: dict[str, int]) -> StackedBar
         dropped = entry.dropped_tokens.get(reason, 0)
         title = f"{path}: {numbers.percent(dropped / total)} dropped, {reason_words(reason)} ({dropped:,} tokens)"
         segments.append(Segment(dropped / total, style, title))
-    text = f"{numbers.percent(entry.tokens / total)} kept \u00b7 fill {fill_words(entry.fill)}"
+    text = f"{fill_words(entry.tokens / total)} kept \u00b7 fill {fill_words(entry.fill)}"
     return StackedBar(path, text, segments)
 
 

@@ -64,6 +64,7 @@ def render(manifest: Manifest, samples: Samples, manifest_sha256: str) -> str:
         length_legend=figures.length_legend(),
         documents=tables.documents_table(manifest),
         stages=_stages(manifest),
+        recipe_epochs=tables.RECIPE_EPOCHS,
         domains=tables.domain_table(manifest),
         row_sets=tables.row_sets_table(manifest),
         packing=figures.packing_figure(manifest),

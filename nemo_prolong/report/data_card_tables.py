@@ -139,7 +139,7 @@ def packing_words(entry: RowSet) -> str:
 
 
 def fill_words(fill: float) -> str:
-    """Return a fill with as many digits as tell it from 100%."""
+    """Return a share with as many digits as tell it from 100%."""
     return numbers.percent(fill) if fill == 1 or fill < 0.999 else f"{100 * fill:.3f}%"
 
 

@@ -6,8 +6,13 @@ import hashlib
 import subprocess
 from pathlib import Path
 
+from nemo_prolong.config.locations import is_address
 from nemo_prolong.config.manifest import DataRecord, ParentRecord, StageManifest, installed_versions, utc_now
 from nemo_prolong.config.schema import DataConfig, RunConfig
+from nemo_prolong.data.storage.remote import read_bytes
+from nemo_prolong.errors import DataError
+
+DATA_MANIFEST = "manifest.json"
 
 
 def new_manifest(
@@ -40,13 +45,29 @@ def new_manifest(
     )
 
 
+def data_manifest_sha256(root: str) -> str | None:
+    """Return the hash of a data directory's manifest, None where it has none (ProLong's published ones)."""
+    content = read_data_manifest(root)
+    return None if content is None else hashlib.sha256(content).hexdigest()
+
+
+def read_data_manifest(root: str) -> bytes | None:
+    """Return the content of a data directory's manifest, None where it has none."""
+    if not is_address(root):
+        path = Path(root) / DATA_MANIFEST
+        return path.read_bytes() if path.is_file() else None
+    try:
+        return read_bytes(f"{root}/{DATA_MANIFEST}")
+    except DataError:
+        return None
+
+
 def _describe_data(data: DataConfig) -> DataRecord:
-    manifest = Path(data.root) / "manifest.json"
     return DataRecord(
         root=data.root,
         tokenizer=data.tokenizer,
         mixture=[entry.model_dump() for entry in data.mixture],
-        manifest_sha256=hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None,
+        manifest_sha256=data_manifest_sha256(data.root),
     )
 
 

@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_prolong.config.locations import HF_PREFIX, newest_checkpoint
+from nemo_prolong.config.locations import HF_PREFIX, is_address, newest_checkpoint, tokenizer_directory
 from nemo_prolong.config.manifest import MANIFEST_FILE, ParentRecord, StageManifest
 from nemo_prolong.config.schema import RunConfig, Transition
+from nemo_prolong.data.storage.remote import read_bytes
+from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.stages.manifest import data_manifest_sha256, read_data_manifest
 
 CONFIG_FILE = "config.json"
 
 # What may differ between the first start of a run and its continuation: none of it changes which rows are trained on.
 _MAY_CHANGE = ("parallelism", "tracker", "checkpoint", "cluster")
 _MAY_CHANGE_WITHIN = {
-    "data": ("num_workers",),
+    "data": ("num_workers", "cache"),
     "train": ("log_every_n_steps", "val_check_interval", "limit_val_batches"),
 }
 
@@ -67,18 +70,38 @@ def check_files(cfg: RunConfig, rank: int = 0) -> Start:
 
 
 def _check_data(cfg: RunConfig) -> None:
-    root = Path(cfg.data.root)
-    remedy = f"Write it with: python scripts/prepare_data.py output={cfg.data.root}"
-    if not root.is_dir():
-        raise DataError(f"data.root={cfg.data.root}", "the data directory does not exist.", remedy)
-    tokenizer = root / cfg.data.tokenizer
+    root = cfg.data.root
+    remedy = f"Write it with: python scripts/prepare_data.py +exp=data/NAME output={root}"
+    if not is_address(root) and not Path(root).is_dir():
+        raise DataError(f"data.root={root}", "the data directory does not exist.", remedy)
+    tokenizer = tokenizer_directory(cfg.data)
     if not (tokenizer / "tokenizer.json").is_file():
+        if is_address(root):
+            remedy = "Copy the tokenizer to this machine and set data.tokenizer to its directory."
         raise DataError(f"data.tokenizer={cfg.data.tokenizer}", f"there is no tokenizer in {tokenizer}.", remedy)
     named = [("data.mixture path", entry.path) for entry in cfg.data.mixture]
     named += [("data.validation", path) for path in cfg.data.validation]
     for key, path in named:
-        if not (root / path / "index.json").is_file():
-            raise DataError(f"{key}={path}", f"{root / path} holds no packed rows.", remedy)
+        _check_row_set(root, key, path, remedy)
+    _check_tokenizer(cfg, tokenizer)
+
+
+def _check_row_set(root: str, key: str, path: str, remedy: str) -> None:
+    if is_address(root):
+        read_bytes(f"{root}/{path}/index.json")
+    elif not (Path(root) / path / "index.json").is_file():
+        raise DataError(f"{key}={path}", f"{Path(root) / path} holds no packed rows.", remedy)
+
+
+def _check_tokenizer(cfg: RunConfig, tokenizer: Path) -> None:
+    """Refuse another tokenizer than the rows were made with; ProLong's published rows do not say which that was."""
+    expected = json.loads(read_data_manifest(cfg.data.root) or b"{}").get("tokenizer_sha256")
+    if expected is not None and TextEncoder(tokenizer, "tokenizers").sha256 != expected:
+        raise DataError(
+            f"data.tokenizer={cfg.data.tokenizer}",
+            f"the tokenizer in {tokenizer} is not the one that the rows in {cfg.data.root} were made with.",
+            "Use the tokenizer of the data directory (data.tokenizer=tokenizer), or prepare the data again.",
+        )
 
 
 def _check_run_dir(cfg: RunConfig) -> Path | None:
@@ -104,7 +127,20 @@ def _check_run_dir(cfg: RunConfig) -> Path | None:
             f"{run_dir} holds another run; it differs in {', '.join(differing)}.",
             "Repeat that run's command to continue it, or " + new_name[0].lower() + new_name[1:],
         )
+    _check_same_data(cfg, manifest)
     return newest_checkpoint(run_dir)
+
+
+def _check_same_data(cfg: RunConfig, manifest: StageManifest) -> None:
+    """Refuse to continue a run on other rows: the order of rows means nothing when they are others."""
+    before, now = manifest.data.manifest_sha256, data_manifest_sha256(cfg.data.root)
+    if before != now:
+        raise DataError(
+            f"data.root={cfg.data.root}",
+            f"is not the data that {cfg.run_dir} was trained on: "
+            f"its manifest.json has the SHA-256 {now}, not {before}.",
+            "Put the data back, or start a new run with another name=....",
+        )
 
 
 def dump(cfg: RunConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nemo_prolong.config.app import CONFIG_DIR
 from nemo_prolong.config.checks import check, check_world, findings, world_size_from_environment
 from nemo_prolong.config.layout_checks import nearest_divisor, nearest_multiple
-from nemo_prolong.config.schema import EvaluateConfig, PrepareConfig, RunConfig
+from nemo_prolong.config.schema import EvaluateConfig, RunConfig
 from nemo_prolong.errors import ConfigError
 
 TP, PP, CP = (f"parallelism.{word}_parallel_size" for word in ("tensor_model", "pipeline_model", "context"))
@@ -313,23 +313,6 @@ def test_the_number_of_ranks_is_what_the_launcher_says(environment, ranks):
 
 
 # Other scripts.
-
-
-def test_pieces_of_a_document_must_fill_their_row(load_config):
-    cfg = load_config("prepare_data", PrepareConfig, "row_sets=[{path:a,domain:docs,seq_length:8K,document_length:3K}]")
-    with pytest.raises(ConfigError) as refusal:
-        check(cfg)
-    assert str(refusal.value) == (
-        "row_sets[0].document_length=3K: pieces of one length must fill the row of seq_length=8K exactly. "
-        "Set row_sets[0].document_length=1K, or null to pack whole documents."
-    )
-
-
-def test_two_row_sets_cannot_share_a_directory(load_config):
-    row_set = "{path:a,domain:docs,seq_length:8K}"
-    cfg = load_config("prepare_data", PrepareConfig, f"row_sets=[{row_set},{row_set}]")
-    with pytest.raises(ConfigError, match=r"row_sets\[1\].path=a: is the directory of an earlier row set"):
-        check(cfg)
 
 
 def test_position_buckets_must_ascend(load_config):

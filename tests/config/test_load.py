@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 
 from nemo_prolong.config.findings import ConfigErrors
 from nemo_prolong.config.load import load
-from nemo_prolong.config.schema import EvaluateConfig, PrepareConfig, RunConfig
+from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.schema import EvaluateConfig, RunConfig
 from nemo_prolong.errors import ConfigError
 
 MESSAGES = {
@@ -96,8 +97,10 @@ def test_a_length_may_be_typed_with_a_binary_suffix(typed, tokens, load_run):
 
 
 def test_sizes_are_read_wherever_the_schema_says_size(load_config):
-    cfg = load_config("prepare_data", PrepareConfig, "max_bytes_per_domain=20B", "row_sets.3.document_length=1K")
-    assert cfg.max_bytes_per_domain == 20 * 2**30
+    cfg = load_config(
+        "prepare_data", PrepareConfig, "+exp=data/mini", "shard_bytes=20B", "row_sets.3.document_length=1K"
+    )
+    assert cfg.shard_bytes == 20 * 2**30
     assert cfg.row_sets[3].document_length == 1024
     lengths = load_config("evaluate", EvaluateConfig, "recall_lengths=[64K,512K]").recall_lengths
     assert lengths == [65_536, 524_288]

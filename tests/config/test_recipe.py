@@ -11,19 +11,19 @@ from omegaconf import OmegaConf
 from nemo_prolong.config.app import CONFIG_DIR
 from nemo_prolong.config.checks import check
 from nemo_prolong.config.hydra_errors import experiments
+from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.schema import (
     EvaluateConfig,
     ExportConfig,
-    PrepareConfig,
     ReportConfig,
     RunConfig,
     Stage,
     Transition,
 )
 
-EXPERIMENTS = experiments([CONFIG_DIR])
+EXPERIMENTS = experiments([CONFIG_DIR], RunConfig)
+DATA_EXPERIMENTS = experiments([CONFIG_DIR], PrepareConfig)
 ENTRY_POINTS = {
-    "prepare_data": PrepareConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "report": ReportConfig,
@@ -72,6 +72,40 @@ def test_every_experiment_composes_loads_and_passes_the_checks(experiment, load_
     check(load_run(*overrides_for(experiment)))
 
 
+@pytest.mark.parametrize("experiment", DATA_EXPERIMENTS)
+def test_every_data_experiment_composes_loads_and_passes_the_checks(experiment, load_config):
+    check(load_prepare(load_config, experiment))
+
+
+def load_prepare(load_config, experiment: str) -> PrepareConfig:
+    tokenizer = [] if experiment == "data/mini" else ["tokenizer.path=llama"]
+    return load_config("prepare_data", PrepareConfig, f"+exp={experiment}", *tokenizer)
+
+
+@pytest.mark.parametrize(("experiment", "stage"), [("data/prolong_64k", "stage1"), ("data/prolong_512k", "stage2")])
+def test_a_data_experiment_writes_the_row_sets_and_tokens_that_its_stage_takes(
+    experiment, stage, load_config, load_run
+):
+    prepared, cfg = load_prepare(load_config, experiment), load_run(*overrides_for(stage))
+    planned = prepared.stages[stage]
+    assert planned.data.mixture == cfg.data.mixture and prepared.output == cfg.data.root
+    assert planned.tokens == cfg.train.train_iters * cfg.global_batch_tokens
+    rows = {row_set.path: row_set for row_set in prepared.row_sets}
+    assert set(rows) == {entry.path for entry in cfg.data.mixture}
+    for entry in cfg.data.mixture:
+        row_set, taken = rows[entry.path], entry.proportion * planned.tokens / cfg.seq_length
+        assert row_set.seq_length == cfg.seq_length and taken < row_set.max_rows < 1.03 * taken + 1
+        suffix = entry.path.rpartition("-")[2]
+        assert row_set.document_length == (int(suffix) if suffix in ("65536", "524288") else None)
+
+
+@pytest.mark.parametrize("stage", ["base", "stage1", "stage2", "sft"])
+def test_the_data_of_the_miniature_knows_what_each_stage_takes(stage, load_config, load_run):
+    planned, cfg = load_prepare(load_config, "data/mini").stages[stage], load_run(f"+exp=mini/{stage}")
+    assert planned.data == cfg.data
+    assert planned.tokens == cfg.train.train_iters * cfg.global_batch_tokens
+
+
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_every_entry_point_composes_loads_and_passes_the_checks(name, load_config):
     check(load_config(name, ENTRY_POINTS[name]))
@@ -81,6 +115,7 @@ def test_every_entry_point_composes_loads_and_passes_the_checks(name, load_confi
 def test_no_key_of_a_script_without_groups_has_the_name_of_a_group_or_hydra_would_look_for_a_file(name):
     groups = {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
     assert groups.isdisjoint(ENTRY_POINTS[name].model_fields)
+    assert groups.isdisjoint(PrepareConfig.model_fields)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -105,8 +140,8 @@ def test_every_file_starts_with_a_comment_that_says_what_it_is(path):
     assert first.startswith("# ") and len(first) > 10
 
 
-ENTRY_FILES = [CONFIG_DIR / f"{name}.yaml" for name in ("train", *ENTRY_POINTS)]
-EXPERIMENT_FILES = [CONFIG_DIR / "exp" / f"{name}.yaml" for name in EXPERIMENTS]
+ENTRY_FILES = [CONFIG_DIR / f"{name}.yaml" for name in ("train", "prepare_data", *ENTRY_POINTS)]
+EXPERIMENT_FILES = [CONFIG_DIR / "exp" / f"{name}.yaml" for name in EXPERIMENTS + DATA_EXPERIMENTS]
 
 
 @pytest.mark.parametrize("path", ENTRY_FILES + EXPERIMENT_FILES, ids=lambda path: path.stem)
@@ -217,13 +252,13 @@ def test_a_miniature_mixture_gives_each_kind_of_text_the_share_it_has_at_full_si
 
 
 def test_prepare_data_writes_every_directory_that_a_miniature_stage_reads(load_run, load_config):
-    prepared = load_config("prepare_data", PrepareConfig)
+    prepared = load_prepare(load_config, "data/mini")
     evaluated = load_config("evaluate", EvaluateConfig)
     stages = [load_run(f"+exp=mini/{stage}") for stage in ("base", "stage1", "stage2", "sft")]
     lengths = {row_set.path: row_set.seq_length for row_set in prepared.row_sets}
     used = set()
     for cfg in stages:
-        assert cfg.data.root == prepared.output and cfg.model.vocab_size == prepared.vocab_size
+        assert cfg.data.root == prepared.output and cfg.model.vocab_size == prepared.tokenizer.vocab_size
         for path in [*(entry.path for entry in cfg.data.mixture), *cfg.data.validation]:
             assert lengths[path] == cfg.seq_length
             used.add(path)

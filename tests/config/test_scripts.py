@@ -23,7 +23,7 @@ from nemo_prolong.errors import CheckpointError
 
 REPOSITORY = CONFIG_DIR.parent
 TRAIN = REPOSITORY / "scripts" / "train.py"
-ALL_EXPERIMENTS = ", ".join(experiments([CONFIG_DIR]))
+ALL_EXPERIMENTS = ", ".join(experiments([CONFIG_DIR], RunConfig))
 TP = "parallelism.tensor_model_parallel_size"
 
 REFUSALS = {
@@ -38,6 +38,8 @@ REFUSALS = {
     "Type +exp=mini/base.",
     "+expp=stage2": "+expp=stage2: no such group as expp. Did you mean +exp=stage2?",
     "": f"+exp=???: an experiment must be chosen. Type +exp=NAME, one of: {ALL_EXPERIMENTS}.",
+    "+exp=data/mini": f"+exp=data/mini: is an experiment of scripts/prepare_data.py. "
+    f"Type +exp=NAME, one of: {ALL_EXPERIMENTS}.",
     "+exp=mini/base +exp=mini/sft": "+exp=mini/base +exp=mini/sft: only one exp can be chosen. "
     "Keep one, e.g. +exp=mini/base.",
     "+exp=mini/base modell=mini": "modell=mini: no such key in the configuration. Did you mean model=mini?",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 
 from nemo_prolong.config.locations import checkpoint_directory
 from nemo_prolong.config.manifest import MANIFEST_FILE, ParentRecord
+from nemo_prolong.data.tokenizer import TextEncoder, train_tokenizer
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.stages.preflight import Start, check_files
 
@@ -35,14 +38,14 @@ def test_a_missing_data_directory_is_refused_with_the_command_that_writes_it(mak
     missing = tmp_path / "nowhere"
     assert refusal(DataError, make_config(data={"root": str(missing)})) == (
         f"data.root={missing}: the data directory does not exist. "
-        f"Write it with: python scripts/prepare_data.py output={missing}"
+        f"Write it with: python scripts/prepare_data.py +exp=data/NAME output={missing}"
     )
 
 
 def test_a_missing_tokenizer_is_refused_with_the_place_it_was_looked_for(make_config, data_root):
     assert refusal(DataError, make_config(data={"tokenizer": "llama"})) == (
         f"data.tokenizer=llama: there is no tokenizer in {data_root}/llama. "
-        f"Write it with: python scripts/prepare_data.py output={data_root}"
+        f"Write it with: python scripts/prepare_data.py +exp=data/NAME output={data_root}"
     )
 
 
@@ -60,13 +63,32 @@ def test_a_row_set_without_an_index_is_refused_by_name(make_config, data_root):
     (data_root / "rows" / "index.json").unlink()
     assert refusal(DataError, make_config()) == (
         f"data.mixture path=rows: {data_root}/rows holds no packed rows. "
-        f"Write it with: python scripts/prepare_data.py output={data_root}"
+        f"Write it with: python scripts/prepare_data.py +exp=data/NAME output={data_root}"
     )
 
 
 def test_a_row_set_of_the_validation_is_looked_for_too(make_config, data_root):
     message = refusal(DataError, make_config(data={"validation": ["rows", "held-out"]}))
     assert message.startswith(f"data.validation=held-out: {data_root}/held-out holds no packed rows.")
+
+
+def test_another_tokenizer_than_the_rows_were_made_with_is_refused(make_config, data_root):
+    train_tokenizer(["the window of the buffer " * 20], 280, data_root / "tokenizer")
+    made_with = TextEncoder(data_root / "tokenizer").sha256
+    (data_root / "manifest.json").write_text(json.dumps({"tokenizer_sha256": made_with}))
+    assert check_files(make_config()) == Start()
+    (data_root / "manifest.json").write_text(json.dumps({"tokenizer_sha256": "0" * 64}))
+    assert refusal(DataError, make_config()) == (
+        f"data.tokenizer=tokenizer: the tokenizer in {data_root}/tokenizer is not the one that the rows in {data_root} "
+        "were made with. Use the tokenizer of the data directory (data.tokenizer=tokenizer), or prepare the data again."
+    )
+
+
+def test_the_tokenizer_of_remote_rows_is_a_local_directory(make_config):
+    assert refusal(DataError, make_config(data={"root": "s3://bucket/rows", "tokenizer": "nowhere"})) == (
+        "data.tokenizer=nowhere: there is no tokenizer in nowhere. "
+        "Copy the tokenizer to this machine and set data.tokenizer to its directory."
+    )
 
 
 # Parent.
@@ -202,6 +224,18 @@ def test_a_run_of_another_configuration_is_refused_with_the_differing_keys_and_b
 def test_every_section_that_decides_what_is_trained_counts(changes, difference, make_config, make_run):
     make_run(make_config(), "stopped", (2,))
     assert f"it differs in {difference}. " in refusal(CheckpointError, make_config(**changes))
+
+
+def test_a_run_is_not_continued_on_other_data(make_config, make_run, data_root):
+    (data_root / "manifest.json").write_text("{}")
+    run_dir = make_run(make_config(), "running", (2,))
+    (data_root / "manifest.json").write_text('{"seed": 1}')
+    before, now = (hashlib.sha256(text).hexdigest() for text in (b"{}", b'{"seed": 1}'))
+    assert refusal(DataError, make_config()) == (
+        f"data.root={data_root}: is not the data that {run_dir} was trained on: "
+        f"its manifest.json has the SHA-256 {now}, not {before}. "
+        "Put the data back, or start a new run with another name=...."
+    )
 
 
 @pytest.mark.parametrize("status", ["running", "stopped"])

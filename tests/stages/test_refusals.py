@@ -56,7 +56,7 @@ def test_a_missing_parent_is_one_line_and_exit_code_4_and_missing_data_exit_code
         "absent": (
             3,
             "data.root=absent: the data directory does not exist. "
-            "Write it with: python scripts/prepare_data.py output=absent\n",
+            "Write it with: python scripts/prepare_data.py +exp=data/NAME output=absent\n",
         ),
     }
     for root, (code, message) in refusals.items():

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import logging
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nemo_prolong.data.miniature.docstrings import (
     ApiEntry,
@@ -26,7 +28,13 @@ from nemo_prolong.data.miniature.docstrings import (
     reference_text,
     topics_text,
 )
-from nemo_prolong.data.miniature.installation import PROSE_LINE_CHARACTERS, Installation, Repository, SourceFile, read_text
+from nemo_prolong.data.miniature.installation import (
+    PROSE_LINE_CHARACTERS,
+    Installation,
+    Repository,
+    SourceFile,
+    read_text,
+)
 from nemo_prolong.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -94,6 +102,22 @@ def read_corpus(
         logger.info("read %s: %d documents of %d repositories, %s", domain, len(found), count, format_bytes(size))
         documents[domain] = found
     return Corpus(documents, _held_out(documents, validation_fraction, seed))
+
+
+def write_corpus(corpus: Corpus, directory: Path) -> None:
+    """Write every domain and split as JSON lines: ``text`` or ``messages``, and ``group``, the repository."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for domain in corpus.documents:
+        for split in ("train", "validation"):
+            documents = corpus.select(domain, split)
+            if documents:
+                with (directory / f"{domain}.{split}.jsonl").open("w", encoding="utf-8") as file:
+                    file.writelines(_as_line(document) for document in documents)
+
+
+def _as_line(document: Document) -> str:
+    content = {"messages": document.messages} if document.messages else {"text": document.text}
+    return json.dumps({"group": document.repository, **content}, ensure_ascii=False) + "\n"
 
 
 @contextmanager

@@ -1,35 +1,36 @@
-"""Rows in which no document is cut: best-fit-decreasing on counts of equal lengths."""
+"""Rows in which no document is cut that fits into one."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 import numpy as np
 
 from nemo_prolong.data.packing.arrays import count_up, stable_order
 from nemo_prolong.data.packing.layout import Layout
+from nemo_prolong.data.packing.placement import place
 
 TARGET_FILL = 0.999
 """Share of the rows that should be tokens."""
 MAX_DROPPED_SHARE = 0.01
-"""Most of all tokens that may be dropped to reach it."""
+"""Most of all tokens that the row dropped to reach it may hold."""
 
 
 def best_fit(lengths: np.ndarray | Sequence[int], seq_length: int) -> Layout:
     """Put documents into rows without cutting them.
 
     A document longer than a row gives full rows first; what remains of it is placed like a document. The longest is
-    placed first, each into the row with the least room that is enough for it. Rows may have fewer than ``seq_length``
-    tokens; training pads them.
+    placed first, each into the row with the least room that is enough for it; of the two ways to do this (see
+    ``placement.place``) the one with fewer rows is taken. Rows may have fewer than ``seq_length`` tokens; training pads
+    them.
 
     Rows come in the order of their longest document (of equal ones the first), and begin with it. So the first rows
     are no sample of long or of short documents: a document's number says nothing of its length, while the order in
     which rows were opened goes from long to short.
 
-    The emptiest row is dropped where rows are filled to less than ``TARGET_FILL`` with it and to no less without it,
-    unless that loses more than ``MAX_DROPPED_SHARE`` of the tokens. No other row can be half empty: of two such rows
-    the one opened later would have gone into the other.
+    Like the other ways of packing, this one may lose its last row: the emptiest row is dropped where the rows are
+    filled to less than ``TARGET_FILL`` with it and to no less without it, and it has no more than
+    ``MAX_DROPPED_SHARE`` of the tokens. Otherwise every row is kept, and ``fill`` says how full they are.
 
     Args:
         lengths: Tokens of each document, all positive, int64 [D].
@@ -70,75 +71,17 @@ def _place(lengths: np.ndarray, seq_length: int) -> tuple[np.ndarray, np.ndarray
     Returns:
         ``order``, documents by row and from long to short in each, int64 [N]; and the row of each of these.
     """
+    if not len(lengths):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     longest_first = stable_order(seq_length - lengths)
     descending = lengths[longest_first]
     first = np.flatnonzero(np.diff(descending, prepend=seq_length))
     counts = np.diff(first, append=len(descending))
-    row = _place_counts(descending[first].tolist(), counts.tolist(), seq_length)
+    placed = [place(descending[first].tolist(), counts.tolist(), seq_length, patient) for patient in (False, True)]
+    # Of two that need as many rows, that with more of its waste in one row has the others fuller.
+    row = min(placed, key=lambda placement: (placement.num_rows, -placement.largest_room)).row
     by_row = stable_order(row)
     return longest_first[by_row], row[by_row]
-
-
-def _place_counts(lengths: list[int], counts: list[int], seq_length: int) -> np.ndarray:
-    """Return the row of every document; lengths descend, and documents of one length are alike.
-
-    Best fit puts a document into the row that the last one of its length went into, as long as there is room. So
-    rows with equal room take equal numbers of them, and one step serves all documents of a length and all rows with
-    the same room. Each step uses up one or the other, which makes far fewer steps than documents.
-    """
-    open_rows = _OpenRows()
-    num_rows = 0
-    rows: list[int] = []
-    steps: list[tuple[int, int]] = []
-    for length, count in zip(lengths, counts, strict=True):
-        while count:
-            room = open_rows.least_room(length)
-            per_row = min((room or seq_length) // length, count)
-            wanted = count // per_row
-            if room is None:
-                room, taken = seq_length, list(range(num_rows, num_rows + wanted))
-                num_rows += wanted
-            else:
-                taken = open_rows.take(room, wanted)
-            open_rows.put(room - per_row * length, taken)
-            rows += taken
-            steps.append((len(taken), per_row))
-            count -= len(taken) * per_row
-    taken_rows, per_row_counts = np.array(steps, np.int64).reshape(-1, 2).T
-    return np.repeat(np.array(rows, np.int64), np.repeat(per_row_counts, taken_rows))
-
-
-class _OpenRows:
-    """Rows that have room left, grouped by how much."""
-
-    def __init__(self) -> None:
-        self._rooms: list[int] = []
-        self._rows: dict[int, list[int]] = {}
-
-    def least_room(self, length: int) -> int | None:
-        """Return the least room that is enough; None where no row has it."""
-        place = bisect_left(self._rooms, length)
-        return self._rooms[place] if place < len(self._rooms) else None
-
-    def take(self, room: int, count: int) -> list[int]:
-        """Remove and return ``count`` rows with this room, fewer if there are fewer."""
-        group = self._rows[room]
-        taken = group[-count:]
-        del group[-count:]
-        if not group:
-            del self._rows[room]
-            del self._rooms[bisect_left(self._rooms, room)]
-        return taken
-
-    def put(self, room: int, rows: list[int]) -> None:
-        """Add rows with this room; full rows are forgotten."""
-        if not room:
-            return
-        if room in self._rows:
-            self._rows[room] += rows
-        else:
-            self._rows[room] = list(rows)
-            insort(self._rooms, room)
 
 
 def _row_starts(row: np.ndarray) -> np.ndarray:

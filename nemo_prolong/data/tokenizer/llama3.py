@@ -1,17 +1,14 @@
 """A byte-level BPE tokenizer with Llama-3's split, special tokens and chat template.
 
 Special tokens lie at the top of the vocabulary in Llama-3's order, so that ``<|begin_of_text|>`` is the first of them.
-Text is encoded without ever producing a special token: a document that contains ``<|eot_id|>`` as text stays text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from nemo_prolong.errors import DataError
 
@@ -62,6 +59,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path
     Raises:
         DataError: If the text is too little for that many tokens, or ``vocab_size`` has no room for bytes and specials.
     """
+    from transformers import PreTrainedTokenizerFast  # imports torch, which processes that only encode do without
+
     smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
         raise DataError(
@@ -105,45 +104,3 @@ def _add_special_tokens(tokenizer: Tokenizer) -> None:
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
-
-
-class TextEncoder:
-    """Encodes documents with a saved tokenizer, in parallel over documents.
-
-    Args:
-        directory: A ``transformers`` directory with ``tokenizer.json`` and Llama-3's special tokens.
-
-    Raises:
-        DataError: If there is no such tokenizer, or a special token is missing.
-    """
-
-    def __init__(self, directory: str | Path) -> None:
-        path = Path(directory) / "tokenizer.json"
-        if not path.is_file():
-            raise DataError(f"tokenizer={directory}", "has no tokenizer.json.", "Give a fast transformers tokenizer.")
-        self._tokenizer = Tokenizer.from_file(str(path))
-        self._tokenizer.encode_special_tokens = True
-        self._special_ids = {}
-        for token in (BOS, EOS, START_HEADER, END_HEADER, END_OF_TURN):
-            token_id = self._tokenizer.token_to_id(token)
-            if token_id is None:
-                raise DataError(f"tokenizer={directory}", f"has no token {token}.", "Use a Llama-3 tokenizer.")
-            self._special_ids[token] = token_id
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens, special ones included."""
-        return int(self._tokenizer.get_vocab_size())
-
-    def special_id(self, token: str) -> int:
-        """Return the id of ``BOS``, ``EOS``, ``START_HEADER``, ``END_HEADER`` or ``END_OF_TURN``."""
-        return self._special_ids[token]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
-        """Return the encodings of ``texts``, without special tokens."""
-        return list(self._tokenizer.encode_batch(list(texts), add_special_tokens=False))
-
-    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return uint32 [N + 2] per text: BOS, its N tokens, EOS."""
-        bos, eos = self.special_id(BOS), self.special_id(EOS)
-        return [np.array([bos, *encoding.ids, eos], np.uint32) for encoding in self.encode_batch(texts)]

@@ -1,0 +1,1 @@
+"""The run that turns sources into a data directory: units, token store, layouts, shards, manifest; resumable."""

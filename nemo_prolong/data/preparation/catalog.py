@@ -1,0 +1,126 @@
+"""The sources of a run as lists of units, and the fingerprint of everything that decides the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_prolong.config.prepare_schema import PrepareConfig, SourceConfig, SourceFormat
+from nemo_prolong.data.miniature.corpus import read_corpus, write_corpus
+from nemo_prolong.data.miniature.installation import Installation
+from nemo_prolong.data.sources import plan_units
+from nemo_prolong.data.sources.base import Unit
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
+"""Version of the data directory; part of every fingerprint."""
+_NOT_IN_RESULT = {"output", "workers", "cache"}
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A source and its units.
+
+    Attributes:
+        source: As configured; a source that an installation was written to for format=installation.
+        configured: As the user wrote it.
+        units: Its units, in order.
+    """
+
+    source: SourceConfig
+    configured: SourceConfig
+    units: tuple[Unit, ...]
+
+
+def described_config(cfg: PrepareConfig) -> dict[str, object]:
+    """Return the configuration without what changes nothing in the result."""
+    return cfg.model_dump(mode="json", exclude=_NOT_IN_RESULT)
+
+
+def list_units(cfg: PrepareConfig) -> list[tuple[Unit, ...]]:
+    """Return the units of every source; none for an installation, whose text is not written yet.
+
+    Raises:
+        DataError: If a source is missing, empty or of no known format.
+    """
+    return [
+        () if source.format is SourceFormat.INSTALLATION else tuple(plan_units(source, cache_of(cfg)))
+        for source in cfg.sources
+    ]
+
+
+def fingerprint(cfg: PrepareConfig, tokenizer_sha256: str | None, units: Sequence[Sequence[Unit]]) -> str:
+    """Return a hash of what decides the result: configuration, tokenizer, names and sizes of the source files.
+
+    The contents of the files are hashed while they are read, and are in the manifest; reading them all only to find
+    that nothing is to be done would take hours on a real corpus.
+    """
+    files = [[[[f.name, f.num_bytes] for f in unit.files] + [unit.start, unit.stop] for unit in own] for own in units]
+    described = json.dumps([FORMAT, described_config(cfg), tokenizer_sha256, files], sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def plan_sources(
+    cfg: PrepareConfig, units: Sequence[tuple[Unit, ...]], corpus: Path, installation: Installation | None
+) -> list[PlannedSource]:
+    """Return the sources with their units, the text of an installation written out.
+
+    Args:
+        cfg: The configuration.
+        units: From ``list_units``.
+        corpus: Directory for the text of an installation.
+        installation: Where ``format=installation`` reads; the running interpreter's packages by default.
+    """
+    written = _written_installation(cfg, corpus, installation)
+    planned = []
+    for configured, own_units in zip(cfg.sources, units, strict=True):
+        if configured.format is SourceFormat.INSTALLATION:
+            sources = written[configured.domain]
+            planned += [PlannedSource(s, configured, tuple(plan_units(s, None))) for s in sources]
+        else:
+            planned.append(PlannedSource(configured, configured, own_units))
+    return planned
+
+
+def cache_of(cfg: PrepareConfig) -> Path | None:
+    """Return the directory for copies of remote and compressed files, None for the default."""
+    return Path(cfg.cache) if cfg.cache is not None else None
+
+
+def _written_installation(
+    cfg: PrepareConfig, corpus: Path, installation: Installation | None
+) -> dict[str, list[SourceConfig]]:
+    """Write the text of the installation as JSON lines, once, and return the sources that read it."""
+    wanted = [source for source in cfg.sources if source.format is SourceFormat.INSTALLATION]
+    if not wanted:
+        return {}
+    domains = [source.domain for source in wanted]
+    budget_bytes = wanted[0].max_bytes
+    assert budget_bytes is not None  # checked with the configuration, and the same for all
+    if not (corpus / "complete").exists():
+        text = read_corpus(
+            installation or Installation.current(), domains, budget_bytes, cfg.validation_fraction, cfg.seed
+        )
+        write_corpus(text, corpus)
+        (corpus / "complete").touch()
+    return {source.domain: list(_corpus_sources(source.domain, corpus)) for source in wanted}
+
+
+def _corpus_sources(domain: str, corpus: Path) -> Sequence[SourceConfig]:
+    return [
+        SourceConfig(
+            domain=domain,
+            path=str(path),
+            format=SourceFormat.JSONL,
+            split="validation" if split == "validation" else "train",
+            messages_field="messages" if domain == "chat" else None,
+            group_field="group",
+        )
+        for split in ("train", "validation")
+        if (path := corpus / f"{domain}.{split}.jsonl").exists()
+    ]

@@ -1,0 +1,143 @@
+"""The tokenizer of a run: copied or trained into the data directory, and what it puts around documents."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.data.preparation.catalog import PlannedSource, cache_of
+from nemo_prolong.data.sources import read_unit
+from nemo_prolong.data.sources.base import Document, Rejected
+from nemo_prolong.data.tokenizer import ChatEncoder, TextEncoder, train_tokenizer
+from nemo_prolong.errors import DataError
+
+_SAMPLE_CHARACTERS = 20_000
+"""A document gives at most this much to the training of a tokenizer."""
+_COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What makes text tokens; names a tokenizer rather than holding it, so that workers can be given it.
+
+    Attributes:
+        directory: Tokenizer directory.
+        library: ``tokenizers`` or ``fast``.
+        chat_template: Jinja file, or None for Llama-3's.
+        bos: Token put before text documents, or None.
+        eos: Token put after text documents, or None.
+        bos_id: Its id.
+        eos_id: Its id.
+    """
+
+    directory: str
+    library: str
+    chat_template: str | None
+    bos: str | None
+    eos: str | None
+    bos_id: int | None
+    eos_id: int | None
+
+
+@lru_cache(maxsize=1)
+def text_encoder(config: EncoderConfig) -> TextEncoder:
+    """Return the encoder of ``config``, loaded once per process."""
+    return TextEncoder(config.directory, config.library)
+
+
+@lru_cache(maxsize=1)
+def chat_encoder(config: EncoderConfig) -> ChatEncoder:
+    """Return the encoder of conversations, loaded once per process."""
+    return ChatEncoder(text_encoder(config), config.chat_template)
+
+
+def settle_tokenizer(
+    cfg: PrepareConfig, sources: Sequence[PlannedSource], directory: Path, partial: Path
+) -> EncoderConfig:
+    """Copy or train the tokenizer into ``directory``, unless it is there.
+
+    Args:
+        cfg: The configuration.
+        sources: What a tokenizer is trained on.
+        directory: Place of the tokenizer in the data directory.
+        partial: Where it is made first.
+
+    Raises:
+        DataError: If there is no such tokenizer, it lacks a token, or there is too little text to train one.
+    """
+    config = cfg.tokenizer
+    if not directory.exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        if config.path is not None:
+            _copy_tokenizer(Path(config.path), partial)
+        else:
+            assert config.vocab_size is not None and config.train_bytes is not None
+            train_tokenizer(_training_texts(cfg, sources, config.train_bytes), config.vocab_size, partial)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial, directory)
+    encoder = TextEncoder(directory, config.library)
+    bos, eos = encoder.resolve_bos_eos(config)
+    return EncoderConfig(
+        directory=str(directory),
+        library=encoder.library,
+        chat_template=config.chat_template,
+        bos=bos,
+        eos=eos,
+        bos_id=encoder.special_id(bos) if config.add_bos and bos else None,
+        eos_id=encoder.special_id(eos) if config.add_eos and eos else None,
+    )
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the files of a tokenizer; a model directory may hold gigabytes beside them."""
+    target.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in _COPIED_SUFFIXES and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, target / path.name)
+
+
+def _training_texts(cfg: PrepareConfig, sources: Sequence[PlannedSource], max_bytes: int) -> Iterator[str]:
+    """Yield the beginnings of training documents, each domain giving the same number of bytes as far as it has them."""
+    domains = list(dict.fromkeys(planned.source.domain for planned in sources))
+    for domain in domains:
+        left_bytes = max_bytes // len(domains)
+        for text in _texts(cfg, [planned for planned in sources if planned.source.domain == domain]):
+            sample = text[: min(_SAMPLE_CHARACTERS, left_bytes)]
+            left_bytes -= len(sample.encode())
+            yield sample
+            if left_bytes <= 0:
+                break
+
+
+def _texts(cfg: PrepareConfig, sources: Iterable[PlannedSource]) -> Iterator[str]:
+    for planned in sources:
+        if planned.source.split == "validation":
+            continue
+        for unit in planned.units:
+            for item in read_unit(planned.source, unit, cache_of(cfg)):
+                if not isinstance(item, Rejected):
+                    yield from _texts_of(item)
+
+
+def _texts_of(document: Document) -> Iterator[str]:
+    if document.input_ids is not None:
+        raise DataError(
+            "tokenizer.path=null",
+            f"{document.key} is tokenized already, so no tokenizer can be trained on it.",
+            "Set tokenizer.path to the directory of the tokenizer that made its tokens.",
+        )
+    if document.messages is not None:
+        yield from (message["content"] for message in document.messages)
+        return
+    assert document.pieces is not None
+    taken = 0
+    for piece in document.pieces:
+        yield piece[: _SAMPLE_CHARACTERS - taken]
+        taken += len(piece)
+        if taken >= _SAMPLE_CHARACTERS:
+            return

@@ -1,0 +1,259 @@
+"""Sources to a data directory: tokenizer, token store, row plans, shards, manifest, in that order.
+
+Every step leaves its results under ``.<name>.partial`` and skips what is there, so a run that was killed goes on where
+it stopped. Neither that nor the number of workers changes a byte of the result, which appears by one rename.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.data.inspect import sample_row
+from nemo_prolong.data.mds import MdsReader
+from nemo_prolong.data.miniature.installation import Installation
+from nemo_prolong.data.preparation.catalog import (
+    FORMAT,
+    PlannedSource,
+    cache_of,
+    described_config,
+    fingerprint,
+    list_units,
+    plan_sources,
+)
+from nemo_prolong.data.preparation.documents import HoldOut, UnitTask
+from nemo_prolong.data.preparation.encoders import EncoderConfig, settle_tokenizer, text_encoder
+from nemo_prolong.data.preparation.manifest import (
+    domain_facts,
+    row_set_facts,
+    software,
+    source_facts,
+    stage_facts,
+)
+from nemo_prolong.data.preparation.progress import Progress
+from nemo_prolong.data.preparation.rows import DomainDocuments, PackedSet, domain_documents, domains_of, pack_row_set
+from nemo_prolong.data.preparation.shards import ShardTask, read_entries, shard_bounds, shard_format
+from nemo_prolong.data.preparation.token_store import TOKEN_DTYPE, TokenUnit
+from nemo_prolong.data.preparation.workers import disk_errors, run_tasks
+from nemo_prolong.data.preparation.workplace import MANIFEST, TOKENIZER, Workplace, existing_manifest
+from nemo_prolong.data.tokenizer import TextEncoder
+from nemo_prolong.errors import DataError
+from nemo_prolong.files import write_json_atomically
+from nemo_prolong.units import format_bytes, format_seconds, format_tokens
+
+logger = logging.getLogger(__name__)
+
+SAMPLES = "samples.json"
+_SAMPLED_ROWS = 2
+
+
+def prepare(
+    cfg: PrepareConfig,
+    *,
+    command: str = "",
+    finish: Callable[[Path], None] | None = None,
+    installation: Installation | None = None,
+) -> dict[str, Any]:
+    """Write the data directory ``cfg.output``, or reuse it.
+
+    Args:
+        cfg: What to write; checked.
+        command: Command line for the manifest.
+        finish: Called with the finished directory before it is put in place, e.g. to write the data card.
+        installation: Where ``format=installation`` reads; the running interpreter's packages by default.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: If a source, a document or the tokenizer is not what it should be, the output holds something else,
+            the documents fill no row of a row set, or the disk is full.
+    """
+    started = time.monotonic()
+    output = Path(cfg.output)
+    encoder = None if cfg.tokenizer.path is None else TextEncoder(cfg.tokenizer.path, cfg.tokenizer.library)
+    units = list_units(cfg)
+    identity = fingerprint(cfg, encoder and encoder.sha256, units)
+    existing = existing_manifest(output, identity)
+    if existing is not None:
+        logger.info("%s is complete and has this configuration: reused", output)
+        return existing
+    place = Workplace(output)
+    with place.locked(identity), disk_errors(place.root):
+        sources = plan_sources(cfg, units, place.corpus, installation)
+        manifest = _build(cfg, place, sources, {"fingerprint": identity, "command": command})
+        if finish is not None:
+            finish(place.data)
+        place.publish()
+    tokens = sum(entry["tokens"] for entry in manifest["row_sets"].values())
+    what = (output, len(manifest["row_sets"]), format_tokens(tokens), format_seconds(time.monotonic() - started))
+    logger.info("%s: %d row sets, %s tokens, in %s", *what)
+    return manifest
+
+
+def _build(
+    cfg: PrepareConfig, place: Workplace, sources: Sequence[PlannedSource], about: dict[str, Any]
+) -> dict[str, Any]:
+    """Do what is not done yet and return the manifest."""
+    encoder = settle_tokenizer(cfg, sources, place.data / TOKENIZER, place.root / "tokenizer.partial")
+    units = _tokenize(cfg, place, sources, encoder)
+    packed = _pack(cfg, units)
+    tasks = {one.row_set.path: _shard_tasks(cfg, place, one, [u for _, own in units for u in own]) for one in packed}
+    _write_shards(cfg, place, packed, tasks)
+    row_sets = {one.row_set.path: _finish_row_set(place, one, tasks[one.row_set.path]) for one in packed}
+    write_json_atomically(place.data / SAMPLES, {"row_sets": _samples(place, list(row_sets))})
+    seq_lengths = {row_set.path: row_set.seq_length for row_set in cfg.row_sets}
+    manifest = {
+        "format": FORMAT,
+        **about,
+        "config": described_config(cfg),
+        "seed": cfg.seed,
+        "tokenizer": TOKENIZER,
+        **_tokenizer_facts(encoder),
+        "sources": source_facts(units),
+        "domains": domain_facts(units),
+        "row_sets": row_sets,
+        "stages": stage_facts(cfg.stages, {path: facts["rows"] for path, facts in row_sets.items()}, seq_lengths),
+        **software(),
+    }
+    write_json_atomically(place.data / MANIFEST, manifest)
+    return manifest
+
+
+def _tokenizer_facts(encoder: EncoderConfig) -> dict[str, Any]:
+    loaded = text_encoder(encoder)
+    return {
+        "tokenizer_sha256": loaded.sha256,
+        "tokenizer_library": encoder.library,
+        "vocab_size": loaded.vocab_size,
+        "bos_token": encoder.bos,
+        "eos_token": encoder.eos,
+    }
+
+
+def _tokenize(
+    cfg: PrepareConfig, place: Workplace, sources: Sequence[PlannedSource], encoder: EncoderConfig
+) -> list[tuple[PlannedSource, list[TokenUnit]]]:
+    """Tokenize every unit that is not on disk; return all of them by source."""
+    tasks = []
+    for planned in sources:
+        hold_out = HoldOut(planned.source.split, cfg.validation_fraction, cfg.seed)
+        for unit in planned.units:
+            directory = place.unit(len(tasks))
+            tasks.append(UnitTask(planned.source, unit, directory, encoder, hold_out, cache_of(cfg)))
+    waiting = [task for task in tasks if not task.directory.exists()]
+    total_bytes, left_bytes = (sum(task.unit.num_bytes for task in some) for some in (tasks, waiting))
+    done = len(tasks) - len(waiting)
+    logger.info("tokenizing %s in %d units, %d of them done", format_bytes(total_bytes), len(tasks), done)
+    with Progress("tokenizing", total_bytes, "bytes", total_bytes - left_bytes).shown() as progress:
+        run_tasks(waiting, _workers(cfg), progress)
+    units = iter([TokenUnit.open(task.directory) for task in tasks])
+    return [(planned, [next(units) for _ in planned.units]) for planned in sources]
+
+
+def _workers(cfg: PrepareConfig) -> int:
+    return cfg.workers or os.cpu_count() or 1
+
+
+def _pack(cfg: PrepareConfig, units: Sequence[tuple[PlannedSource, Sequence[TokenUnit]]]) -> list[PackedSet]:
+    """Lay out every row set; documents of a domain and split are collected once."""
+    numbered: dict[str, list[tuple[int, TokenUnit]]] = {}
+    number = 0
+    for planned, own in units:
+        for unit in own:
+            numbered.setdefault(planned.source.domain, []).append((number, unit))
+            number += 1
+    seed = cfg.seed if cfg.shuffle else None
+    collected: dict[tuple[str, str], DomainDocuments] = {}
+    packed = []
+    for row_set in cfg.row_sets:
+        for domain in domains_of(row_set):
+            if (domain, row_set.split) not in collected:
+                held_out = row_set.split == "validation"
+                collected[domain, row_set.split] = domain_documents(domain, held_out, numbered[domain], seed)
+        packed.append(pack_row_set(cfg, row_set, {d: collected[d, row_set.split] for d in domains_of(row_set)}))
+    return packed
+
+
+def _shard_tasks(
+    cfg: PrepareConfig, place: Workplace, packed: PackedSet, units: Sequence[TokenUnit]
+) -> list[ShardTask]:
+    row_set = packed.row_set
+    form = shard_format(packed.has_mask, cfg.shard_bytes, cfg.compression)
+    domains = tuple(domains_of(row_set))
+    packed.plan.save(place.rows(row_set.path))
+    bounds = shard_bounds(packed.plan, domains, form)
+    return [
+        ShardTask(
+            plan=place.rows(row_set.path),
+            units=tuple(unit.directory for unit in units),
+            domains=domains,
+            form=form,
+            directory=place.data / row_set.path,
+            number=number,
+            start=start,
+            stop=stop,
+            entry=place.entry(row_set.path, number),
+        )
+        for number, (start, stop) in enumerate(pairwise(bounds))
+    ]
+
+
+def _write_shards(
+    cfg: PrepareConfig, place: Workplace, packed: Sequence[PackedSet], tasks: dict[str, list[ShardTask]]
+) -> None:
+    """Write every shard that is not on disk."""
+    rows = {one.row_set.path: one.plan.row_tokens for one in packed}
+    all_tasks = [(int(rows[path][task.start : task.stop].sum()), task) for path, own in tasks.items() for task in own]
+    waiting = [(tokens, task) for tokens, task in all_tasks if not task.finished()]
+    total, left = (sum(tokens for tokens, _ in some) for some in (all_tasks, waiting))
+    done = len(all_tasks) - len(waiting)
+    logger.info("packing %s tokens into %d shards, %d of them done", format_tokens(total), len(all_tasks), done)
+    _check_space(place.root, left * TOKEN_DTYPE.itemsize)
+    for directory in {task.directory for _, task in waiting}:
+        directory.mkdir(parents=True, exist_ok=True)
+    with Progress("packing", total, "tokens", total - left).shown() as progress:
+        run_tasks([task for _, task in waiting], _workers(cfg), progress)
+
+
+def _check_space(directory: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(directory).free
+    if needed_bytes > free_bytes:
+        raise DataError(
+            f"{directory}",
+            f"the rows need {format_bytes(needed_bytes)}, {format_bytes(free_bytes)} are free.",
+            "Free space and run the same command again: it goes on from here.",
+        )
+
+
+def _finish_row_set(place: Workplace, packed: PackedSet, tasks: Sequence[ShardTask]) -> dict[str, Any]:
+    """Write the index of a row set, which makes it readable, and return its entry of the manifest."""
+    directory = place.data / packed.row_set.path
+    entries = read_entries([task.entry for task in tasks])
+    tasks[0].form.write_index(directory, entries)
+    facts = row_set_facts(packed, directory / "index.json", entries)
+    logger.info(
+        "packed %s: %d rows, %s tokens, fill %.4f", packed.row_set.path, facts["rows"], format_tokens(facts["tokens"]),
+        facts["fill"],
+    )  # fmt: skip
+    return facts
+
+
+def _samples(place: Workplace, row_sets: Iterable[str]) -> dict[str, Any]:
+    """Return some rows of every row set as text, for the data card."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(place.data / TOKENIZER / "tokenizer.json"))
+    samples = {}
+    for path in row_sets:
+        reader = MdsReader(place.data / path, place.root / "cache")
+        numbers = sorted({0, len(reader) // _SAMPLED_ROWS})
+        samples[path] = [sample_row(reader[number], number, tokenizer) for number in numbers]
+    return samples
