@@ -64,7 +64,8 @@ def place(lengths: list[int], counts: list[int], seq_length: int, patient: bool)
                 num_rows += len(taken)
             else:
                 taken = open_rows.take(room, count // per_row if per_row else None)
-            (open_rows.wait if waits else open_rows.put)(room - per_row * length, taken)
+            add = open_rows.wait if waits else open_rows.put
+            add(room - per_row * length, taken)
             rows += taken
             steps.append((len(taken), per_row))
             count -= len(taken) * per_row
