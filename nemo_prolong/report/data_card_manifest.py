@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nemo_prolong.errors import DataError
 
@@ -151,6 +151,14 @@ class Manifest(_Record):
     stages: dict[str, Stage] = {}
     python: str = ""
     versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Manifest:
+        for name, stage in self.stages.items():
+            unknown = sorted(stage.row_sets.keys() - self.row_sets.keys())
+            if unknown:
+                raise ValueError(f"stage {name} takes rows of {', '.join(unknown)}, which row_sets does not hold")
+        return self
 
     @cached_property
     def splits(self) -> list[tuple[str, str, DomainSplit]]:

@@ -59,8 +59,7 @@ def bucket_words(bucket: int) -> str:
 
 def taken_tokens(manifest: Manifest, stage: Stage, path: str) -> int:
     """Return the real tokens that a stage takes of a row set, repetitions counted."""
-    row_set = manifest.row_sets.get(path)
-    return round(stage.row_sets[path].rows_taken * row_set.tokens_per_row) if row_set else 0
+    return round(stage.row_sets[path].rows_taken * manifest.row_sets[path].tokens_per_row)
 
 
 def stage_table(manifest: Manifest, stage: Stage) -> Table:
@@ -69,15 +68,15 @@ def stage_table(manifest: Manifest, stage: Stage) -> Table:
     total = sum(taken.values()) or 1
     rows = []
     for path, entry in stage.row_sets.items():
-        row_set = manifest.row_sets.get(path)
+        row_set = manifest.row_sets[path]
         cells = _cells(
             path,
-            row_set.domain if row_set else numbers.MISSING,
+            row_set.domain,
             numbers.percent(entry.proportion),
             numbers.percent(taken[path] / total),
             numbers.tokens(taken[path]),
-            numbers.tokens(row_set.tokens if row_set else None),
-            f"{entry.rows_taken:,} of {row_set.rows:,}" if row_set else numbers.MISSING,
+            numbers.tokens(row_set.tokens),
+            f"{entry.rows_taken:,} of {row_set.rows:,}",
         )
         rows.append([*cells, Cell(f"{entry.epochs:.2f}", beyond=entry.epochs > RECIPE_EPOCHS)])
     head = ["Row set", "Domain", "Wanted", "Given", "Tokens taken", "Tokens there", "Rows taken", "Epochs"]
@@ -91,8 +90,7 @@ def domain_table(manifest: Manifest) -> Table | None:
     shares: dict[str, dict[str, float]] = {}
     for name, stage in manifest.stages.items():
         for path, entry in stage.row_sets.items():
-            domain = manifest.row_sets[path].domain if path in manifest.row_sets else path
-            of_stage = shares.setdefault(domain, {})
+            of_stage = shares.setdefault(manifest.row_sets[path].domain, {})
             of_stage[name] = of_stage.get(name, 0.0) + entry.proportion
     rows = [
         _cells(domain, *(numbers.percent(given.get(name)) for name in manifest.stages))
