@@ -95,9 +95,7 @@ def stage_figure(manifest: Manifest, name: str, stage: Stage) -> Figure:
     taken = {path: taken_tokens(manifest, stage, path) for path in stage.row_sets}
     # A domain may hold far more than any stage takes; its outline then runs out of the chart.
     high = 1.15 * max(max(taken.values()), 1)
-    bars = [
-        _stage_bar(stage, path, taken[path], manifest.row_sets[path]) for path in taken if path in manifest.row_sets
-    ]
+    bars = [_stage_bar(stage, path, tokens, manifest.row_sets[path]) for path, tokens in taken.items()]
     repeats = any(entry.epochs > 1 for entry in stage.row_sets.values())
     legend = [LegendEntry(swatch(_TOKENS), "taken once")]
     legend += [LegendEntry(swatch(_REPEATED), "taken again")] if repeats else []

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from nemo_prolong.report import data_card_tables as tables
 from nemo_prolong.report.data_card_manifest import Manifest, Samples
-from nemo_prolong.report.data_card_page import headline_tiles, subtitle, title
+from nemo_prolong.report.data_card_page import headline_tiles, sample_facts, subtitle, title
 from nemo_prolong.report.tables import Table
 
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~&#$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.")
@@ -67,7 +67,7 @@ def _samples(samples: Samples) -> Iterator[str]:
     if first:
         yield "## Samples"
     for path, sample in first:
-        yield f"### {escape(path)}, row {sample.row}: {sample.tokens:,} tokens, {len(sample.spans):,} documents"
+        yield f"### {escape(path)}, row {sample.row}: {escape(sample_facts(sample))}"
         lines = ["| Position | Before | After |", "|---:|:---|:---|"]
         lines += [f"| {b.position:,} | {escape(b.before)} | {escape(b.after)} |" for b in sample.boundaries]
         yield "\n".join(lines)

@@ -148,17 +148,22 @@ def _shown_samples(samples: Samples) -> Iterator[dict[str, Any]]:
 
 
 def _shown_sample(sample: Sample, unfold: bool) -> ShownSample:
-    documents = len(sample.spans)
-    facts = f"{sample.tokens:,} tokens, {documents:,} document{'s' if documents != 1 else ''}, {sample.domain}"
     return ShownSample(
         f"{sample.row:,}",
-        facts,
+        sample_facts(sample),
         strip(sample.spans, sample.tokens, WIDE),
         strip(sample.spans, sample.tokens, NARROW),
         [_shown_boundary(boundary) for boundary in sample.boundaries],
         list(sample.masked_text or []),
         unfold,
     )
+
+
+def sample_facts(sample: Sample) -> str:
+    """Return what a row is, in words."""
+    documents = len(sample.spans)
+    words = f"{sample.tokens:,} tokens, {documents:,} document{'s' if documents != 1 else ''}"
+    return f"{words}, {sample.domain}" if sample.domain else words
 
 
 def _shown_boundary(boundary: Boundary) -> ShownBoundary:

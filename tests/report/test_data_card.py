@@ -143,7 +143,7 @@ def test_page_and_markdown_say_what_the_directory_holds(tmp_path):
             "396K train", "53.5K validation", "99.984%", "validation-2048", "99.951%", "split at 2K", "best_fit",
             "shorter than a piece", "12,800", "38,400", "src/a.bin", "byte 7", "d0" * 32, "70" * 32, "5e" * 32,
             "<|begin_of_text|>", "python scripts/prepare_data.py +exp=mini/data", "0.22.2", "67108864",
-            "and 40 more", "the end<|end_of_text|>", "<|begin_of_text|>next",
+            "and 40 more",
             hashlib.sha256((tmp_path / "manifest.json").read_bytes()).hexdigest(),
         ):  # fmt: skip
             assert fact in text, fact
@@ -184,7 +184,7 @@ def test_no_text_of_the_data_becomes_markup(tmp_path):
     }
     usual = card(tmp_path / "usual")[0]
     page, _, markdown = card(tmp_path / "hostile", facts, {SCRIPT: [hostile(sample())]})
-    assert set(page.tags) <= set(usual.tags)
+    assert set(page.tags) - set(usual.tags) <= {"aside"}
     assert page.text.count("<script>alert('x')</script>") > 30
     outside_code = re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)
     assert "<script" not in outside_code.replace("\\<", "")
@@ -211,7 +211,7 @@ def test_escaped_text_is_one_line_without_a_bare_mark(text):
 
 
 def test_control_characters_turn_visible_and_special_tokens_stay_where_they_were(tmp_path):
-    boundary = {"position": 1, "before": "\x00\x1b[31m\u202e\ud800<eos>", "before_special": [[7, 12]], "after": ""}
+    boundary = {"position": 1, "before": "\x00\x1b[31m\u202e\ud800<eos>", "before_special": [[8, 13]], "after": ""}
     _, html, _ = card(tmp_path, None, {"docs-2048": [sample(boundaries=[boundary])]})
     assert "\u2400\u241b[31m\ufffd\ufffd" in html
     assert re.search(r'<b class="special">&lt;eos&gt;</b>', html)
