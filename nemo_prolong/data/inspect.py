@@ -235,7 +235,7 @@ def _overview(directory: str | Path, manifest: dict[str, Any], view: View) -> st
     head = ["row set", "domain", "split", "packing", "seq_length", "rows", "documents", "tokens", "fill", "dropped"]
     rows = [[visible(str(path)), *_overview_cells(entry)] for path, entry in row_sets.items()]
     facts = [
-        f"{sum(entry.get('rows', 0) for entry in row_sets.values()):,} rows in {len(row_sets)} row sets",
+        f"{_count(sum(entry.get('rows', 0) for entry in row_sets.values()), 'row')} in {_count(len(row_sets), 'row set')}",
         f"tokenizer {manifest.get('tokenizer', '?')} of {manifest.get('vocab_size', 0):,} tokens",
         f"seed {manifest.get('seed', '?')}",
     ]
@@ -265,6 +265,10 @@ def _overview_cells(entry: dict[str, Any]) -> list[str]:
         _percent(entry["fill"]) if "fill" in entry else "",
         _percent(dropped / total) if total else "",
     ]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
 def _percent(fraction: float) -> str:
@@ -341,7 +345,11 @@ def _range(values: np.ndarray) -> str:
 
 def _row(packed: PackedRow, title: str, decode: Decoder, view: View) -> str:
     """Return a row: its documents as a strip and as a table, then its text."""
-    facts = [f"{len(packed.ids):,} tokens", f"{len(packed.spans):,} documents", visible(packed.domain or "no domain")]
+    facts = [
+        _count(len(packed.ids), "token"),
+        _count(len(packed.spans), "document"),
+        visible(packed.domain or "no domain"),
+    ]
     if packed.mask is not None:
         targets = int(np.count_nonzero(packed.mask))
         facts.append(
@@ -449,7 +457,7 @@ def _verify_row_set(reader: MdsReader, entry: dict[str, Any]) -> Iterator[str | 
         problems += 1
         yield error
     if not problems:
-        words = f"{len(reader):,} rows in {len(reader.shards):,} shards are whole"
+        words = f"whole, {_count(len(reader), 'row')} in {_count(len(reader.shards), 'shard')}"
         yield f"{reader.directory}: {words}" + (", as in the manifest" if entry.get("shards") else "")
 
 
@@ -462,7 +470,8 @@ def _differences(reader: MdsReader, entry: dict[str, Any]) -> Iterator[DataError
     if files.keys() != known.keys() or len(reader) != entry.get("rows"):
         yield DataError(
             f"{reader.directory}/index.json",
-            f"lists {len(reader)} rows in {len(files)} shards, the manifest {entry.get('rows')} in {len(known)}.",
+            f"lists {_count(len(reader), 'row')} in {_count(len(files), 'shard')}, "
+            f"the manifest {entry.get('rows')} in {len(known)}.",
             "Copy or prepare the row set again.",
         )
     for name in sorted(files.keys() & known.keys()):

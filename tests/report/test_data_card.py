@@ -1,6 +1,8 @@
 import hashlib
 import json
 import re
+import subprocess
+import sys
 import time
 from html.parser import HTMLParser
 
@@ -306,3 +308,13 @@ def test_a_directory_without_stages_rejections_or_samples_has_a_card_without_tho
     for heading in ("Mixture", "Rejected documents", "Samples"):
         assert f">{heading}<" not in html and f"# {heading}\n" not in markdown
     assert "0 rejected" in page.text
+
+
+def test_a_card_is_written_without_importing_torch(tmp_path):
+    write_inputs(tmp_path)
+    program = (
+        "import sys; from pathlib import Path; from nemo_prolong.report.data_card import write_card; "
+        "write_card(Path(sys.argv[1])); assert not {'torch', 'transformers', 'nemo'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True, timeout=60)
+    assert (tmp_path / "card.md").exists()
