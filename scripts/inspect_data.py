@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 
-from nemo_prolong.data.inspect import show, verify
+from nemo_prolong.data.inspect import show
 from nemo_prolong.data.row_text import View
+from nemo_prolong.data.verify import verify
 from nemo_prolong.errors import ProlongError
 
 EXAMPLES = """\

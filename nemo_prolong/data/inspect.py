@@ -6,18 +6,15 @@ characters written out, because a terminal would obey them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nemo_prolong.data.mds import MdsReader
-from nemo_prolong.data.mds.index import ShardEntry
 from nemo_prolong.data.row_text import Boundary, Decoder, PackedRow, Part, View, around, beginning, visible
 from nemo_prolong.data.storage.stores import is_remote
 from nemo_prolong.errors import DataError
@@ -33,7 +30,6 @@ _SUMMARY_ROWS = 2000
 """Rows that a summary reads at most, evenly spread: a published row set has tens of thousands."""
 _LISTED_DOCUMENTS = 16
 _STRIP_WIDTH = 72
-_HASH_BLOCK_BYTES = 2**22
 _WHAT_TO_GIVE = "Give a directory that scripts/prepare_data.py wrote, one of its row sets, or another MDS directory."
 _NEWLINE = "\u21b5"
 _DOT = "\u00b7"
@@ -119,9 +115,9 @@ def show(directory: str | Path, rows: Sequence[str], view: View) -> Iterator[str
             )
         yield _overview(directory, manifest, view)
         return
-    reader = _open(directory)
+    reader = open_row_set(directory)
     numbers = [_row_number(text, reader) for text in rows]
-    known = _known_facts(directory)
+    known = known_facts(directory)
     if not numbers:
         yield _summary(reader, known, view)
         return
@@ -153,7 +149,12 @@ def read_manifest(directory: str | Path) -> dict[str, Any] | None:
     return dict(manifest)
 
 
-def _open(directory: str | Path) -> MdsReader:
+def open_row_set(directory: str | Path) -> MdsReader:
+    """Open one row set.
+
+    Raises:
+        DataError: If it is none, or damaged (``MdsReader``).
+    """
     if not is_remote(directory) and not Path(directory).is_dir():
         raise DataError(f"{directory}", "is no directory.", _WHAT_TO_GIVE)
     try:
@@ -177,28 +178,28 @@ def _row_number(text: str, reader: MdsReader) -> int:
 
 
 @dataclass(frozen=True)
-class _KnownFacts:
+class KnownFacts:
     """What the manifest above a row set says of it."""
 
     row_set: dict[str, Any] = field(default_factory=dict)
     tokenizer: Path | None = None
 
 
-def _known_facts(directory: str | Path) -> _KnownFacts:
+def known_facts(directory: str | Path) -> KnownFacts:
     """Look for the data directory that a row set is in; a row set may lie deeper than one level."""
     if is_remote(directory):
-        return _KnownFacts()
+        return KnownFacts()
     directory = Path(directory).resolve()
     for root in directory.parents[:3]:
         manifest = read_manifest(root)
         if manifest is not None:
             row_set = manifest["row_sets"].get(directory.relative_to(root).as_posix(), {})
             tokenizer = manifest.get("tokenizer")
-            return _KnownFacts(row_set, root / tokenizer if tokenizer else None)
-    return _KnownFacts()
+            return KnownFacts(row_set, root / tokenizer if tokenizer else None)
+    return KnownFacts()
 
 
-def _decoder(view: View, known: _KnownFacts) -> tuple[Decoder, str]:
+def _decoder(view: View, known: KnownFacts) -> tuple[Decoder, str]:
     """Return the decoder and a note on what it cannot do.
 
     Raises:
@@ -232,10 +233,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def _overview(directory: str | Path, manifest: dict[str, Any], view: View) -> str:
     """Return the row sets of a data directory as a table."""
     row_sets = manifest["row_sets"]
+    num_rows = sum(entry.get("rows", 0) for entry in row_sets.values())
     head = ["row set", "domain", "split", "packing", "seq_length", "rows", "documents", "tokens", "fill", "dropped"]
     rows = [[visible(str(path)), *_overview_cells(entry)] for path, entry in row_sets.items()]
     facts = [
-        f"{_count(sum(entry.get('rows', 0) for entry in row_sets.values()), 'row')} in {_count(len(row_sets), 'row set')}",
+        f"{count_words(num_rows, 'row')} in {count_words(len(row_sets), 'row set')}",
         f"tokenizer {manifest.get('tokenizer', '?')} of {manifest.get('vocab_size', 0):,} tokens",
         f"seed {manifest.get('seed', '?')}",
     ]
@@ -267,7 +269,8 @@ def _overview_cells(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def _count(number: int, what: str) -> str:
+def count_words(number: int, what: str) -> str:
+    """Return a number with its noun: ``1 row``, ``1,200 rows``."""
     return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
@@ -289,7 +292,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int, view:
     return [view.soft(line(head)), *map(line, rows)]
 
 
-def _summary(reader: MdsReader, known: _KnownFacts, view: View) -> str:
+def _summary(reader: MdsReader, known: KnownFacts, view: View) -> str:
     """Return what a row set holds; its rows are read for it, evenly spread where there are very many."""
     numbers = np.unique(np.linspace(0, max(len(reader) - 1, 0), min(len(reader), _SUMMARY_ROWS)).astype(np.int64))
     rows = [PackedRow.of(reader[int(number)], f"{reader.directory} row {number}") for number in numbers]
@@ -346,8 +349,8 @@ def _range(values: np.ndarray) -> str:
 def _row(packed: PackedRow, title: str, decode: Decoder, view: View) -> str:
     """Return a row: its documents as a strip and as a table, then its text."""
     facts = [
-        _count(len(packed.ids), "token"),
-        _count(len(packed.spans), "document"),
+        count_words(len(packed.ids), "token"),
+        count_words(len(packed.spans), "document"),
         visible(packed.domain or "no domain"),
     ]
     if packed.mask is not None:
@@ -421,75 +424,3 @@ def _full_text(packed: PackedRow, decode: Decoder, view: View) -> list[str]:
         lines.append(view.soft(f"document {number + 1}: tokens {start:,} to {end:,}"))
         lines.append(view.text(decode(packed.ids[start:end], mask), "\n"))
     return lines
-
-
-# ---- verification ---------------------------------------------------------------------------------------------------
-
-
-def verify(directory: str | Path) -> Iterator[str | DataError]:
-    """Check every size, hash and row of a data directory or a row set.
-
-    Args:
-        directory: A data directory, or one row set.
-
-    Yields:
-        An error for everything that is wrong, and a line for each row set that is whole.
-
-    Raises:
-        DataError: If the directory is neither.
-    """
-    manifest = read_manifest(directory)
-    if manifest is None:
-        yield from _verify_row_set(_open(directory), _known_facts(directory).row_set)
-        return
-    for path, entry in manifest["row_sets"].items():
-        try:
-            reader = MdsReader(Path(directory) / path)
-        except DataError as error:
-            yield error
-        else:
-            yield from _verify_row_set(reader, entry)
-
-
-def _verify_row_set(reader: MdsReader, entry: dict[str, Any]) -> Iterator[str | DataError]:
-    problems = 0
-    for error in chain(reader.verify(), _differences(reader, entry)):
-        problems += 1
-        yield error
-    if not problems:
-        words = f"whole, {_count(len(reader), 'row')} in {_count(len(reader.shards), 'shard')}"
-        yield f"{reader.directory}: {words}" + (", as in the manifest" if entry.get("shards") else "")
-
-
-def _differences(reader: MdsReader, entry: dict[str, Any]) -> Iterator[DataError]:
-    """Yield where a row set is not what the manifest says; without a manifest there is nothing to compare."""
-    known = entry.get("shards")
-    if not known:
-        return
-    files = {(shard.packed or shard.raw).name: shard for shard in reader.shards}
-    if files.keys() != known.keys() or len(reader) != entry.get("rows"):
-        yield DataError(
-            f"{reader.directory}/index.json",
-            f"lists {_count(len(reader), 'row')} in {_count(len(files), 'shard')}, "
-            f"the manifest {entry.get('rows')} in {len(known)}.",
-            "Copy or prepare the row set again.",
-        )
-    for name in sorted(files.keys() & known.keys()):
-        found, expected = _shard_sha256(reader, files[name]), known[name].get("sha256")
-        if found != expected:
-            yield DataError(
-                f"{reader.directory}/{name}",
-                f"has the SHA-256 {found}, the manifest says {expected}.",
-                "The shard was changed or damaged: copy or prepare it again.",
-            )
-
-
-def _shard_sha256(reader: MdsReader, shard: ShardEntry) -> str:
-    """Return the hash of a shard's file: that of the index, which was compared, unless a cached copy was."""
-    if shard.packed is None and "sha256" in shard.raw.hashes:
-        return shard.raw.hashes["sha256"]
-    digest = hashlib.sha256()
-    with Path(reader.directory, (shard.packed or shard.raw).name).open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from nemo_prolong.data.inspect import load_tokenizer, sample_row, show, verify
+from nemo_prolong.data.inspect import load_tokenizer, sample_row, show
 from nemo_prolong.data.mds import MdsReader, MdsWriter
 from nemo_prolong.data.row_text import View
+from nemo_prolong.data.verify import verify
 from nemo_prolong.errors import DataError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inspect_data.py"

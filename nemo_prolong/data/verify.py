@@ -1,0 +1,85 @@
+"""Check every size, hash and row of a data directory against its indexes and its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from nemo_prolong.data.inspect import count_words, known_facts, open_row_set, read_manifest
+from nemo_prolong.data.mds import MdsReader
+from nemo_prolong.data.mds.index import ShardEntry
+from nemo_prolong.errors import DataError
+
+_HASH_BLOCK_BYTES = 2**22
+
+
+def verify(directory: str | Path) -> Iterator[str | DataError]:
+    """Check every size, hash and row of a data directory or a row set.
+
+    Args:
+        directory: A data directory, or one row set.
+
+    Yields:
+        An error for everything that is wrong, and a line for each row set that is whole.
+
+    Raises:
+        DataError: If the directory is neither.
+    """
+    manifest = read_manifest(directory)
+    if manifest is None:
+        yield from _verify_row_set(open_row_set(directory), known_facts(directory).row_set)
+        return
+    for path, entry in manifest["row_sets"].items():
+        try:
+            reader = MdsReader(Path(directory) / path)
+        except DataError as error:
+            yield error
+        else:
+            yield from _verify_row_set(reader, entry)
+
+
+def _verify_row_set(reader: MdsReader, entry: dict[str, Any]) -> Iterator[str | DataError]:
+    problems = 0
+    for error in chain(reader.verify(), _differences(reader, entry)):
+        problems += 1
+        yield error
+    if not problems:
+        words = f"whole, {count_words(len(reader), 'row')} in {count_words(len(reader.shards), 'shard')}"
+        yield f"{reader.directory}: {words}" + (", as in the manifest" if entry.get("shards") else "")
+
+
+def _differences(reader: MdsReader, entry: dict[str, Any]) -> Iterator[DataError]:
+    """Yield where a row set is not what the manifest says; without a manifest there is nothing to compare."""
+    known = entry.get("shards")
+    if not known:
+        return
+    files = {(shard.packed or shard.raw).name: shard for shard in reader.shards}
+    if files.keys() != known.keys() or len(reader) != entry.get("rows"):
+        yield DataError(
+            f"{reader.directory}/index.json",
+            f"lists {count_words(len(reader), 'row')} in {count_words(len(files), 'shard')}, "
+            f"the manifest {entry.get('rows')} in {len(known)}.",
+            "Copy or prepare the row set again.",
+        )
+    for name in sorted(files.keys() & known.keys()):
+        found, expected = _shard_sha256(reader, files[name]), known[name].get("sha256")
+        if found != expected:
+            yield DataError(
+                f"{reader.directory}/{name}",
+                f"has the SHA-256 {found}, the manifest says {expected}.",
+                "The shard was changed or damaged: copy or prepare it again.",
+            )
+
+
+def _shard_sha256(reader: MdsReader, shard: ShardEntry) -> str:
+    """Return the hash of a shard's file: that of the index, which was compared, unless a cached copy was."""
+    if shard.packed is None and "sha256" in shard.raw.hashes:
+        return shard.raw.hashes["sha256"]
+    digest = hashlib.sha256()
+    with Path(reader.directory, (shard.packed or shard.raw).name).open("rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
