@@ -293,8 +293,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int, view:
 
 
 def _summary(reader: MdsReader, known: KnownFacts, view: View) -> str:
-    """Return what a row set holds; its rows are read for it, evenly spread where there are very many."""
-    numbers = np.unique(np.linspace(0, max(len(reader) - 1, 0), min(len(reader), _SUMMARY_ROWS)).astype(np.int64))
+    """Return what a row set holds, from as many of its rows as are quick to read."""
+    numbers = _quick_rows(reader)
     rows = [PackedRow.of(reader[int(number)], f"{reader.directory} row {number}") for number in numbers]
     facts = [
         ("rows", f"{len(reader):,}"),
@@ -313,6 +313,13 @@ def _summary(reader: MdsReader, known: KnownFacts, view: View) -> str:
     return "\n".join([*lines, *problems[:_LISTED_DOCUMENTS], "", hint])
 
 
+def _quick_rows(reader: MdsReader) -> np.ndarray:
+    """Return numbers of rows, int64: evenly spread, or those of one shard where each must be fetched or unpacked."""
+    fetched = is_remote(reader.directory) or any(shard.packed for shard in reader.shards)
+    reach = reader.shards[0].rows if fetched and reader.shards else len(reader)
+    return np.unique(np.linspace(0, max(reach - 1, 0), min(reach, _SUMMARY_ROWS)).astype(np.int64))
+
+
 def _shard_words(reader: MdsReader) -> str:
     stored = sum((shard.packed or shard.raw).num_bytes for shard in reader.shards)
     compressed = sorted({shard.compression for shard in reader.shards if shard.compression})
@@ -322,7 +329,7 @@ def _shard_words(reader: MdsReader) -> str:
 def _row_facts(rows: Sequence[PackedRow], num_rows: int, row_set: dict[str, Any]) -> list[tuple[str, str]]:
     lengths = np.array([len(row.ids) for row in rows], np.int64)
     documents = np.array([len(row.spans) for row in rows], np.int64)
-    about = "" if len(rows) == num_rows else f" (about: from {len(rows):,} rows)"
+    about = "" if len(rows) == num_rows else f" (about: from {count_words(len(rows), 'row')})"
     seq_length = row_set.get("seq_length") or int(lengths.max())
     spans = np.concatenate([row.spans[:, 1] - row.spans[:, 0] for row in rows])
     domains = sorted({row.domain for row in rows if row.domain})

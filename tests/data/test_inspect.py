@@ -157,6 +157,16 @@ def test_a_row_set_is_shown_as_a_summary(data):
     assert "targets            27.27% of the tokens" in shown(data / "deep" / "chat-11")
 
 
+def test_a_summary_unpacks_one_of_many_compressed_shards_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with MdsWriter(tmp_path / "zipped", COLUMNS, shard_bytes=1, compression="zstd") as writer:
+        for _ in range(3):
+            writer.write(packed(document("text")))
+    text = shown(tmp_path / "zipped")
+    assert "shards             3, " in text and ", zstd" in text
+    assert "tokens             18 (about: from 1 row)" in text
+
+
 def test_a_row_is_shown_with_its_documents_and_the_text_at_their_boundaries(data):
     lines = shown(data / "docs-19", "0").splitlines()
     assert lines[0] == f"{data / 'docs-19'} row 0 of 2  19 tokens \u00b7 2 documents \u00b7 docs"
