@@ -158,7 +158,7 @@ def test_a_row_set_is_shown_as_a_summary(data):
 
 
 def test_a_summary_unpacks_one_of_many_compressed_shards_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with MdsWriter(tmp_path / "zipped", COLUMNS, shard_bytes=1, compression="zstd") as writer:
         for _ in range(3):
             writer.write(packed(document("text")))
