@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from nemo_prolong.config.layout_checks import exact_tokens
-from nemo_prolong.config.prepare_schema import Packing, PrepareConfig, RowSet, SourceFormat
+from nemo_prolong.config.prepare_schema import INSTALLATION_CHAT, Packing, PrepareConfig, RowSet, SourceFormat
 from nemo_prolong.errors import ConfigError
 
-INSTALLATION_DOMAINS = ("code_by_repo", "reference", "docs", "chat")
+INSTALLATION_DOMAINS = ("code_by_repo", "reference", "docs", INSTALLATION_CHAT)
 """What ``format=installation`` can read."""
 _RESERVED = ("tokenizer",)
 
@@ -99,9 +99,7 @@ def _domains(where: str, row_set: RowSet, cfg: PrepareConfig) -> Iterator[Config
                 f"no source has the domain {domain!r}.",
                 f"Use {', '.join(known)}, or several joined by +.",
             )
-    conversations = {
-        source.messages_field is not None for source in cfg.sources if source.domain in domains and source.path
-    }
+    conversations = {source.holds_conversations for source in cfg.sources if source.domain in domains}
     if len(conversations) > 1:
         yield ConfigError(
             f"{where}.domain={row_set.domain}",

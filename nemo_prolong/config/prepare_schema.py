@@ -9,6 +9,9 @@ from pydantic import Field, PositiveInt
 
 from nemo_prolong.config.schema import DataConfig, Fraction, Section, Size
 
+INSTALLATION_CHAT = "chat"
+"""Domain of an installation that is conversations."""
+
 
 class SourceFormat(StrEnum):
     """How the documents of a source are stored."""
@@ -47,6 +50,13 @@ class SourceConfig(Section):
     """What to do with a document that is empty, no UTF-8, no JSON or lacks its column: stop, or count and leave out."""
     max_bytes: Size | None = None
     """Use only the first files up to this much input; null uses all. For format=installation: text of this domain."""
+
+    @property
+    def holds_conversations(self) -> bool:
+        """Whether its documents are conversations, which are packed intact and trained on in part."""
+        return self.messages_field is not None or (
+            self.format is SourceFormat.INSTALLATION and self.domain == INSTALLATION_CHAT
+        )
 
 
 class TokenizerConfig(Section):

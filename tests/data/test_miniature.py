@@ -66,7 +66,10 @@ def test_an_installation_becomes_a_data_directory_with_a_tokenizer_of_its_own(pr
     assert code["train"]["documents"] + code["validation"]["documents"] == 12
     reader = MdsReader(prepared / "validation-256")
     assert [reader[number]["domain"] for number in range(4)] == ["code_by_repo", "reference"] * 2
-    assert all("mask" in MdsReader(prepared / path).columns for path in ("chat-128",))
+    chat = MdsReader(prepared / "chat-128")
+    bos = AutoTokenizer.from_pretrained(prepared / "tokenizer").bos_token_id
+    assert manifest["row_sets"]["chat-128"]["packing"] == "intact" and "mask" in chat.columns
+    assert all(chat[number]["input_ids"][0] == bos for number in range(len(chat)))
 
 
 def test_the_same_installation_gives_the_same_bytes(prepared: Path, installation: Installation, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_prolong.config.prepare_schema import PrepareConfig, SourceConfig, SourceFormat
+from nemo_prolong.config.prepare_schema import INSTALLATION_CHAT, PrepareConfig, SourceConfig, SourceFormat
 from nemo_prolong.data.miniature.corpus import read_corpus, write_corpus
 from nemo_prolong.data.miniature.installation import Installation
 from nemo_prolong.data.sources import plan_units
@@ -118,7 +118,7 @@ def _corpus_sources(domain: str, corpus: Path) -> Sequence[SourceConfig]:
             path=str(path),
             format=SourceFormat.JSONL,
             split="validation" if split == "validation" else "train",
-            messages_field="messages" if domain == "chat" else None,
+            messages_field="messages" if domain == INSTALLATION_CHAT else None,
             group_field="group",
         )
         for split in ("train", "validation")

@@ -178,7 +178,7 @@ def pack_row_set(cfg: PrepareConfig, row_set: RowSet, documents: dict[str, Domai
         DataError: If the documents do not fill a single row, or only some of its domains have target masks.
     """
     domains = domains_of(row_set)
-    conversations = any(s.messages_field is not None for s in cfg.sources if s.domain in domains)
+    conversations = any(source.holds_conversations for source in cfg.sources if source.domain in domains)
     packing = packing_of(row_set, conversations)
     layouts = [_layout(cfg, row_set, domain, packing, documents[domain].lengths) for domain in domains]
     _check_rows(row_set, layouts, documents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,9 +28,16 @@ _REMEDY = "Write the row again."
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard as a source file, and the number of its rows."""
+    """A shard as a source file.
+
+    Attributes:
+        file: The file that is read, compressed or not.
+        first_row: Its first row, counted in the directory.
+        rows: Number of its rows.
+    """
 
     file: SourceFile
+    first_row: int
     rows: int
 
 
@@ -41,11 +49,12 @@ def plan(source: SourceConfig, cache: Path | None, unit_bytes: int) -> list[Unit
     Raises:
         DataError: If the directory is no MDS, has no rows, or has no tokens.
     """
-    reader = MdsReader(source.path, cache)
+    _opened.cache_clear()
+    reader, by_name = _opened(source.path, cache)
     if not len(reader):
         raise DataError(f"path={source.path}", "has no rows.", "Check the path.")
     reader.require_columns(*(name for name in (_TOKENS, source.group_field) if name is not None))
-    shards = _shards(reader)
+    shards = list(by_name.values())
     taken = len(first_files([shard.file for shard in shards], source.max_bytes))
     return list(_units(shards[:taken], unit_bytes))
 
@@ -172,15 +181,27 @@ def _rejected(source: SourceConfig, bad: BadDocument, number: int, row: dict[str
 
 
 def _rows(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = MdsReader(source.path, cache)
-    shards = _shards(reader)
-    first_rows = accumulate((shard.rows for shard in shards), initial=0)
-    places = {shard.file.name: (first, shard.rows) for shard, first in zip(shards, first_rows, strict=False)}
-    first, _ = places[unit.files[0].name]
-    last, last_rows = places[unit.files[-1].name]
-    stop = last + last_rows if unit.stop is None else first + unit.stop
-    for number in range(first + unit.start, stop):
+    reader, shards = _opened(source.path, cache)
+    first, last = shards[unit.files[0].name], shards[unit.files[-1].name]
+    stop = last.first_row + last.rows if unit.stop is None else first.first_row + unit.stop
+    for number in range(first.first_row + unit.start, stop):
         yield number, reader[number]
+
+
+@lru_cache(maxsize=2)
+def _opened(path: str, cache: Path | None) -> tuple[MdsReader, dict[str, _Shard]]:
+    """Return the reader of a directory and its shards by file name, in order.
+
+    Kept from unit to unit: the index of a corpus has ten thousand shards, and to fetch and check it takes as long as to
+    read a unit. Planning looks at the directory anew.
+    """
+    reader = MdsReader(path, cache)
+    first_rows = accumulate((shard.rows for shard in reader.shards), initial=0)
+    shards = [
+        _Shard(_file_of(reader, shard), first_row, shard.rows)
+        for shard, first_row in zip(reader.shards, first_rows, strict=False)
+    ]
+    return reader, {shard.file.name: shard for shard in shards}
 
 
 def _units(shards: Sequence[_Shard], unit_bytes: int) -> Iterator[Unit]:
@@ -196,10 +217,6 @@ def _units(shards: Sequence[_Shard], unit_bytes: int) -> Iterator[Unit]:
             stop = min(start + rows, shard.rows)
             yield Unit((shard.file,), start, stop, shard.file.num_bytes * (stop - start) // shard.rows)
     yield from units_of_groups(small, unit_bytes)
-
-
-def _shards(reader: MdsReader) -> list[_Shard]:
-    return [_Shard(_file_of(reader, shard), shard.rows) for shard in reader.shards]
 
 
 def _file_of(reader: MdsReader, shard: ShardEntry) -> SourceFile:

@@ -151,6 +151,10 @@ def s3_client(s3_server) -> Any:
 @pytest.fixture(scope="session")
 def proxy_server(s3_server) -> Iterator[tuple[Proxy, str]]:
     """The proxy and its address; one for all tests, since a client of S3 takes long to make."""
+    from s3fs import S3FileSystem
+
+    # A client of other tests in this process would go to their server, which is gone.
+    S3FileSystem.clear_instance_cache()
     proxy = Proxy(s3_server)
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
