@@ -218,8 +218,13 @@ def machine_table(machine: dict[str, Any]) -> Table:
 
 def commands(lineage: Lineage, cfg: ReportConfig) -> list[str]:
     """Return what to type to get this report again, in order, as far as the runs recorded it."""
+    prepared = [
+        f"{stage.data_manifest['command']} {shlex.quote(f'output={stage.manifest.data.root}')}"
+        for stage in lineage.stages
+        if stage.data_manifest.get("command")
+    ]
     trained = [stage.manifest.command for stage in lineage.stages]
-    lines = [f"python {line}" if line.startswith("scripts/") else line for line in trained]
+    lines = prepared + [f"python {line}" if line.startswith("scripts/") else line for line in trained]
     if lineage.export:
         lines.append(_script("export", _export_settings(lineage.export)))
     results = [result for model in lineage.evaluated for result in (model.perplexity, model.recall) if result]

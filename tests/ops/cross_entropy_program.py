@@ -37,7 +37,7 @@ def undivided(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, vocab_size: int
 ) -> tuple[torch.Tensor, ...]:
     """Return token losses, their sum, and both gradients of FACTOR times it, all by plain torch in float64."""
-    hidden, weight = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    hidden, weight = (x.to(torch.float64, copy=True).requires_grad_() for x in (hidden, weight))
     losses = F.cross_entropy((hidden @ weight.T)[:, :vocab_size], labels, reduction="none", ignore_index=-100)
     loss_sum = (losses * mask).sum()
     return losses, loss_sum, *torch.autograd.grad(loss_sum * FACTOR, [hidden, weight])

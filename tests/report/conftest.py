@@ -98,7 +98,10 @@ def _write_data(directory: Path) -> None:
                "domain": path.split("-")[0], "split": "train"}
         for recipe in RECIPES for path in recipe.mixture
     }  # fmt: skip
-    _write_json(directory / "manifest.json", {"format": 1, "seed": 42, "row_sets": row_sets})
+    _write_json(
+        directory / "manifest.json",
+        {"format": 2, "seed": 42, "command": "python scripts/prepare_data.py +exp=data/mini", "row_sets": row_sets},
+    )
 
 
 def _write_run(recipe: Recipe, run: Path, root: Path) -> None:

@@ -66,7 +66,8 @@ def test_the_page_says_what_was_run_and_what_came_out(tree):
 def test_the_commands_are_in_the_order_to_type_them(tree):
     text = report(tree).text
     commands = re.findall(r"python scripts/(\w+)\.py", text)
-    assert commands == ["train"] * 4 + ["export", "evaluate", "evaluate", "report"]
+    assert commands == ["prepare_data"] + ["train"] * 4 + ["export", "evaluate", "evaluate", "report"]
+    assert "python scripts/prepare_data.py +exp=data/mini output=" in text
     assert f"python scripts/export.py run={tree.runs[-1]} output={tree.export} dtype=fp32" in text
     assert "max_documents=12 'recall_lengths=[512,1024,2048,4096,8192]' recall_samples=8 seed=42" in text
 

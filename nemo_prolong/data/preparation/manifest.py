@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -159,7 +160,7 @@ def software() -> dict[str, Any]:
 def command_line(arguments: Iterable[str]) -> str:
     """Return the command that gives this result, without what changes nothing in it."""
     kept = [a for a in arguments if a.split("=")[0].lstrip("+~") not in ("output", "workers", "cache")]
-    return " ".join(["python scripts/prepare_data.py", *kept])
+    return shlex.join(["python", "scripts/prepare_data.py", *kept])
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
