@@ -5,15 +5,29 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from attention_tools import (
+    HEAD_DIMENSIONS,
+    QUERY_HEADS,
+    LargestTensor,
+    boundaries,
+    dense_attention,
+    random_inputs,
+    random_weights,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from nemo_prolong.ops.attention import document_attention
-
-QUERY_HEADS, HEAD_DIMENSIONS = 4, 8
+from nemo_prolong.ops.attention import (
+    AttentionBlock,
+    attention_backward,
+    attention_with_lse,
+    document_attention,
+    empty_partial,
+    merge_attention,
+)
 
 _MIXED = st.lists(st.integers(0, 13), min_size=1, max_size=9).filter(any)
 _EQUAL = st.builds(lambda length, count: [length] * count, st.integers(1, 13), st.integers(1, 6))
@@ -23,44 +37,19 @@ DOCUMENT_LENGTHS = st.one_of(_MIXED, _EQUAL, _WHOLE_ROW, _GROUPED)
 KEY_HEADS = st.sampled_from([1, 2, QUERY_HEADS])
 
 
-def boundaries(lengths: list[int]) -> torch.Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-
-
-def random_inputs(tokens: int, key_heads: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
-    """Return query, key and value as strided slices of one projection, the way Megatron hands them over."""
-    generator = torch.Generator().manual_seed(tokens)
-    heads = (QUERY_HEADS, key_heads, key_heads)
-    fused = torch.randn(tokens, sum(heads), HEAD_DIMENSIONS, generator=generator, dtype=torch.float64).to(dtype)
-    return [part.requires_grad_() for part in fused.split(heads, dim=1)]
-
-
-def dense_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], softmax_scale: float
-) -> torch.Tensor:
-    """Return the attention of all tokens to all tokens, masked to the past of the own document."""
-    group = query.size(1) // key.size(1)
-    key, value = (torch.stack([x[:, head // group] for head in range(query.size(1))], dim=1) for x in (key, value))
-    document = torch.tensor([number for number, length in enumerate(lengths) for _ in range(length)])
-    position = torch.arange(len(document))
-    visible = (document[:, None] == document[None, :]) & (position[:, None] >= position[None, :])
-    scores = torch.einsum("qhc,khc->hqk", query, key) * softmax_scale
-    return torch.einsum("hqk,khc->qhc", scores.masked_fill(~visible, -math.inf).softmax(-1), value)
-
-
 @settings(deadline=None, max_examples=60)
 @given(lengths=DOCUMENT_LENGTHS, key_heads=KEY_HEADS)
 def test_outputs_and_gradients_are_those_of_dense_masked_attention(lengths: list[int], key_heads: int) -> None:
     inputs = random_inputs(sum(lengths), key_heads)
-    expected = dense_attention(*inputs, lengths, HEAD_DIMENSIONS**-0.5)
+    expected, _ = dense_attention(*inputs, lengths, HEAD_DIMENSIONS**-0.5)
     actual = document_attention(*inputs, boundaries(lengths))
     assert actual.shape == inputs[0].shape
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
-    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    weights = random_weights(sum(lengths))
     for got, wanted in zip(
         torch.autograd.grad(actual, inputs, weights), torch.autograd.grad(expected, inputs, weights), strict=True
     ):
-        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
 @settings(deadline=None, max_examples=40)
@@ -84,7 +73,8 @@ def test_a_changed_document_changes_no_bit_of_any_other(lengths: list[int], key_
 def test_a_softmax_scale_replaces_the_default(lengths: list[int]) -> None:
     inputs = random_inputs(sum(lengths), 2)
     actual = document_attention(*inputs, boundaries(lengths), softmax_scale=0.9)
-    torch.testing.assert_close(actual, dense_attention(*inputs, lengths, 0.9), rtol=1e-10, atol=1e-12)
+    expected, _ = dense_attention(*inputs, lengths, 0.9)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("lengths", [[512], [1, 130, 0, 253, 128], [64] * 8])
@@ -92,23 +82,8 @@ def test_float32_stays_within_1e_5_of_float64(lengths: list[int]) -> None:
     inputs = random_inputs(sum(lengths), 2, torch.float32)
     actual = document_attention(*inputs, boundaries(lengths))
     assert actual.dtype == torch.float32
-    expected = dense_attention(*(x.double() for x in inputs), lengths, HEAD_DIMENSIONS**-0.5)
+    expected, _ = dense_attention(*(x.double() for x in inputs), lengths, HEAD_DIMENSIONS**-0.5)
     assert (actual.double() - expected).abs().max() < 1e-5
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for output in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(output, torch.Tensor):
-                self.numel = max(self.numel, output.numel())
-        return result
 
 
 @pytest.mark.parametrize(
@@ -121,3 +96,70 @@ def test_no_tensor_grows_with_the_square_of_the_tokens(lengths: list[int]) -> No
         document_attention(*inputs, boundaries(lengths)).sum().backward()
     # Nothing is larger than the queries, not even the scores inside the documents.
     assert tokens <= largest.numel <= tokens * QUERY_HEADS * HEAD_DIMENSIONS < tokens**2 / 100
+
+
+def cut_into_blocks(lengths: list[int], fractions: list[float]) -> list[AttentionBlock]:
+    """Return blocks that together are causal documents: each document cut in two, its first part seen by its second."""
+    starts = np.concatenate(([0], np.cumsum(lengths)))[:-1]
+    first = np.array([int(length * fraction) for length, fraction in zip(lengths, fractions, strict=True)])
+    second = np.array(lengths) - first
+    device = torch.device("cpu")
+    return [
+        AttentionBlock(starts, first, starts, first, True, device),
+        AttentionBlock(starts + first, second, starts, first, False, device),
+        AttentionBlock(starts + first, second, starts + first, second, True, device),
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths=DOCUMENT_LENGTHS, key_heads=KEY_HEADS, data=st.data())
+def test_partial_results_merge_into_the_whole_forward_and_backward(
+    lengths: list[int], key_heads: int, data: Any
+) -> None:
+    fractions = data.draw(st.lists(st.floats(0, 1), min_size=len(lengths), max_size=len(lengths)))
+    order = data.draw(st.permutations(cut_into_blocks(lengths, fractions)))
+    inputs = random_inputs(sum(lengths), key_heads)
+    expected, expected_lse = dense_attention(*inputs, lengths, 0.7)
+    output, lse = empty_partial(inputs[0])
+    for block in order:
+        merge_attention(output, lse, *inputs, block, 0.7)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-12, atol=1e-12)
+    weights = random_weights(sum(lengths))
+    gradients = tuple(torch.zeros_like(x) for x in inputs)
+    for block in order:
+        attention_backward(gradients, weights, *(x.detach() for x in inputs), output, lse, block, 0.7)
+    for got, wanted in zip(gradients, torch.autograd.grad(expected, inputs, weights), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "lse_dtype"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_a_query_without_keys_has_output_zero_and_an_lse_of_minus_infinity(
+    dtype: torch.dtype, lse_dtype: torch.dtype
+) -> None:
+    inputs = random_inputs(10, 2, dtype)
+    block = AttentionBlock(*(np.array(x) for x in ([2, 6], [3, 2], [0, 4], [4, 0])), False, torch.device("cpu"))
+    output, lse = attention_with_lse(*inputs, block)
+    seeing = torch.tensor([2, 3, 4])
+    blind = torch.tensor([0, 1, 5, 6, 7, 8, 9])
+    assert output.dtype == dtype and lse.dtype == lse_dtype and lse.shape == (QUERY_HEADS, 10)
+    assert (output[blind] == 0).all() and (lse[:, blind] == -math.inf).all(), "nothing to see: 0 and minus infinity"
+    assert (output[seeing] != 0).all() and lse[:, seeing].isfinite().all()
+
+
+def test_a_causal_block_of_unequal_lengths_is_refused() -> None:
+    with pytest.raises(AssertionError, match="square"):
+        AttentionBlock(*(np.array(x) for x in ([0], [3], [0], [4])), True, torch.device("cpu"))
+
+
+def test_bfloat16_partial_results_merge_without_losing_more_than_one_kernel_does() -> None:
+    lengths = [200]
+    inputs = random_inputs(200, 2, torch.bfloat16)
+    exact, _ = dense_attention(*(x.double() for x in inputs), lengths, HEAD_DIMENSIONS**-0.5)
+    whole = document_attention(*inputs, boundaries(lengths))
+    output, lse = empty_partial(inputs[0])
+    for block in cut_into_blocks(lengths, [0.5]):
+        merge_attention(output, lse, *inputs, block)
+    assert output.dtype == torch.float32, "partial results are summed in float32"
+    error, error_of_whole = ((x.double() - exact).abs().max() for x in (output.bfloat16(), whole))
+    assert error <= 1.5 * error_of_whole, (error, error_of_whole)
