@@ -39,7 +39,7 @@ def read(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[Docum
     for file in unit.files:
         path = local_copy(file, cache)
         try:
-            pieces = _checked_pieces(path)
+            pieces = _checked_pieces(file, path)
         except BadDocument as bad:
             yield drop_or_refuse(source, bad, file.name, file.path, file.num_bytes)
             continue
@@ -75,7 +75,7 @@ def text_pieces(path: Path) -> Iterator[str]:
             position += len(block)
 
 
-def _checked_pieces(path: Path) -> Iterator[str] | tuple[str, ...]:
+def _checked_pieces(file: SourceFile, path: Path) -> Iterator[str] | tuple[str, ...]:
     """Return the pieces of a file that has been read through once, so that a reader is never left with half of it.
 
     Raises:
@@ -88,7 +88,19 @@ def _checked_pieces(path: Path) -> Iterator[str] | tuple[str, ...]:
         is_long = number > 0
     if not first:
         raise BadDocument("empty_document", "holds no text.", "Remove it.")
-    return text_pieces(path) if is_long else (first,)
+    return _read_again(file, path) if is_long else (first,)
+
+
+def _read_again(file: SourceFile, path: Path) -> Iterator[str]:
+    """Yield the pieces of a file that was right before.
+
+    Raises:
+        DataError: If it no longer is.
+    """
+    try:
+        yield from text_pieces(path)
+    except (BadDocument, OSError) as error:
+        raise DataError(file.path, "has changed while it was read.", "Let nothing write to the corpus.") from error
 
 
 def _unreadable(file: SourceFile, error: OSError) -> DataError:

@@ -57,6 +57,17 @@ def test_invalid_utf8_is_found_before_any_of_the_text_is_given(tmp_path, read, c
     assert [(r.key, r.reason, r.num_bytes) for r in found.rejected] == [("a.txt", "invalid_utf8", characters + 12)]
 
 
+def test_a_long_file_that_changes_between_its_two_readings_is_refused(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("word " * 500_000)
+    source = SourceConfig(domain="d", path=str(file), format="text")
+    (unit,) = plan_units(source)
+    (document,) = read_unit(source, unit)
+    file.write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"a\.txt: has changed while it was read\."):
+        list(document.pieces)
+
+
 def test_a_character_that_is_cut_off_by_the_end_is_invalid(tmp_path, read):
     (tmp_path / "a.txt").write_bytes("caf\u00e9".encode()[:-1])
     with pytest.raises(DataError, match=r"byte 3 is 0xc3 \(unexpected end of data\)"):
