@@ -181,9 +181,7 @@ class PackedCall:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the output [n, H, C] and the log-sum-exp of the scores [n, H] of the runs of a row."""
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            self.queries.take(query),
-            self.keys.take(key),
-            self.keys.take(value),
+            *self._taken(query, key, value),
             *self._lengths,
             0.0,
             self.causal,
@@ -206,10 +204,8 @@ class PackedCall:
         no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device)
         return torch.ops.aten._flash_attention_backward(
             self.queries.take(grad_output).contiguous(),
-            self.queries.take(query),
-            self.keys.take(key),
-            self.keys.take(value),
-            self.queries.take(output),
+            *self._taken(query, key, value),
+            _dense(self.queries.take(output)),
             self.queries.take(lse.T).T.contiguous(),
             *self._lengths,
             0.0,
@@ -218,6 +214,10 @@ class PackedCall:
             torch.empty(0, device=query.device),
             scale=scale,
         )
+
+    def _taken(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Iterator[torch.Tensor]:
+        runs = (self.queries, self.keys, self.keys)
+        return (_dense(run.take(x)) for run, x in zip(runs, (query, key, value), strict=True))
 
     @property
     def _lengths(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
@@ -309,7 +309,12 @@ def tiled_backward(
 
 def _heads_first(runs: torch.Tensor) -> torch.Tensor:
     """Return [B, H, L, C] from [B, L, H, C]."""
-    return runs.transpose(1, 2)
+    return _dense(runs).transpose(1, 2)
+
+
+def _dense(rows: torch.Tensor) -> torch.Tensor:
+    """Return ``rows`` dense in the last dim: the CUDA kernel refuses others, the CPU kernel silently misreads them."""
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _tiles(batch: int, queries: int, keys: int, causal: bool) -> Iterator[tuple[slice, slice, slice]]:

@@ -98,6 +98,19 @@ def test_no_tensor_grows_with_the_square_of_the_tokens(lengths: list[int]) -> No
     assert tokens <= largest.numel <= tokens * QUERY_HEADS * HEAD_DIMENSIONS < tokens**2 / 100
 
 
+@pytest.mark.parametrize("lengths", [[12], [3, 5, 3, 1], [2, 3, 3, 2]])
+def test_tensors_of_any_strides_are_read_as_they_are(lengths: list[int]) -> None:
+    dense = random_inputs(sum(lengths), 2)
+    strided = [x.detach().permute(2, 1, 0).contiguous().permute(2, 1, 0).requires_grad_() for x in dense]
+    weights = random_weights(sum(lengths))
+    results = []
+    for inputs in (dense, strided):
+        output = document_attention(*inputs, boundaries(lengths))
+        results.append((output, *torch.autograd.grad(output, inputs, weights)))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
 def cut_into_blocks(lengths: list[int], fractions: list[float]) -> list[AttentionBlock]:
     """Return blocks that together are causal documents: each document cut in two, its first part seen by its second."""
     starts = np.concatenate(([0], np.cumsum(lengths)))[:-1]
