@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from nemo_prolong.ops.linear_cross_entropy import linear_cross_entropy
 
 HIDDEN_SIZE, ROWS_PER_RANK, FACTOR = 6, 24, 0.37
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}
+LOSS_TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-6}
+# In bfloat16 the gradient of the logits, its products and their sum over ranks are rounded, by up to 2^-9 each.
+GRADIENT_TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7}
 
 
 def require_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
@@ -24,10 +26,13 @@ def require_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float
 
 
 def inputs(tokens: int, vocab_rows: int, vocab_size: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Return hidden, weight, labels and mask of the whole problem, the same on every rank."""
+    """Return hidden, weight, labels and mask of the whole problem, the same on every rank.
+
+    The entries of hidden and weight are halves, so that bfloat16 holds their logits exactly.
+    """
     generator = torch.Generator().manual_seed(tokens * 1000 + vocab_size)
-    hidden = torch.randn(tokens, HIDDEN_SIZE, generator=generator, dtype=torch.float64).to(dtype)
-    weight = torch.randn(vocab_rows, HIDDEN_SIZE, generator=generator, dtype=torch.float64).to(dtype)
+    hidden = torch.randint(-2, 3, (tokens, HIDDEN_SIZE), generator=generator).to(dtype) / 2
+    weight = torch.randint(-2, 3, (vocab_rows, HIDDEN_SIZE), generator=generator).to(dtype) / 2
     mask = torch.randint(0, 3, (tokens,), generator=generator).float() / 2
     labels = torch.randint(0, vocab_size, (tokens,), generator=generator)
     return hidden, weight, labels.masked_fill(mask == 0, -100), mask
@@ -36,7 +41,7 @@ def inputs(tokens: int, vocab_rows: int, vocab_size: int, dtype: torch.dtype) ->
 def undivided(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, vocab_size: int
 ) -> tuple[torch.Tensor, ...]:
-    """Return token losses, their sum, and both gradients of FACTOR times it, all by plain torch in float64."""
+    """Return token losses, their sum, and both gradients of FACTOR times it, by plain torch in float64."""
     hidden, weight = (x.to(torch.float64, copy=True).requires_grad_() for x in (hidden, weight))
     losses = F.cross_entropy((hidden @ weight.T)[:, :vocab_size], labels, reduction="none", ignore_index=-100)
     loss_sum = (losses * mask).sum()
@@ -65,15 +70,14 @@ def check(
     )
     (result.loss_sum * FACTOR).backward()
     case = f"rank {rank} of {ranks}, {tokens} tokens, vocabulary {vocab_size}, {dtype}, divided tokens: {divided}"
-    wanted = (*expected[:2], expected[2][mine], expected[3][rows])
-    for name, got, want in zip(
-        ("token losses", "loss sum", "hidden gradient", "weight gradient"),
-        (result.token_losses.detach(), result.loss_sum.detach(), part.grad, shard.grad),
-        wanted,
-        strict=True,
+    for name, got, want, tolerances in (
+        ("token losses", result.token_losses.detach(), expected[0], LOSS_TOLERANCES),
+        ("loss sum", result.loss_sum.detach(), expected[1], LOSS_TOLERANCES),
+        ("hidden gradient", part.grad, expected[2][mine], GRADIENT_TOLERANCES),
+        ("weight gradient", shard.grad, expected[3][rows], GRADIENT_TOLERANCES),
     ):
         if want.numel():
-            require_close(got, want, TOLERANCES[dtype], f"{name}, {case}")
+            require_close(got, want, tolerances[dtype], f"{name}, {case}")
     everyone = [torch.empty_like(result.token_losses) for _ in range(ranks)]
     dist.all_gather(everyone, result.token_losses.detach(), group=group)
     assert all(torch.equal(losses, everyone[0]) for losses in everyone), f"ranks disagree on losses: {case}"
@@ -100,11 +104,10 @@ def main() -> None:
     groups = [dist.group.WORLD, *halves[dist.get_rank() // 2 :][:1]]
     for group in groups:
         ranks = dist.get_world_size(group)
+        dtypes = list(LOSS_TOLERANCES) if group is dist.group.WORLD else [torch.float64]
         # 26 of the vocabulary leave two columns to the second rank and none to those after it.
-        for divided, vocab_size, dtype in itertools.product(
-            (False, True), (26, ranks * ROWS_PER_RANK), (torch.float64, torch.float32, torch.bfloat16)
-        ):
-            for tokens, chunk_tokens in ((7 * ranks, 2 * ranks), (5 * ranks, 1), (3 * ranks, 2048), (0, 4)):
+        for divided, vocab_size, dtype in itertools.product((False, True), (26, ranks * ROWS_PER_RANK), dtypes):
+            for tokens, chunk_tokens in ((5 * ranks, 2 * ranks), (2 * ranks, 1), (0, 4)):
                 check(group, tokens, vocab_size, dtype, chunk_tokens, divided=divided)
         check_refusal(group)
     dist.destroy_process_group()
