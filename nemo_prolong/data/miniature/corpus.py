@@ -29,12 +29,12 @@ from nemo_prolong.data.miniature.docstrings import (
     topics_text,
 )
 from nemo_prolong.data.miniature.installation import (
-    PROSE_LINE_CHARACTERS,
     Installation,
     Repository,
     SourceFile,
     read_text,
 )
+from nemo_prolong.data.sources.code_files import PROSE_LINE_CHARACTERS
 from nemo_prolong.units import format_bytes
 
 logger = logging.getLogger(__name__)

@@ -16,12 +16,9 @@ from pathlib import Path
 
 from nemo_prolong.data.sources.code_files import (
     CODE_LINE_CHARACTERS,
-    PROSE_LINE_CHARACTERS,
     VENDORED_DIRECTORIES,
     text_fault,
 )
-
-__all__ = ["PROSE_LINE_CHARACTERS", "Installation", "Repository", "SourceFile", "read_text"]
 
 _SKIPPED_DIRECTORIES = VENDORED_DIRECTORIES | set("__pycache__ test tests testing licenses license_files".split())
 _DOCUMENT_SUFFIXES = (".md", ".rst", ".txt")

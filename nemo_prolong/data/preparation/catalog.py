@@ -12,7 +12,7 @@ from pathlib import Path
 from nemo_prolong.config.prepare_schema import INSTALLATION_CHAT, PrepareConfig, SourceConfig, SourceFormat
 from nemo_prolong.data.miniature.corpus import read_corpus, write_corpus
 from nemo_prolong.data.miniature.installation import Installation
-from nemo_prolong.data.sources import plan_units
+from nemo_prolong.data.sources import detect_format, plan_units
 from nemo_prolong.data.sources.base import Unit
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,21 @@ class PlannedSource:
 def described_config(cfg: PrepareConfig) -> dict[str, object]:
     """Return the configuration without what changes nothing in the result."""
     return cfg.model_dump(mode="json", exclude=_NOT_IN_RESULT)
+
+
+def with_formats(cfg: PrepareConfig) -> PrepareConfig:
+    """Return the configuration with the format of every source found out, once and not in every worker.
+
+    Raises:
+        DataError: If a source is missing, empty or of no known format.
+    """
+    found = [
+        source.model_copy(update={"format": detect_format(source, cache_of(cfg))})
+        if source.format is SourceFormat.AUTO
+        else source
+        for source in cfg.sources
+    ]
+    return cfg.model_copy(update={"sources": found})
 
 
 def list_units(cfg: PrepareConfig) -> list[tuple[Unit, ...]]:

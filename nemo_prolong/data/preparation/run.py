@@ -29,6 +29,7 @@ from nemo_prolong.data.preparation.catalog import (
     fingerprint,
     list_units,
     plan_sources,
+    with_formats,
 )
 from nemo_prolong.data.preparation.documents import HoldOut, UnitTask
 from nemo_prolong.data.preparation.encoders import EncoderConfig, settle_tokenizer, text_encoder
@@ -79,6 +80,7 @@ def prepare(
             the documents fill no row of a row set, or the disk is full.
     """
     started = time.monotonic()
+    cfg = with_formats(cfg)
     output = Path(cfg.output)
     encoder = None if cfg.tokenizer.path is None else TextEncoder(cfg.tokenizer.path, cfg.tokenizer.library)
     units = list_units(cfg)

@@ -27,14 +27,19 @@ Task = Callable[[], Any]
 _POLL_SECONDS = 0.2
 _counter: Any = None
 """Two shared integers, (input bytes, tokens) done in this step; set once in every process."""
+_progress: Progress | None = None
+"""What is to be told at once where tasks run in the process that shows it."""
 
 
 def count_progress(num_bytes: int = 0, tokens: int = 0) -> None:
     """Say that this much more is done; does nothing outside of ``run_tasks``."""
-    if _counter is not None:
-        with _counter.get_lock():
-            _counter[0] += num_bytes
-            _counter[1] += tokens
+    if _counter is None:
+        return
+    with _counter.get_lock():
+        _counter[0] += num_bytes
+        _counter[1] += tokens
+    if _progress is not None:
+        _progress.advance_to(_counter[0], _counter[1])
 
 
 def run_tasks(tasks: Sequence[Task], workers: int, progress: Progress) -> None:
@@ -52,11 +57,12 @@ def run_tasks(tasks: Sequence[Task], workers: int, progress: Progress) -> None:
     context = multiprocessing.get_context("spawn")
     counter = context.Array("q", 2)
     if min(workers, len(tasks)) <= 1:
-        _set_counter(counter)
-        for task in tasks:
-            task()
-            progress.advance_to(counter[0], counter[1])
-        _set_counter(None)
+        _set_counter(counter, progress)
+        try:
+            for task in tasks:
+                task()
+        finally:
+            _set_counter(None)
         return
     arguments = (counter,)
     with ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker, arguments) as pool:
@@ -87,9 +93,9 @@ def _call(task: Task) -> Any:
     return task()
 
 
-def _set_counter(counter: Any) -> None:
-    global _counter
-    _counter = counter
+def _set_counter(counter: Any, progress: Progress | None = None) -> None:
+    global _counter, _progress
+    _counter, _progress = counter, progress
 
 
 def _start_worker(counter: Any) -> None:
