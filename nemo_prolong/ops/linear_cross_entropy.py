@@ -250,23 +250,46 @@ def _run_chunks(
     by_source = (layout.sources, hidden.size(0))
     labels, loss_mask = labels.view(by_source), loss_mask.to(dtype).view(by_source)
     losses = torch.empty(by_source, dtype=dtype, device=hidden.device)
-    weight = weight[: layout.columns]
     for start in range(0, hidden.size(0), layout.rows):
         rows = slice(start, start + layout.rows)
         mask = loss_mask[:, rows].flatten()
-        tokens = layout.gather(hidden[rows]).masked_fill(mask[:, None] == 0, 0)
-        scores = torch.mm(tokens, weight.t()).to(dtype)
-        target, here = _target_columns(labels[:, rows].flatten(), mask, layout)
-        chunk_losses, sums = _exponentiate(scores, target, here, layout)
-        losses[:, rows] = chunk_losses.masked_fill(mask == 0, 0).view(layout.sources, -1)
-        if grad_hidden is None and grad_weight is None:
-            continue
-        grad_logits = _logit_gradient(scores, sums, target, here, mask).to(hidden.dtype)
-        if grad_hidden is not None:
-            layout.hidden_gradient(grad_logits, weight, grad_hidden[rows])
-        if grad_weight is not None:
-            _add_product(grad_weight[: layout.columns], grad_logits.t(), tokens)
+        chunk_losses = _run_chunk(
+            layout.gather(hidden[rows]).masked_fill(mask[:, None] == 0, 0),
+            weight[: layout.columns],
+            labels[:, rows].flatten(),
+            mask,
+            layout,
+            None if grad_hidden is None else grad_hidden[rows],
+            None if grad_weight is None else grad_weight[: layout.columns],
+        )
+        losses[:, rows] = chunk_losses.view(layout.sources, -1)
     return losses.flatten()
+
+
+def _run_chunk(
+    tokens: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    layout: _Layout,
+    grad_hidden: torch.Tensor | None,
+    grad_weight: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the losses [N] of the tokens [N, D] of one chunk; write and add to the gradients that are given.
+
+    A function of its own so that the logits of one chunk are gone before those of the next are made.
+    """
+    logits = torch.mm(tokens, weight.t()).to(mask.dtype)
+    target, here = _target_columns(labels, mask, layout)
+    losses, sums = _exponentiate(logits, target, here, layout)
+    if grad_hidden is not None or grad_weight is not None:
+        # Rebinding frees the wider logits where the products want a narrower dtype.
+        logits = _logit_gradient(logits, sums, target, here, mask).to(tokens.dtype)
+    if grad_hidden is not None:
+        layout.hidden_gradient(logits, weight, grad_hidden)
+    if grad_weight is not None:
+        _add_product(grad_weight, logits.t(), tokens)
+    return losses.masked_fill(mask == 0, 0)
 
 
 def _target_columns(labels: torch.Tensor, mask: torch.Tensor, layout: _Layout) -> tuple[torch.Tensor, torch.Tensor]:
@@ -277,20 +300,20 @@ def _target_columns(labels: torch.Tensor, mask: torch.Tensor, layout: _Layout) -
 
 
 def _exponentiate(
-    scores: torch.Tensor, target: torch.Tensor, here: torch.Tensor, layout: _Layout
+    logits: torch.Tensor, target: torch.Tensor, here: torch.Tensor, layout: _Layout
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Replace logits [N, V_local] by their exponentials and return (losses [N], sums of exponentials over V [N]).
 
     Both are relative to the largest logit of the token, so that no exponential exceeds 1.
     """
     if layout.columns:
-        highest, picked = scores.amax(dim=1), scores.gather(1, target[:, None])[:, 0]
+        highest, picked = logits.amax(dim=1), logits.gather(1, target[:, None])[:, 0]
     else:
-        highest, picked = scores.new_full((len(scores),), -torch.inf), scores.new_zeros(len(scores))
+        highest, picked = logits.new_full((len(logits),), -torch.inf), logits.new_zeros(len(logits))
     layout.all_reduce(highest, dist.ReduceOp.MAX)
     picked = torch.where(here, picked - highest, 0)
-    scores.sub_(highest[:, None]).exp_()
-    sums, picked = layout.all_reduce(torch.stack([scores.sum(dim=1), picked]))
+    logits.sub_(highest[:, None]).exp_()
+    sums, picked = layout.all_reduce(torch.stack([logits.sum(dim=1), picked]))
     return sums.log() - picked, sums
 
 

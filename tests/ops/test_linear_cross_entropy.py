@@ -246,12 +246,15 @@ def test_at_512k_tokens_no_tensor_is_larger_than_the_logits_of_a_chunk_or_the_in
 def test_peak_memory_does_not_depend_on_the_number_of_tokens() -> None:
     vocab_size, chunk_tokens = 20_000, 256
     command = [sys.executable, str(MEMORY_PROGRAM), str(vocab_size), "512", "4096"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    # Below this size the C library keeps freed memory and may fragment it; logits of full size are far above it.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment).stdout
     few, many = (int(line) for line in output.split())
     logits = 4 * vocab_size * chunk_tokens
     assert few >= logits, f"{few} bytes cannot hold one chunk of logits: nothing was measured"
-    assert many <= few + logits / 2, f"{few} bytes for 512 tokens, {many} for 4096"
-    assert many <= 3 * logits, f"{many / logits} times the logits of a chunk"
+    assert many <= few + logits / 16, f"{few} bytes for 512 tokens, {many} for 4096"
+    # A second chunk at a time would show; an eighth is for what has the size of the weight or the tokens.
+    assert many <= 1.125 * logits, f"{many / logits} times the logits of a chunk"
 
 
 def test_token_losses_refuse_a_gradient() -> None:
