@@ -94,6 +94,9 @@ def build_nemo_config(
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         use_cpu_initialization=True,
+        cp_comm_type=parallelism.cp_comm_type,
+        # Padding of documents makes rows of different lengths out of equal ones.
+        variable_seq_lengths=parallelism.context_parallel_size > 1 and parallelism.pipeline_model_parallel_size > 1,
         **precision.recompute.model_dump(),
         **_NO_FUSION,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from nemo import lightning as nl
 from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 
@@ -20,11 +21,18 @@ _STATE_OF_THE_STAGE = ("lr", "initial_lr", "max_lr", "min_lr", "weight_decay", "
 
 
 class StageStrategy(nl.MegatronStrategy):
-    """Megatron's strategy with one difference: a parent's optimizer state brings no hyperparameters along.
+    """Megatron's strategy with two differences.
 
-    Moments, fp32 weights and the step counter of Adam are taken; learning rate, decay and betas stay those of the
-    stage.
+    A parent's optimizer state brings no hyperparameters along: moments, fp32 weights and the step counter of Adam are
+    taken; learning rate, decay and betas stay those of the stage. And Megatron's random states exist on CPU too.
     """
+
+    def setup_distributed(self) -> None:
+        """Form the process groups; seed the random states that sequence parallelism asks for."""
+        super().setup_distributed()
+        if not torch.cuda.is_available():
+            # NeMo seeds them where there is a GPU only. Nothing is drawn from them: Llama has no dropout.
+            get_cuda_rng_tracker().set_states({"model-parallel-rng": torch.get_rng_state()})
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
         """Load optimizer state; ``selective_restore`` means that it comes from a parent."""

@@ -14,21 +14,9 @@ def check_supported(cfg: RunConfig) -> None:
     """Refuse a stage that the engine cannot train.
 
     Raises:
-        ConfigError: For context parallelism, sequence parallelism, FP8 or the Transformer Engine backend.
+        ConfigError: For FP8 or the Transformer Engine backend.
     """
-    parallelism, precision = cfg.parallelism, cfg.precision
-    if parallelism.context_parallel_size > 1:
-        raise ConfigError(
-            f"parallelism.context_parallel_size={parallelism.context_parallel_size}",
-            "this version keeps every document on one rank.",
-            "Set parallelism.context_parallel_size=1.",
-        )
-    if parallelism.sequence_parallel:
-        raise ConfigError(
-            "parallelism.sequence_parallel=true",
-            "the torch layers of this version do not split norms over tensor-parallel ranks.",
-            "Set parallelism.sequence_parallel=false.",
-        )
+    precision = cfg.precision
     if precision.compute not in ("fp32", "bf16") or precision.backend == "te":
         raise ConfigError(
             f"precision.compute={precision.compute} precision.backend={precision.backend}",

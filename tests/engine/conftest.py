@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,47 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from launches import TWO_RANK_LAYOUTS, job, train
 from tiny import tiny_config, write_data
-
-TWO_RANK_LAYOUTS: dict[str, dict[str, int]] = {
-    "dp2": {},
-    "tp2": {"tensor_model_parallel_size": 2},
-    "pp2": {"pipeline_model_parallel_size": 2},
-}
-PROGRAM = Path(__file__).with_name("train_program.py")
-
-
-def run_program(command: list[str], **environment: str) -> str:
-    """Run a program of these tests and return its output; a failure shows all of it."""
-    result = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdin=subprocess.DEVNULL,
-    )
-    assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
-    return result.stdout
-
-
-def job(config: Any, resume: Path | None = None, parent_checkpoint: Path | None = None) -> dict[str, Any]:
-    """Describe one stage for the training program."""
-    return {
-        "config": config.model_dump(mode="json"),
-        "resume": str(resume) if resume else None,
-        "parent_checkpoint": str(parent_checkpoint) if parent_checkpoint else None,
-    }
-
-
-def train(jobs: list[dict[str, Any]], directory: Path, ranks: int = 1) -> None:
-    """Train the jobs in one launch of ``ranks`` processes."""
-    path = directory / f"jobs_{ranks}.json"
-    path.write_text(json.dumps(jobs))
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    run_program([*launcher, str(PROGRAM), str(path)])
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run_program
+from launches import run_program
 
 from nemo_prolong.engine import cpu
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_program
+from launches import run_program
 from tiny import read_metrics
 
 from nemo_prolong.stages.manifest import StageManifest

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TWO_RANK_LAYOUTS, run_program
+from launches import TWO_RANK_LAYOUTS, run_program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import DOCUMENT_LENGTHS, SEQ_LENGTH, read_metrics
 from torch.distributed.checkpoint import FileSystemReader

@@ -20,16 +20,6 @@ from nemo_prolong.stages.supported import check_supported
     ("changes", "message"),
     [
         (
-            {"parallelism": {"context_parallel_size": 2}},
-            "parallelism.context_parallel_size=2: this version keeps every document on one rank. "
-            "Set parallelism.context_parallel_size=1.",
-        ),
-        (
-            {"parallelism": {"tensor_model_parallel_size": 2, "sequence_parallel": True}},
-            "parallelism.sequence_parallel=true: the torch layers of this version do not split norms over "
-            "tensor-parallel ranks. Set parallelism.sequence_parallel=false.",
-        ),
-        (
             {"precision": {"compute": "fp8"}},
             "precision.compute=fp8 precision.backend=auto: this version computes in fp32 or bf16 with the torch "
             "backend. Set precision=bf16 precision.backend=torch.",
@@ -42,5 +32,9 @@ def test_a_stage_the_engine_cannot_train_is_refused(tmp_path: Path, changes: dic
     assert str(refusal.value) == message
 
 
-def test_the_miniature_stage_is_supported(tmp_path: Path) -> None:
-    check_supported(tiny_config(tmp_path, tmp_path))
+@pytest.mark.parametrize(
+    "parallelism",
+    [{}, {"context_parallel_size": 2}, {"tensor_model_parallel_size": 2, "sequence_parallel": True}],
+)
+def test_the_layouts_of_the_torch_backend_are_supported(tmp_path: Path, parallelism: dict[str, Any]) -> None:
+    check_supported(tiny_config(tmp_path, tmp_path, parallelism=parallelism))
