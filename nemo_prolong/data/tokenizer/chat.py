@@ -223,15 +223,28 @@ def _check_own_template(encoder: TextEncoder, template: ChatTemplate) -> None:
             expected = own.render(probe)
         except TemplateError:
             continue  # some formats have no system message
-        found = template.render(probe)
+        found = _render_or_say_why_not(template, probe)
         if found != expected:
-            place = next((n for n, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0)
+            ours, theirs = _first_difference(found, expected)
             raise ConfigError(
                 template.name,
-                f"renders another text than the tokenizer's own template: {found[place : place + 30]!r} where that has "
-                f"{expected[place : place + 30]!r}.",
+                f"renders another text than the tokenizer's own template: {ours!r} where that has {theirs!r}.",
                 "Train on the text that the model is served with: add the marks to a copy of the tokenizer's template.",
             )
+
+
+def _render_or_say_why_not(template: ChatTemplate, messages: Messages) -> str:
+    try:
+        return template.render(messages)
+    except TemplateError as error:
+        return f"an error, {error}"
+
+
+def _first_difference(text: str, other: str) -> tuple[str, str]:
+    """Return what two different texts hold from the first place where they differ."""
+    shorter = min(len(text), len(other))
+    place = next((n for n in range(shorter) if text[n] != other[n]), shorter)
+    return text[place : place + 30], other[place : place + 30]
 
 
 def _own_template(encoder: TextEncoder) -> str | None:

@@ -56,7 +56,7 @@ _ANY_FAMILY = (
 )
 _CUTS = re.compile(_ANY_FAMILY)
 _CUTS_OR_LINES = re.compile(rf"{_ANY_FAMILY}|(?<=[\r\n])(?=[!-.0-~{_CJK}])")
-_FIRST_WINDOW = 1024
+_FIRST_WINDOW = 64
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -39,6 +39,7 @@ def chat_encoder(encoder: TextEncoder) -> ChatEncoder:
     return ChatEncoder(encoder)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(ROLE, CONTENT), max_size=4), ANSWER)
 def test_a_conversation_has_the_ids_of_the_chat_template_and_its_answers_as_targets(
     chat_encoder: ChatEncoder, tokenizer: PreTrainedTokenizerFast, turns: list[tuple[str, str]], answer: str
@@ -88,15 +89,16 @@ def test_a_conversation_without_anything_to_learn_is_refused(
         chat_encoder.encode_batch([good, messages])
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(ROLE, CONTENT), max_size=4), ANSWER)
+@example([("system", "caf\u00e9 \u4e2d\u6587 "), ("user", "\n more?")], "  12345 words, don't  \n")
+@example([], "/ begins like what may follow a line break")
+@example([], "\u0301 begins with a mark")
 def test_ids_and_mask_are_those_of_transformers_with_the_training_template(
-    chat_encoder: ChatEncoder, tokenizer: PreTrainedTokenizerFast
+    chat_encoder: ChatEncoder, tokenizer: PreTrainedTokenizerFast, turns: list[tuple[str, str]], answer: str
 ) -> None:
-    messages = [
-        {"role": "system", "content": "caf\u00e9 \u4e2d\u6587 "},
-        *TALK,
-        {"role": "user", "content": "\n more?"},
-        {"role": "assistant", "content": "  12345 words, don't  \n"},
-    ]
+    messages = [{"role": role, "content": content} for role, content in [*turns, ("assistant", answer)]]
+    messages = [{**m, "content": m["content"].encode("utf-8", "ignore").decode()} for m in messages]
     theirs = tokenizer.apply_chat_template(
         messages, chat_template=LLAMA3_TRAINING.read_text(), return_dict=True, return_assistant_tokens_mask=True
     )
@@ -140,6 +142,17 @@ def test_a_template_that_renders_another_text_than_the_model_is_served_with_is_r
     (tmp_path / "other.jinja").write_text(LLAMA3_TRAINING.read_text().replace("| trim", "| upper"))
     with pytest.raises(ConfigError, match="renders another text than the tokenizer's own template: 'USER SAYS"):
         ChatEncoder(encoder, str(tmp_path / "other.jinja"))
+
+
+def test_a_template_that_refuses_what_the_model_is_served_with_or_stops_early_is_refused(
+    encoder: TextEncoder, tmp_path: Path
+) -> None:
+    (tmp_path / "strict.jinja").write_text(LLAMA3_TRAINING.read_text().replace('"system", ', ""))
+    with pytest.raises(ConfigError, match=r"'an error, unknown role system' where that has '<\|begin"):
+        ChatEncoder(encoder, str(tmp_path / "strict.jinja"))
+    (tmp_path / "short.jinja").write_text(LLAMA3_TRAINING.read_text() + "{{ eos_token }}")
+    with pytest.raises(ConfigError, match=r"own template: '<\|end_of_text\|>' where that has ''\."):
+        ChatEncoder(encoder, str(tmp_path / "short.jinja"))
 
 
 def test_a_template_that_is_no_jinja_or_missing_is_refused(encoder: TextEncoder, tmp_path: Path) -> None:

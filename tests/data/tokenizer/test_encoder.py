@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -49,6 +49,7 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "ignore").decode()
 
 
+@settings(deadline=None)
 @given(parts=TEXTS)
 @example(parts=["don", "'", "t  ", "\n", " x"])
 @example(parts=["\n   ", "\n x", "\r", "\n"])

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -35,6 +35,7 @@ def test_a_text_begins_with_bos_and_has_no_token_types(tokenizer: PreTrainedToke
     assert sorted(encoded) == ["attention_mask", "input_ids"]
 
 
+@settings(deadline=None)
 @given(st.text().filter(lambda text: "<|" not in text))
 def test_any_text_comes_back(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     text = text.encode("utf-8", "ignore").decode()
