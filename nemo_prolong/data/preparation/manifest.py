@@ -6,7 +6,6 @@ It holds nothing that differs between two runs with the same result: no time, no
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import shlex
 from collections import defaultdict
@@ -161,9 +160,3 @@ def command_line(arguments: Iterable[str]) -> str:
     """Return the command that gives this result, without what changes nothing in it."""
     kept = [a for a in arguments if a.split("=")[0].lstrip("+~") not in ("output", "workers", "cache")]
     return shlex.join(["python", "scripts/prepare_data.py", *kept])
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Return the manifest of a data directory; empty where there is none (ProLong's published ones have none)."""
-    path = directory / "manifest.json"
-    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}

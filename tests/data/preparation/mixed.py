@@ -15,7 +15,10 @@ import zstandard
 
 from nemo_prolong.data.mds import MdsWriter
 
-WORDS = "window buffer token length shard order value branch naive caf\u00e9 \u6570\u636e zebra matrix signal filter".split()
+WORDS = [
+    *"window buffer token length shard order value branch naive".split(),
+    *"caf\u00e9 \u6570\u636e zebra matrix signal filter".split(),
+]
 
 
 def prose(rng: random.Random, num_words: int) -> str:

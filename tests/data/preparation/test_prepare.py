@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.schema import MixtureEntry
 from nemo_prolong.data.dataset import PackedRowDataset
-from nemo_prolong.data.mds import MdsReader
+from nemo_prolong.data.mds import MdsReader, MdsWriter
 from nemo_prolong.data.preparation.manifest import row_set_sha256
 from nemo_prolong.data.preparation.run import prepare
 from nemo_prolong.errors import DataError
@@ -81,6 +81,20 @@ def test_documents_come_back_from_the_rows_token_by_token(
     packed = np.concatenate([row["input_ids"] for row in rows_of(tmp_path / "data", "web")])
     assert len(wanted) - len(packed) == manifest_of(tmp_path / "data")["row_sets"]["web"]["dropped_tokens"]["last_row"]
     assert packed.tolist() == wanted[: len(packed)] and len(packed) > 1000
+
+
+def test_shards_that_are_written_one_by_one_are_those_of_a_sequential_writer(prepared: Path, tmp_path: Path) -> None:
+    shards = 0
+    for path in ("books-64-in-256", "web-128", "web-fit-512", "chat-256"):
+        with MdsWriter(tmp_path / path, MdsReader(prepared / path).columns, 20_000) as writer:
+            for row in rows_of(prepared, path):
+                writer.write(row)
+        names = sorted(file.name for file in (prepared / path).iterdir())
+        assert names == sorted(file.name for file in (tmp_path / path).iterdir())
+        shards += len(names) - 1
+        for name in names:
+            assert (prepared / path / name).read_bytes() == (tmp_path / path / name).read_bytes()
+    assert shards > 8
 
 
 def test_bos_stands_at_true_starts_only_and_spans_of_packed_rows_get_none(prepared: Path) -> None:
