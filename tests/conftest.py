@@ -2,6 +2,8 @@
 
 import os
 
+from hypothesis import settings
+
 # One thread each: tests start up to four processes on two cores, and sums keep their order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Megatron's jit-fused functions would be compiled for CUDA.
@@ -9,3 +11,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A test that reaches for the Hub fails at once and says so.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("prolong", deadline=None)
+settings.load_profile("prolong")

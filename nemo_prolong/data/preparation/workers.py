@@ -101,7 +101,7 @@ def _set_counter(counter: Any, progress: Progress | None = None) -> None:
 def _start_worker(counter: Any) -> None:
     _set_counter(counter)
     # One thread each: the processes already fill the cores.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
