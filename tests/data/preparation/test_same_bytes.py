@@ -109,7 +109,7 @@ def test_workers_end_with_a_killed_run(mixed_config: Configure, tmp_path: Path) 
         children = [int(pid) for pid in listed.stdout.split()]
         time.sleep(0.05)
     process.kill()
-    process.communicate()
+    process.wait()  # not communicate(): workers that live on hold the pipe open
     assert len(children) >= 2
     deadline = time.monotonic() + 10
     while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.monotonic() < deadline:
