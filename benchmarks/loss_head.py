@@ -1,9 +1,9 @@
 """The loss head against two other ways to the same gradients: time and peak memory of forward and backward.
 
-One peer makes all logits at once and gives them to torch's cross_entropy. The other goes block by block of 2,048 tokens
-under torch.utils.checkpoint, which makes the logits of each block twice. Losses and gradients are checked for equality
-before anything is timed. Timed runs are interleaved and figures are medians; memory is measured in a process of its own
-for each side, as the peak of resident memory above what it was with weights and hidden states in place.
+One peer makes all logits at once and gives them to torch's cross_entropy. The other goes block by block under
+torch.utils.checkpoint, which makes the logits of each block twice; its blocks are as large as our chunks. Losses and
+gradients are checked for equality before anything is timed. Timed runs are interleaved and figures are medians. Memory
+is measured in a process of its own for each side: the peak of resident memory above that of weights and hidden states.
 
     python benchmarks/loss_head.py [--json FILE]
 """
@@ -28,26 +28,33 @@ from torch.utils.checkpoint import checkpoint
 
 from nemo_prolong.ops.linear_cross_entropy import linear_cross_entropy
 
-VOCAB_SIZE, CHUNK_TOKENS, REPEATS = 128_256, 2048, 5
-TIMED_TOKENS, TIMED_HIDDEN_SIZE, SMALL_HIDDEN_SIZE = 4096, 256, 16
+VOCAB_SIZE, REPEATS = 128_256, 5
+TIMED_TOKENS, TIMED_CHUNK, TIMED_HIDDEN_SIZE = 2048, 512, 256
+MEASURED_CHUNK, MEASURED_HIDDEN_SIZE = 2048, 16
 
-Head = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Head = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
-def chunked(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def chunked(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, chunk: int
+) -> torch.Tensor:
     """Return the masked loss sum, ours."""
-    return linear_cross_entropy(hidden, weight, labels, mask, chunk_tokens=CHUNK_TOKENS).loss_sum
+    return linear_cross_entropy(hidden, weight, labels, mask, chunk_tokens=chunk).loss_sum
 
 
-def all_logits(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the masked loss sum from [T, V] logits."""
+def all_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, chunk: int
+) -> torch.Tensor:
+    """Return the masked loss sum from [T, V] logits, whatever the chunk."""
     return (F.cross_entropy(hidden @ weight.T, labels, reduction="none") * mask).sum()
 
 
-def checkpointed(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def checkpointed(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, chunk: int
+) -> torch.Tensor:
     """Return the masked loss sum from blocks of tokens whose logits are made again in the backward pass."""
-    blocks = zip(hidden.split(CHUNK_TOKENS), labels.split(CHUNK_TOKENS), mask.split(CHUNK_TOKENS), strict=True)
-    losses = [checkpoint(all_logits, rows, weight, *targets, use_reentrant=False) for rows, *targets in blocks]
+    blocks = zip(hidden.split(chunk), labels.split(chunk), mask.split(chunk), strict=True)
+    losses = [checkpoint(all_logits, rows, weight, *targets, chunk, use_reentrant=False) for rows, *targets in blocks]
     return torch.stack(losses).sum()
 
 
@@ -68,7 +75,7 @@ def check_equality(inputs: list[torch.Tensor]) -> None:
     """Stop unless all sides have the same loss and gradients, to 1e-5 of their largest entry."""
     results = {}
     for name, head in SIDES.items():
-        loss = head(*inputs)
+        loss = head(*inputs, TIMED_CHUNK)
         results[name] = (loss.detach(), *torch.autograd.grad(loss, inputs[:2]))
     for name, values in results.items():
         for ours, peer in zip(results["ours"], values, strict=True):
@@ -84,7 +91,7 @@ def median_seconds() -> dict[str, float]:
     for _ in range(REPEATS):
         for name, head in SIDES.items():
             started = time.perf_counter()
-            torch.autograd.grad(head(*inputs), inputs[:2])
+            torch.autograd.grad(head(*inputs, TIMED_CHUNK), inputs[:2])
             seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -97,9 +104,9 @@ def resident(field: str) -> int:
 
 def print_peak(name: str, tokens: int) -> None:
     """Print the bytes that one forward and backward of a side adds; to be called in a fresh process."""
-    inputs = head_inputs(tokens, SMALL_HIDDEN_SIZE)
+    inputs = head_inputs(tokens, MEASURED_HIDDEN_SIZE)
     before = resident("VmRSS")
-    torch.autograd.grad(SIDES[name](*inputs), inputs[:2])
+    torch.autograd.grad(SIDES[name](*inputs, MEASURED_CHUNK), inputs[:2])
     print(resident("VmHWM") - before)
 
 
@@ -125,7 +132,7 @@ def measure() -> list[dict[str, Any]]:
     seconds = median_seconds()
     rows = []
     for name in ("all logits", "checkpointed blocks"):
-        rows.append(record(f"time, 4K tokens: {name}", seconds["ours"], seconds[name], "s", 1.0))
+        rows.append(record(f"time, 2K tokens: {name}", seconds["ours"], seconds[name], "s", 1.0))
         rows.append(record(f"peak memory, 4K tokens: {name}", gib["ours", 4096], gib[name, 4096], "GiB", 1.0))
     # The peer is ours at an eighth of the tokens: memory that does not depend on them has ratio 1.
     rows.append(record("peak memory, 32K tokens: ours, 4K tokens", gib["ours", 32768], gib["ours", 4096], "GiB", 0.98))

@@ -49,11 +49,22 @@ def undivided(
 
 
 def check(
-    group: dist.ProcessGroup, tokens: int, vocab_size: int, dtype: torch.dtype, chunk_tokens: int, *, divided: bool
+    group: dist.ProcessGroup,
+    tokens: int,
+    vocab_size: int,
+    dtype: torch.dtype,
+    chunk_tokens: int,
+    scale: int,
+    *,
+    divided: bool,
 ) -> None:
-    """Compare losses and gradients; ``divided`` tokens are Megatron's sequence parallelism."""
+    """Compare losses and gradients.
+
+    ``divided`` tokens are Megatron's sequence parallelism; ``scale`` is a factor on the logits.
+    """
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     hidden, weight, labels, mask = inputs(tokens, ranks * ROWS_PER_RANK, vocab_size, dtype)
+    hidden *= scale
     expected = undivided(hidden, weight, labels, mask, vocab_size)
     mine = slice(rank * tokens // ranks, (rank + 1) * tokens // ranks) if divided else slice(None)
     rows = slice(rank * ROWS_PER_RANK, (rank + 1) * ROWS_PER_RANK)
@@ -69,7 +80,7 @@ def check(
         sequence_parallel=divided,
     )
     (result.loss_sum * FACTOR).backward()
-    case = f"rank {rank} of {ranks}, {tokens} tokens, vocabulary {vocab_size}, {dtype}, divided tokens: {divided}"
+    case = f"rank {rank} of {ranks}, {tokens} tokens, vocabulary {vocab_size}, {dtype}, divided: {divided}"
     for name, got, want, tolerances in (
         ("token losses", result.token_losses.detach(), expected[0], LOSS_TOLERANCES),
         ("loss sum", result.loss_sum.detach(), expected[1], LOSS_TOLERANCES),
@@ -107,8 +118,8 @@ def main() -> None:
         dtypes = list(LOSS_TOLERANCES) if group is dist.group.WORLD else [torch.float64]
         # 26 of the vocabulary leave two columns to the second rank and none to those after it.
         for divided, vocab_size, dtype in itertools.product((False, True), (26, ranks * ROWS_PER_RANK), dtypes):
-            for tokens, chunk_tokens in ((5 * ranks, 2 * ranks), (2 * ranks, 1), (0, 4)):
-                check(group, tokens, vocab_size, dtype, chunk_tokens, divided=divided)
+            for tokens, chunk_tokens, scale in ((5 * ranks, 2 * ranks, 1), (2 * ranks, 1, 1024), (0, 4, 1)):
+                check(group, tokens, vocab_size, dtype, chunk_tokens, scale, divided=divided)
         check_refusal(group)
     dist.destroy_process_group()
 
