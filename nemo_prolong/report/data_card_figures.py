@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from nemo_prolong.config.recipe import MAX_EPOCHS
 from nemo_prolong.report import numbers
 from nemo_prolong.report.charts import Axis
 from nemo_prolong.report.data_card_charts import (
@@ -19,7 +20,6 @@ from nemo_prolong.report.data_card_charts import (
 )
 from nemo_prolong.report.data_card_manifest import DomainSplit, Manifest, RowSet, Stage
 from nemo_prolong.report.data_card_tables import (
-    RECIPE_EPOCHS,
     bucket_words,
     drop_reasons,
     fill_words,
@@ -123,7 +123,7 @@ def _stage_bar(stage: Stage, path: str, taken: int, row_set: RowSet) -> StackedB
         Segment(taken - once, _REPEATED, words),
         Segment(row_set.tokens - once, _OUTLINE, words),
     ]
-    warning = " \u26a0" if entry.epochs > RECIPE_EPOCHS else ""
+    warning = " \u26a0" if entry.epochs > MAX_EPOCHS else ""
     text = f"{numbers.percent(entry.proportion)} \u00b7 {entry.epochs:.2f} epochs{warning}"
     return StackedBar(path, text, segments)
 

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from nemo_prolong.config.recipe import MAX_EPOCHS
 from nemo_prolong.report import data_card_figures as figures
 from nemo_prolong.report import data_card_tables as tables
 from nemo_prolong.report import numbers
@@ -64,7 +65,7 @@ def render(manifest: Manifest, samples: Samples, manifest_sha256: str) -> str:
         length_legend=figures.length_legend(),
         documents=tables.documents_table(manifest),
         stages=_stages(manifest),
-        recipe_epochs=tables.RECIPE_EPOCHS,
+        recipe_epochs=MAX_EPOCHS,
         domains=tables.domain_table(manifest),
         row_sets=tables.row_sets_table(manifest),
         packing=figures.packing_figure(manifest),

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from nemo_prolong.config.recipe import MAX_EPOCHS
 from nemo_prolong.report import numbers
 from nemo_prolong.report.data_card_manifest import Histogram, Manifest, RowSet, Stage
 from nemo_prolong.report.tables import Cell, Table
 from nemo_prolong.units import format_bytes, format_tokens
 
-RECIPE_EPOCHS = 2.7
-"""The most that ProLong's own pretraining repeats a domain (its textbooks, in both stages)."""
 MAX_FILES = 20
 """Files of a source that a card lists; the manifest lists all."""
 
@@ -20,6 +19,7 @@ REASONS = {
     "remainder": "what is left of a cut document",
     "truncated": "cut off by the end of a row",
     "last_row": "incomplete last row",
+    "underfilled_row": "in the one row that is too empty to keep",
     "max_rows": "beyond max_rows",
 }
 """Why tokens are in no row, in words."""
@@ -78,7 +78,7 @@ def stage_table(manifest: Manifest, stage: Stage) -> Table:
             numbers.tokens(row_set.tokens),
             f"{entry.rows_taken:,} of {row_set.rows:,}",
         )
-        rows.append([*cells, Cell(f"{entry.epochs:.2f}", beyond=entry.epochs > RECIPE_EPOCHS)])
+        rows.append([*cells, Cell(f"{entry.epochs:.2f}", beyond=entry.epochs > MAX_EPOCHS)])
     head = ["Row set", "Domain", "Wanted", "Given", "Tokens taken", "Tokens there", "Rows taken", "Epochs"]
     return Table(head, rows, frozenset({0, 1}))
 
@@ -102,12 +102,12 @@ def domain_table(manifest: Manifest) -> Table | None:
 def repetition_warnings(manifest: Manifest) -> list[str]:
     """Return a sentence for every row set that a stage repeats more often than the recipe repeats any."""
     return [
-        f"{name} walks {entry.epochs:.2f} times through {path}, more than the {RECIPE_EPOCHS} times that ProLong's own "
+        f"{name} walks {entry.epochs:.2f} times through {path}, more than the {MAX_EPOCHS} times that ProLong's own "
         "pretraining repeats its most repeated domain. Give it more text, a smaller proportion, or the stage fewer "
         "tokens."
         for name, stage in manifest.stages.items()
         for path, entry in stage.row_sets.items()
-        if entry.epochs > RECIPE_EPOCHS
+        if entry.epochs > MAX_EPOCHS
     ]
 
 

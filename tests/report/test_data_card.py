@@ -4,9 +4,9 @@ import re
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 
 import pytest
+from html_page import Page
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,40 +17,8 @@ from nemo_prolong.report.data_card_figures import length_figures
 from nemo_prolong.report.data_card_manifest import Manifest
 from nemo_prolong.report.data_card_markdown import escape
 
-VOID = {"meta"}
 SCRIPT = "<script>alert('x')</script>\"&amp;"
 EVERYTHING = st.text(st.characters(codec=None), max_size=30)
-
-
-class Page(HTMLParser):
-    """Collects text, tags and attributes, and checks that tags are balanced."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.texts, self.tags, self.attributes, self.open = [], [], [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return re.sub(r"\s+", " ", " ".join(self.texts))
 
 
 def row_set(**changes):

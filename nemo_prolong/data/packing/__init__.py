@@ -3,7 +3,7 @@
 from nemo_prolong.data.packing.binning import best_fit
 from nemo_prolong.data.packing.consecutive import concat, intact
 from nemo_prolong.data.packing.cutting import split
-from nemo_prolong.data.packing.gathering import gather
+from nemo_prolong.data.packing.gathering import copy_pieces, gather
 from nemo_prolong.data.packing.layout import Layout
 
-__all__ = ["Layout", "best_fit", "concat", "gather", "intact", "split"]
+__all__ = ["Layout", "best_fit", "concat", "copy_pieces", "gather", "intact", "split"]

@@ -10,8 +10,7 @@ from nemo_prolong.data.packing.layout import Layout
 def gather(layout: Layout, row: int, tokens: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Copy one row out of the tokens of all documents.
 
-    Pieces that continue one another in ``tokens`` are copied at once, so that a row of ``concat`` is one copy however
-    many documents it has.
+    A row of ``concat`` is one copy, however many documents it has (``copy_pieces``).
 
     Args:
         layout: The rows.
@@ -28,12 +27,30 @@ def gather(layout: Layout, row: int, tokens: np.ndarray, bounds: np.ndarray) -> 
     length = layout.length[pieces]
     begin = bounds[layout.document[pieces]] + layout.start[pieces]
     edges = np.concatenate([[0], np.cumsum(length)])
+    input_ids = copy_pieces(begin, length, tokens)
+    return input_ids, np.stack([edges[:-1], edges[1:]], axis=1).astype(np.uint32)
+
+
+def copy_pieces(begin: np.ndarray, length: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return pieces of an array one after another, in memory of their own.
+
+    Pieces that continue one another are copied at once.
+
+    Args:
+        begin: First token of each piece, int64 [P].
+        length: Tokens of each piece, positive int64 [P].
+        tokens: [T], may be mapped from a file.
+
+    Returns:
+        [sum(length)], of the dtype of ``tokens``.
+    """
+    edges = np.concatenate([[0], np.cumsum(length)])
     first = np.flatnonzero(np.diff(begin - edges[:-1], prepend=-1))
     sources = begin[first].tolist()
     targets = [*edges[first].tolist(), int(edges[-1])]
     # A plain array: slicing a memory map makes a map object each time.
     tokens = np.asarray(tokens)
-    input_ids = np.empty(targets[-1], tokens.dtype)
+    copied = np.empty(targets[-1], tokens.dtype)
     for source, target, target_end in zip(sources, targets[:-1], targets[1:], strict=True):
-        input_ids[target:target_end] = tokens[source : source + target_end - target]
-    return input_ids, np.stack([edges[:-1], edges[1:]], axis=1).astype(np.uint32)
+        copied[target:target_end] = tokens[source : source + target_end - target]
+    return copied

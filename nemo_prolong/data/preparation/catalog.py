@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from nemo_prolong.data.miniature.corpus import read_corpus, write_corpus
 from nemo_prolong.data.miniature.installation import Installation
 from nemo_prolong.data.sources import detect_format, plan_units
 from nemo_prolong.data.sources.base import Unit
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 2
 """Version of the data directory; part of every fingerprint."""
@@ -70,14 +67,21 @@ def list_units(cfg: PrepareConfig) -> list[tuple[Unit, ...]]:
 
 
 def fingerprint(cfg: PrepareConfig, tokenizer_sha256: str | None, units: Sequence[Sequence[Unit]]) -> str:
-    """Return a hash of what decides the result: configuration, tokenizer, names and sizes of the source files.
+    """Return a hash of what decides the result: configuration, tokenizer, chat template, names and sizes of files.
 
     The contents of the files are hashed while they are read, and are in the manifest; reading them all only to find
     that nothing is to be done would take hours on a real corpus.
     """
     files = [[[[f.name, f.num_bytes] for f in unit.files] + [unit.start, unit.stop] for unit in own] for own in units]
-    described = json.dumps([FORMAT, described_config(cfg), tokenizer_sha256, files], sort_keys=True)
+    tokenizer = [tokenizer_sha256, _chat_template(cfg)]
+    described = json.dumps([FORMAT, described_config(cfg), tokenizer, files], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _chat_template(cfg: PrepareConfig) -> str | None:
+    """Return the text of the chat template; None for the built-in one, and for a missing one, refused when it is used."""
+    path = Path(cfg.tokenizer.chat_template or "")
+    return path.read_text("utf-8", errors="replace") if path.is_file() else None
 
 
 def plan_sources(

@@ -19,7 +19,8 @@ from nemo_prolong.data.preparation.encoders import EncoderConfig, chat_encoder, 
 from nemo_prolong.data.preparation.token_store import TokenWriter
 from nemo_prolong.data.preparation.workers import count_progress, disk_errors
 from nemo_prolong.data.sources import read_unit
-from nemo_prolong.data.sources.base import Document, Messages, Rejected, SourceFile, Unit
+from nemo_prolong.data.sources.base import Document, Messages, Rejected, Unit
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import local_copy
 from nemo_prolong.data.tokenizer import ChatEncoder
 from nemo_prolong.errors import DataError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.prepare_schema import PrepareConfig, TokenizerConfig
 from nemo_prolong.data.preparation.catalog import PlannedSource, cache_of
 from nemo_prolong.data.sources import read_unit
 from nemo_prolong.data.sources.base import Document, Rejected
@@ -42,6 +43,12 @@ class EncoderConfig:
     eos: str | None
     bos_id: int | None
     eos_id: int | None
+
+
+def forget_encoders() -> None:
+    """Drop what this process has loaded: another preparation may put another tokenizer under the same name."""
+    text_encoder.cache_clear()
+    chat_encoder.cache_clear()
 
 
 @lru_cache(maxsize=1)
@@ -93,12 +100,34 @@ def settle_tokenizer(
     )
 
 
+def tokenizer_sha256(config: TokenizerConfig) -> str | None:
+    """Return a hash of the files that decide what a given tokenizer does; None where one is to be trained.
+
+    Raises:
+        DataError: If there is no such tokenizer.
+    """
+    if config.path is None:
+        return None
+    TextEncoder(config.path, "tokenizers")  # says what is wrong with it, if anything is
+    digest = hashlib.sha256()
+    for path in _tokenizer_files(Path(config.path)):
+        digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_files(directory: Path) -> list[Path]:
+    """Return the files of a tokenizer; a model directory may hold gigabytes beside them."""
+    return [
+        path
+        for path in sorted(directory.iterdir())
+        if path.is_file() and path.suffix in _COPIED_SUFFIXES and not path.name.endswith(".index.json")
+    ]
+
+
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the files of a tokenizer; a model directory may hold gigabytes beside them."""
     target.mkdir(parents=True)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in _COPIED_SUFFIXES and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, target / path.name)
+    for path in _tokenizer_files(source):
+        shutil.copyfile(path, target / path.name)
 
 
 def _training_texts(cfg: PrepareConfig, sources: Sequence[PlannedSource], max_bytes: int) -> Iterator[str]:

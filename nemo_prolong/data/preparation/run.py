@@ -32,7 +32,13 @@ from nemo_prolong.data.preparation.catalog import (
     with_formats,
 )
 from nemo_prolong.data.preparation.documents import HoldOut, UnitTask
-from nemo_prolong.data.preparation.encoders import EncoderConfig, settle_tokenizer, text_encoder
+from nemo_prolong.data.preparation.encoders import (
+    EncoderConfig,
+    forget_encoders,
+    settle_tokenizer,
+    text_encoder,
+    tokenizer_sha256,
+)
 from nemo_prolong.data.preparation.manifest import (
     domain_facts,
     row_set_facts,
@@ -42,11 +48,10 @@ from nemo_prolong.data.preparation.manifest import (
 )
 from nemo_prolong.data.preparation.progress import Progress
 from nemo_prolong.data.preparation.rows import DomainDocuments, PackedSet, domain_documents, domains_of, pack_row_set
-from nemo_prolong.data.preparation.shards import ShardTask, read_entries, shard_bounds, shard_format
+from nemo_prolong.data.preparation.shards import ShardTask, forget_files, read_entries, shard_bounds, shard_format
 from nemo_prolong.data.preparation.token_store import TOKEN_DTYPE, TokenUnit
 from nemo_prolong.data.preparation.workers import disk_errors, run_tasks
 from nemo_prolong.data.preparation.workplace import MANIFEST, TOKENIZER, Workplace, existing_manifest
-from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import DataError
 from nemo_prolong.files import write_json_atomically
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
@@ -82,9 +87,10 @@ def prepare(
     started = time.monotonic()
     cfg = with_formats(cfg)
     output = Path(cfg.output)
-    encoder = None if cfg.tokenizer.path is None else TextEncoder(cfg.tokenizer.path, cfg.tokenizer.library)
+    forget_files()
+    forget_encoders()
     units = list_units(cfg)
-    identity = fingerprint(cfg, encoder and encoder.sha256, units)
+    identity = fingerprint(cfg, tokenizer_sha256(cfg.tokenizer), units)
     existing = existing_manifest(output, identity)
     if existing is not None:
         logger.info("%s is complete and has this configuration: reused", output)

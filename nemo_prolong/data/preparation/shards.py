@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nemo_prolong.data.mds import ShardFormat
+from nemo_prolong.data.packing import copy_pieces
 from nemo_prolong.data.preparation.rows import RowPlan
 from nemo_prolong.data.preparation.token_store import map_mask, map_tokens
 from nemo_prolong.data.preparation.workers import count_progress, disk_errors
@@ -113,11 +115,20 @@ class ShardTask:
             row["mask"] = self._gather(plan, pieces, _mapped_mask)
         return row
 
-    def _gather(self, plan: RowPlan, pieces: slice, mapped: Any) -> np.ndarray:
-        places = zip(
-            plan.unit[pieces].tolist(), plan.offset[pieces].tolist(), plan.length[pieces].tolist(), strict=True
+    def _gather(self, plan: RowPlan, pieces: slice, mapped: Callable[[Path], np.ndarray]) -> np.ndarray:
+        """Copy pieces out of the units that hold them, those of one unit that follow each other together."""
+        unit, offset, length = plan.unit[pieces], plan.offset[pieces], plan.length[pieces]
+        changes = [0, *(np.flatnonzero(np.diff(unit)) + 1).tolist(), len(unit)]
+        runs = [slice(first, last) for first, last in pairwise(changes)]
+        return np.concatenate(
+            [copy_pieces(offset[run], length[run], mapped(self.units[int(unit[run.start])])) for run in runs]
         )
-        return np.concatenate([mapped(self.units[unit])[offset : offset + length] for unit, offset, length in places])
+
+
+def forget_files() -> None:
+    """Close the plans and tokens that this process has mapped: another preparation may write under the same names."""
+    for cached in (_load_plan, _mapped_tokens, _mapped_mask):
+        cached.cache_clear()
 
 
 @lru_cache(maxsize=4)

@@ -8,23 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from nemo_prolong.data.storage.files import SourceFile
+
 Messages = list[dict[str, str]]
 """A conversation: ``{"role": "user" | "assistant" | "system", "content": ...}``."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file of a source.
-
-    Attributes:
-        path: Local path or ``s3://`` address.
-        name: Its name in messages and manifests: relative to the configured path, the same on every machine.
-        num_bytes: Its size.
-    """
-
-    path: str
-    name: str
-    num_bytes: int
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemo_prolong.config.prepare_schema import SourceConfig
-from nemo_prolong.data.sources.base import Document, Rejected, SourceFile, Unit
+from nemo_prolong.data.sources.base import Document, Rejected, Unit
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.sources.listing import chosen_files, first_files
 from nemo_prolong.data.sources.records import listed
 from nemo_prolong.data.sources.tables import (

@@ -18,7 +18,8 @@ from typing import IO, Any
 import zstandard
 
 from nemo_prolong.config.prepare_schema import SourceConfig
-from nemo_prolong.data.sources.base import Document, Rejected, SourceFile, Unit
+from nemo_prolong.data.sources.base import Document, Rejected, Unit
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.sources.listing import chosen_files
 from nemo_prolong.data.sources.records import Fields, check_encodable
 from nemo_prolong.data.sources.rejection import BadDocument, dropped, is_dropped, refused

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 from nemo_prolong.config.prepare_schema import SourceConfig
-from nemo_prolong.data.sources.base import SourceFile
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import list_files
 from nemo_prolong.errors import ConfigError, DataError
 

@@ -14,7 +14,8 @@ import numpy as np
 from nemo_prolong.config.prepare_schema import SourceConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.mds.index import ShardEntry
-from nemo_prolong.data.sources.base import Document, Rejected, SourceFile, Unit
+from nemo_prolong.data.sources.base import Document, Rejected, Unit
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.sources.listing import first_files
 from nemo_prolong.data.sources.planning import units_of_groups
 from nemo_prolong.data.sources.records import kind_of

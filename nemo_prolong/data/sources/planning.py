@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from nemo_prolong.data.sources.base import SourceFile, Unit
+from nemo_prolong.data.sources.base import Unit
+from nemo_prolong.data.storage.files import SourceFile
 
 UNIT_BYTES = 64 * 2**20
 """Input of a unit. A constant: the units of a source must not depend on who reads them."""

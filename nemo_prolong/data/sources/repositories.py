@@ -14,7 +14,8 @@ from itertools import groupby
 from pathlib import Path
 
 from nemo_prolong.config.prepare_schema import SourceConfig
-from nemo_prolong.data.sources.base import Document, Rejected, SourceFile, Unit
+from nemo_prolong.data.sources.base import Document, Rejected, Unit
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.sources.code_files import (
     BUILD_DIRECTORIES,
     CODE_LINE_CHARACTERS,

@@ -7,13 +7,11 @@ import stat
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.stores import filesystem, is_remote, with_retries
 from nemo_prolong.errors import DataError
-
-if TYPE_CHECKING:
-    from nemo_prolong.data.sources.base import SourceFile
 
 _MAGIC = frozenset("*?[")
 
@@ -72,7 +70,7 @@ def _remote_files(base: str) -> list[SourceFile]:
         # A key that ends with a slash stands for an empty directory.
         if info["type"] == "file" and not place.endswith("/"):
             name = inner.rsplit("/", 1)[-1] if inner == root else inner.removeprefix(f"{root}/")
-            files.append(_source_file(store.unstrip_protocol(place), name, info["size"]))
+            files.append(SourceFile(store.unstrip_protocol(place), name, info["size"]))
     return files
 
 
@@ -96,14 +94,7 @@ def _local_file(path: Path, name: str) -> SourceFile:
         name.encode()
     except UnicodeEncodeError:
         raise DataError(repr(str(path)), "has a name that is no UTF-8.", "Rename the file.") from None
-    return _source_file(str(path), name, _status(path).st_size)
-
-
-def _source_file(path: str, name: str, num_bytes: int) -> SourceFile:
-    # Imported late: the package of the sources imports this module.
-    from nemo_prolong.data.sources.base import SourceFile
-
-    return SourceFile(path, name, num_bytes)
+    return SourceFile(str(path), name, _status(path).st_size)
 
 
 def _status(path: Path) -> os.stat_result:

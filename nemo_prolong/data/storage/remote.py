@@ -7,16 +7,13 @@ environment, as for AWS's own tools. Nothing here is cached except by :func:`loc
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nemo_prolong.data.storage.cache import ShardCache
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.listing import list_files
 from nemo_prolong.data.storage.stores import filesystem, is_remote, with_retries
 from nemo_prolong.data.storage.transfer import download
 from nemo_prolong.errors import DataError
-
-if TYPE_CHECKING:
-    from nemo_prolong.data.sources.base import SourceFile
 
 __all__ = ["download", "is_remote", "list_files", "local_copy", "read_bytes"]
 

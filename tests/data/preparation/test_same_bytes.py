@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.preparation import run as run_module
 from nemo_prolong.data.preparation.run import prepare
+from nemo_prolong.data.tokenizer.template import LLAMA3_TRAINING
 from nemo_prolong.errors import DataError
 
 Configure = Callable[..., PrepareConfig]
@@ -149,6 +154,52 @@ def test_a_directory_whose_sources_changed_is_refused(
     prepare(mixed_config(tmp_path / "data", **changes))
     prepare(mixed_config(tmp_path / "data", **changes))
     (tmp_path / "notes" / "b.md").write_text("another " * 400)
+    with pytest.raises(DataError, match="holds data of another configuration, tokenizer or state of the sources"):
+        prepare(mixed_config(tmp_path / "data", **changes))
+
+
+def test_a_second_preparation_of_one_process_reads_its_own_tokens_and_tokenizer(
+    mixed_config: Configure, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    """The same names hold other tokens now; what the first one had open must not be read."""
+    changes = {
+        "sources": [{"domain": "web", "path": str(tmp_path / "notes")}],
+        "row_sets": [{"path": "web", "domain": "web", "seq_length": 64}],
+        "tokenizer": {"path": str(tmp_path / "tokenizer")},
+        "validation_fraction": 0.0,
+    }
+    (tmp_path / "notes").mkdir()
+    shutil.copytree(tokenizer_directory, tmp_path / "tokenizer")
+    found = []
+    for text, merges in (("window buffer " * 400, None), ("token length " * 400, 0)):
+        (tmp_path / "notes" / "a.md").write_text(text)
+        definition = json.loads((tokenizer_directory / "tokenizer.json").read_text())
+        definition["model"]["merges"] = definition["model"]["merges"][:merges]
+        (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(definition))
+        prepare(mixed_config(tmp_path / "data", **changes))
+        row = MdsReader(tmp_path / "data" / "web")[0]["input_ids"]
+        tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json"))
+        found.append(row.tolist()[1:])
+        assert found[-1] == tokenizer.encode(text, add_special_tokens=False).ids[:63]
+        shutil.rmtree(tmp_path / "data")
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("file", ["marked.jinja", "tokenizer/tokenizer_config.json"])
+def test_another_chat_template_or_tokenizer_file_is_another_preparation(
+    file: str, mixed_config: Configure, mixed_sources: list[dict[str, Any]], tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tokenizer_directory, tmp_path / "tokenizer")
+    (tmp_path / "marked.jinja").write_bytes(LLAMA3_TRAINING.read_bytes())
+    changes = {
+        "sources": [source for source in mixed_sources if source["domain"] == "chat"],
+        "row_sets": [{"path": "chat", "domain": "chat", "seq_length": 256}],
+        "tokenizer": {"path": str(tmp_path / "tokenizer"), "chat_template": str(tmp_path / "marked.jinja")},
+    }
+    prepare(mixed_config(tmp_path / "data", **changes))
+    prepare(mixed_config(tmp_path / "data", **changes))
+    with (tmp_path / file).open("a") as changed:
+        changed.write("\n")
     with pytest.raises(DataError, match="holds data of another configuration, tokenizer or state of the sources"):
         prepare(mixed_config(tmp_path / "data", **changes))
 
