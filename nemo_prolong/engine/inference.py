@@ -5,9 +5,7 @@ Builds the same layers as training from ``model.json`` and loads the distributed
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +96,7 @@ class MegatronScorer:
         Returns:
             float32 [T - start, vocab_size], without the padding of the vocabulary.
         """
-        with _rotary_positions(self._model, position_ids):
-            output = self._forward(tokens, labels=None)
+        output = self._forward(tokens, position_ids=position_ids)
         return output[0, start:, : self.description.model_config.vocab_size].float()
 
     @torch.no_grad()
@@ -113,36 +110,20 @@ class MegatronScorer:
             float32 [T-1]; entry i is the loss of token i+1.
         """
         labels = torch.cat([tokens[1:], tokens[:1]])
-        return self._forward(tokens, labels=labels[None])[0, :-1].float()
+        loss_mask = torch.ones(1, len(tokens))
+        return self._forward(tokens, labels=labels[None], loss_mask=loss_mask).token_losses[:-1].float()
 
-    def _forward(self, tokens: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+    def _forward(self, tokens: torch.Tensor, position_ids: torch.Tensor | None = None, **targets: torch.Tensor) -> Any:
         length = tokens.numel()
         boundaries = torch.tensor([0, length], dtype=torch.int32)
-        arguments: dict[str, Any] = {"labels": labels} if labels is not None else {}
+        positions = torch.arange(length) if position_ids is None else position_ids
         return self._model(
             input_ids=tokens[None],
-            position_ids=torch.arange(length)[None],
+            position_ids=positions[None],
             attention_mask=None,
-            packed_seq_params=packed_seq_params(boundaries, length),
-            **arguments,
+            packed_seq_params=packed_seq_params(boundaries, int(positions[-1]) + 1),
+            **targets,
         )
-
-
-@contextlib.contextmanager
-def _rotary_positions(model: Any, position_ids: torch.Tensor | None) -> Iterator[None]:
-    """Rotate tokens by these positions inside the context; None leaves them at 0, 1, 2, ...
-
-    Megatron takes the positions of a packed row from its document boundaries and ignores ``position_ids``.
-    """
-    if position_ids is None:
-        yield
-        return
-    angles = model.rotary_pos_emb.forward(int(position_ids[-1]) + 1, packed_seq=True)[position_ids]
-    hook = model.rotary_pos_emb.register_forward_hook(lambda module, arguments, output: angles)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _start_single_process() -> None:

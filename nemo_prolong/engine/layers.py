@@ -71,7 +71,10 @@ class DocumentAttention(MegatronModule):
         assert isinstance(packed_seq_params, DocumentSeqParams) and attention_bias is None
         partition = packed_seq_params.partition
         if partition is None:
-            output = document_attention(query, key, value, packed_seq_params.cu_seqlens_q, self.softmax_scale)
+            longest = packed_seq_params.max_seqlen_q
+            output = document_attention(
+                query, key, value, packed_seq_params.cu_seqlens, self.softmax_scale, max_seqlen=longest
+            )
         else:
             output = context_parallel_attention(
                 query, key, value, partition, self.cp_group, self.cp_comm_type, self.softmax_scale

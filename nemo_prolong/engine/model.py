@@ -17,12 +17,13 @@ from nemo_prolong.config.schema import (
     PrecisionConfig,
     RunConfig,
 )
+from nemo_prolong.engine.gpt_model import Llama3Config8B, LlamaConfig
 from nemo_prolong.engine.layers import torch_layer_spec
 from nemo_prolong.engine.packed_step import ExactLossReduction, packed_data_step, packed_forward_step
 from nemo_prolong.engine.schedule import WarmupCosine
 from nemo_prolong.errors import ConfigError
 
-_NEMO_CONFIGS = {"LlamaConfig": llm.LlamaConfig, "Llama3Config8B": llm.Llama3Config8B}
+_NEMO_CONFIGS = {"LlamaConfig": LlamaConfig, "Llama3Config8B": Llama3Config8B}
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -40,6 +41,10 @@ _NO_FUSION: dict[str, Any] = {
 
 class PackedLlamaModel(llm.LlamaModel):
     """NeMo's Llama with the exact loss in training and validation."""
+
+    def forward(self, **inputs: Any) -> Any:
+        """Return what the GPT model returns for these inputs; NeMo's own forward knows no ``loss_mask``."""
+        return self.module(**inputs)
 
     @property
     def training_loss_reduction(self) -> ExactLossReduction:
@@ -86,6 +91,7 @@ def build_nemo_config(
         **_architecture(model),
         seq_length=seq_length,
         vocab_size=model.padded_vocab_size(parallelism.tensor_model_parallel_size),
+        real_vocab_size=model.vocab_size,
         transformer_layer_spec=torch_layer_spec,
         data_step_fn=packed_data_step,
         forward_step_fn=packed_forward_step,

@@ -17,6 +17,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
 from nemo_prolong.ops.context_parallel import DocumentPartition
+from nemo_prolong.ops.linear_cross_entropy import HeadLoss
 
 Batch = dict[str, Any]
 
@@ -29,14 +30,28 @@ def packed_data_step(dataloader_iter: Iterator[Any]) -> Batch:
     The batch is what ``data.dataset.collate_rows`` makes: tokens, labels, loss_mask, position_ids [1, S], cu_seqlens
     int32 [D+1], max_seqlen int, domain list of str, real_tokens int. Where context-parallel ranks share the row, every
     document is split over them: tokens, labels, loss_mask and position_ids are then [1, P / CP], cu_seqlens and
-    max_seqlen are those of the padded row of P tokens, and ``partition`` says which tokens are here.
+    max_seqlen are those of the padded row of P tokens, and ``partition`` says which tokens are here. ``max_seqlen`` comes
+    out as the next power of two, see ``bucket_of``.
     """
     batch = next(dataloader_iter)
     if isinstance(batch, tuple):
         batch = batch[0]
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     batch = {"partition": None, **_over_context_ranks(batch, device)}
+    batch["max_seqlen"] = bucket_of(batch["max_seqlen"])
     return {key: value.to(device, non_blocking=True) if key in _DEVICE_KEYS else value for key, value in batch.items()}
+
+
+def bucket_of(max_seqlen: int) -> int:
+    """Return the next power of two: the bound that kernels and tables see instead of the longest document.
+
+    Every new value costs a table of RoPE angles (256 MiB at 512K), and under Transformer Engine the plan of a cuDNN
+    kernel. There are as many powers of two as doublings of the row, and all their tables together are two of the last.
+
+    >>> bucket_of(1), bucket_of(33_000), bucket_of(65_536)
+    (1, 65536, 65536)
+    """
+    return 1 << (max_seqlen - 1).bit_length()
 
 
 def _over_context_ranks(batch: Batch, device: torch.device) -> Batch:
@@ -63,6 +78,8 @@ class DocumentSeqParams(PackedSeqParams):
     """Megatron's description of a packed row, and how context-parallel ranks share it."""
 
     partition: DocumentPartition | None = None
+    cu_seqlens: torch.Tensor | None = None
+    """int32 [D+1]; where Megatron's own copies are withheld, these are the boundaries."""
 
 
 def packed_seq_params(
@@ -81,17 +98,19 @@ def packed_seq_params(
         cu_seqlens_kv=cu_seqlens,
         max_seqlen_q=max_seqlen,
         max_seqlen_kv=max_seqlen,
+        cu_seqlens=cu_seqlens,
         partition=partition,
     )
 
 
-def packed_forward_step(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the token losses [1, S] on the last pipeline stage, hidden states elsewhere."""
+def packed_forward_step(model: torch.nn.Module, batch: Batch) -> HeadLoss | torch.Tensor:
+    """Return the losses on the last pipeline stage, hidden states elsewhere."""
     return model(
         input_ids=batch["tokens"],
         position_ids=batch["position_ids"],
         attention_mask=None,
         labels=batch["labels"],
+        loss_mask=batch["loss_mask"],
         packed_seq_params=packed_seq_params(batch["cu_seqlens"], batch["max_seqlen"], batch["partition"]),
     )
 
@@ -101,18 +120,34 @@ class ExactLossReduction(MaskedTokenLossReduction):
 
     That division happens in ``finalize_model_grads`` because ``calculate_per_token_loss`` is on. A micro-batch without
     target tokens contributes zero.
+
+    Args:
+        per_device: Average over the micro-batches of each rank instead, each of which counts the mean of its own target
+            tokens: ProLong's average in both stages before SFT (``training/trainer.py``, without
+            ``token_scaled_loss``), for ablation. What is reported stays the mean over target tokens.
+        validation_step: As NeMo has it.
     """
 
+    def __init__(self, *, per_device: bool = False, validation_step: bool = False) -> None:
+        super().__init__(validation_step=validation_step)
+        self.per_device = per_device
+
     def forward(
-        self, batch: Batch, forward_out: torch.Tensor
+        self, batch: Batch, forward_out: HeadLoss
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Return (loss sum to differentiate, target tokens int32, {loss_sum_and_ub_size: float64 [2]})."""
-        loss_mask = batch["loss_mask"].flatten()
-        # Where the mask is zero the loss is dropped, not multiplied: 0 * inf would be NaN.
-        losses = torch.where(loss_mask > 0, forward_out.flatten().float() * loss_mask, 0.0)
+        """Return (loss to differentiate, what Megatron divides the sum of all by, int32, {loss_sum_and_ub_size}).
+
+        ``loss_sum_and_ub_size`` is float64 [2]: sum of token losses, target tokens.
+        """
+        # Not by name: mixed precision makes a plain tuple of it.
+        loss_sum, token_losses = forward_out
+        loss_mask = batch["loss_mask"].flatten().double()
         target_tokens = loss_mask.sum()
-        report = torch.stack([losses.detach().double().sum(), target_tokens.double()])
-        return losses.sum(), target_tokens.to(torch.int), {"loss_sum_and_ub_size": report}
+        report = torch.stack([(token_losses.double() * loss_mask).sum(), target_tokens])
+        if self.per_device:
+            has_targets = (target_tokens > 0).to(torch.int)
+            return loss_sum / target_tokens.clamp(min=1).float(), has_targets, {"loss_sum_and_ub_size": report}
+        return loss_sum, target_tokens.to(torch.int), {"loss_sum_and_ub_size": report}
 
     def reduce(self, losses_reduced_per_micro_batch: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         """Return the mean loss of the global batch, float32: what pipeline stages without a loss expect to receive."""
