@@ -78,6 +78,7 @@ def _document_masks_over_context_parallel(cfg: RunConfig) -> list[ConfigError]:
         return []
     reason = {
         "a2a": "Transformer Engine 2.9 refuses a2a for rows with document masks",
+        "a2a+p2p": "Transformer Engine 2.9 refuses a2a+p2p for rows with document masks",
         "all_gather": "Transformer Engine 2.9 refuses all_gather for rows with document masks, "
         "and ignores FP8 there without a word",
     }[comm]

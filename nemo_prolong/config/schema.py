@@ -21,6 +21,9 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 """A share that leaves something over."""
 
+CpCommType = Literal["p2p", "all_gather", "a2a", "a2a+p2p"]
+"""How context-parallel ranks exchange keys and values, in Megatron's words."""
+
 
 class Section(BaseModel):
     """Base of every section: immutable, no unknown keys, attribute docstrings are the help texts."""
@@ -145,6 +148,9 @@ class TrainConfig(Section):
     """Steps between progress lines; every step is in ``metrics.jsonl`` regardless."""
     deterministic: bool = True
     """Ask torch for deterministic kernels where there is a choice."""
+    loss_average: Literal["global", "per_device"] = "global"
+    """global is the mean over the target tokens of the global batch; per_device is ProLong's mean of the means of the
+    devices, for ablation."""
 
 
 class ParallelismConfig(Section):
@@ -158,8 +164,10 @@ class ParallelismConfig(Section):
     """Ranks that share each row's tokens (CP)."""
     sequence_parallel: bool = False
     """Split norm and dropout activations over the TP ranks; needs TP > 1."""
-    cp_comm_type: Literal["p2p", "all_gather", "a2a"] = "p2p"
+    cp_comm_type: CpCommType = "p2p"
     """Exchange between CP ranks. Transformer Engine 2.9 masks documents with p2p only."""
+    hierarchical_context_parallel_sizes: list[PositiveInt] | None = None
+    """With a2a+p2p: ranks that exchange heads, and ranks of the ring around them; their product is CP."""
     num_nodes: PositiveInt = 1
     """Machines the stage is planned for."""
     ranks_per_node: PositiveInt = 1
@@ -180,11 +188,25 @@ class RecomputeConfig(Section):
     """What is computed again in the backward pass instead of kept."""
 
     recompute_granularity: Literal["full", "selective"] | None = None
-    """full computes whole layers again, selective only the core attention."""
+    """full computes whole layers again, selective the modules of recompute_modules."""
     recompute_method: Literal["uniform", "block"] | None = None
     """With full: every block of layers, or only the first ones of each pipeline stage."""
     recompute_num_layers: PositiveInt | None = None
     """With full: layers per block."""
+    recompute_modules: list[Literal["core_attn", "layernorm", "mlp"]] | None = None
+    """With selective: parts of every layer to compute again; core_attn has nothing to gain, attention keeps no
+    scores."""
+    distribute_saved_activations: bool = False
+    """With full: keep the input of a block split over the TP ranks; sequence parallel already does."""
+
+
+class OffloadConfig(Section):
+    """What is moved to the host's memory between forward and backward pass; needs Transformer Engine."""
+
+    cpu_offloading: bool = False
+    """Move the activations that the first layers keep; not with recomputation, nor with PP > 1."""
+    cpu_offloading_num_layers: Annotated[int, Field(ge=0)] = 0
+    """Layers whose activations are moved: at least 1, and fewer than the model has."""
 
 
 class PrecisionConfig(Section):
@@ -197,6 +219,7 @@ class PrecisionConfig(Section):
     backend: KernelBackend = KernelBackend.AUTO
     """auto takes Transformer Engine on a GPU where it is installed, else torch."""
     recompute: RecomputeConfig = RecomputeConfig()
+    offload: OffloadConfig = OffloadConfig()
 
 
 class OptimConfig(Section):

@@ -104,6 +104,7 @@ def build_nemo_config(
         # Padding of documents makes rows of different lengths out of equal ones.
         variable_seq_lengths=parallelism.context_parallel_size > 1 and parallelism.pipeline_model_parallel_size > 1,
         **precision.recompute.model_dump(),
+        **precision.offload.model_dump(),
         **_NO_FUSION,
     )
 
