@@ -27,7 +27,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # With a CUDA build of torch and no GPU, megatron.core cannot be imported unless this is set; it has no other effect here.
 export TORCH_CUDA_ARCH_LIST ?= 9.0
 
-.PHONY: help setup demo test test-interop lint format lock clean
+.PHONY: help setup demo test test-layouts test-interop lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +39,10 @@ demo: setup ## run the whole recipe in miniature, from text to report (about 12 
 
 test: setup lint ## check imports, style and types, then run every test that needs no GPU
 	@echo "tests: pytest"
-	@$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not gpu and not layouts" $(PYTEST_ARGS)
+
+test-layouts: setup ## compare every (TP, PP, CP, DP) layout on 2 and 4 ranks with one rank (about 10 minutes)
+	@$(BIN)/python -m pytest tests/layouts $(PYTEST_ARGS)
 
 test-interop: $(INTEROP)/.installed ## compare MDS with mosaicml-streaming, in an environment of its own
 	@$(INTEROP)/bin/python -m pytest -c tests/interop/pytest.ini tests/interop $(PYTEST_ARGS)

@@ -21,13 +21,13 @@ TWO_RANK_LAYOUTS: dict[str, dict[str, int]] = {
 PROGRAM = Path(__file__).with_name("train_program.py")
 
 
-def run_program(command: list[str], **environment: str) -> str:
+def run_program(command: list[str], timeout_seconds: float = 300, **environment: str) -> str:
     """Run a program of these tests and return its output; a failure shows all of it."""
     result = subprocess.run(
         command,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout_seconds,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdin=subprocess.DEVNULL,
     )

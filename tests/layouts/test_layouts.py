@@ -1,0 +1,174 @@
+"""Every (TP, PP, CP, DP) layout computes what one rank computes, and what Hugging Face computes on each document alone.
+
+``pytest -m layouts`` runs all of ``LAYOUTS``; the ordinary suite runs the four that between them have every kind of
+parallelism and every exchange.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from layouts import LAYOUTS, ONE_RANK, PERTURBED_DOCUMENT, STEPS, VALIDATION_DOCUMENTS, stage_config
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import load as load_distributed
+
+from nemo_prolong.data.dataset import PackedRowDataset, ValidationRowDataset
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(180 * (len(LAYOUTS) + 1))]
+
+ORDINARY = ("2121_p2p_sp", "1122_all_gather", "2112", "1221_a2a")
+layouts = pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=[] if name in ORDINARY else pytest.mark.layouts) for name in LAYOUTS]
+)
+
+GRADIENT = "optimizer.state.exp_avg"
+_ADAM_KEEPS = 0.1
+"""First moment after one step: (1 - beta1) times the gradient."""
+
+
+@cache
+def tensors(checkpoint: Path, part: str) -> dict[str, torch.Tensor]:
+    """Return the gathered tensors of a part of a checkpoint: module, optimizer.state.exp_avg, ..., by model name."""
+    directory = checkpoint / "weights"
+    entries = FileSystemReader(directory).read_metadata().state_dict_metadata
+    prefix = "module." if part == "module" else f"{part}.module."
+    state = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in entries.items()
+        if key.startswith(prefix) and hasattr(entry, "size")
+    }
+    load_distributed(state, storage_reader=FileSystemReader(directory), no_dist=True)
+    return {key.removeprefix(prefix).removeprefix("module."): value for key, value in state.items()}
+
+
+def records(run: Path, key: str) -> list[float]:
+    """Return one figure of every record that has it."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def distance(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference relative to the largest element."""
+    return float((ours.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+@pytest.fixture(scope="session")
+def first_batch(layout_runs: Any) -> oracle.Scored:
+    """The rows of the first step, scored document by document in float64."""
+    cfg = stage_config(layout_runs.directory / "data", layout_runs.directory, "unused")
+    rows = PackedRowDataset(cfg.data.root, cfg.data.mixture, cfg.seq_length, cfg.seed, num_rows=4)
+    samples = [rows[index] for index in range(4)]
+    documents = [
+        document
+        for row in samples
+        for document in oracle.documents_of(row["tokens"], row["cu_seqlens"], row["real_tokens"])
+    ]
+    return oracle.score(tensors(layout_runs.start, "module"), cfg.model, documents)
+
+
+@pytest.fixture(scope="session")
+def validation_losses(layout_runs: Any) -> dict[str, list[torch.Tensor]]:
+    """Token losses of the validation rows by name, one tensor per document, in float64."""
+    cfg = stage_config(layout_runs.directory / "data", layout_runs.directory, "unused")
+    rows = ValidationRowDataset(cfg.data.root, cfg.data.validation, cfg.seq_length, False, cfg.model.vocab_size, None)
+    weights = tensors(layout_runs.start, "module")
+    return {
+        row["domain"]: oracle.score(
+            weights, cfg.model, oracle.documents_of(row["tokens"], row["cu_seqlens"], row["real_tokens"])
+        ).token_losses
+        for row in (rows[index] for index in range(len(rows)))
+        if row["real_tokens"] > 1
+    }
+
+
+def recorded(run: Path, row: str) -> list[dict[str, np.ndarray]]:
+    """Return what every rank with a loss recorded of a validation row."""
+    return [dict(np.load(path)) for path in sorted((run / "validation").glob(f"{row}.rank*.npz"))]
+
+
+@pytest.mark.parametrize("layout", [ONE_RANK, *layouts.args[1]])
+def test_loss_and_every_gradient_of_the_first_step_are_those_of_the_documents_alone(
+    layout_runs: Any, first_batch: oracle.Scored, layout: str
+) -> None:
+    expected = torch.cat(first_batch.token_losses).mean()
+    assert records(layout_runs.directory / layout, "loss")[0] == pytest.approx(float(expected), rel=1e-6)
+    ours = tensors(layout_runs.checkpoint(layout, 1), GRADIENT)
+    assert ours.keys() == first_batch.gradients.keys()
+    for key, gradient in first_batch.gradients.items():
+        whole = ours[key] / _ADAM_KEEPS
+        without_padding = whole[: len(gradient)] if whole.shape[1:] == gradient.shape[1:] else whole
+        assert distance(without_padding, gradient) < 1e-5, key
+        assert not whole[len(gradient) :].any(), f"{key}: rows of padding have a gradient"
+
+
+@layouts
+def test_loss_and_every_gradient_of_the_first_step_are_those_of_one_rank(layout_runs: Any, layout: str) -> None:
+    one, many = layout_runs.directory / ONE_RANK, layout_runs.directory / layout
+    assert records(many, "loss")[0] == pytest.approx(records(one, "loss")[0], rel=1e-6)
+    expected = tensors(layout_runs.checkpoint(ONE_RANK, 1), GRADIENT)
+    ours = tensors(layout_runs.checkpoint(layout, 1), GRADIENT)
+    assert {key: distance(ours[key], expected[key]) for key in expected} == {
+        key: pytest.approx(0, abs=1e-5) for key in expected
+    }
+
+
+@layouts
+def test_twenty_steps_stay_with_those_of_one_rank(layout_runs: Any, layout: str) -> None:
+    one, many = layout_runs.directory / ONE_RANK, layout_runs.directory / layout
+    for key in ("step", "target_tokens", "real_tokens", "consumed_train_tokens"):
+        assert records(many, key) == records(one, key)
+    for key in ("loss", "val_loss", "grad_norm"):
+        assert records(many, key) == pytest.approx(records(one, key), rel=1e-4)
+    assert len(records(many, "loss")) == STEPS
+    expected, ours = (tensors(layout_runs.checkpoint(name), "module") for name in (ONE_RANK, layout))
+    assert all(distance(ours[key], expected[key]) < 1e-4 for key in expected)
+
+
+@layouts
+def test_every_token_loss_is_that_of_its_document_alone(
+    layout_runs: Any, validation_losses: dict[str, list[torch.Tensor]], layout: str
+) -> None:
+    for row, documents in validation_losses.items():
+        scored = 0
+        for rank in recorded(layout_runs.directory / layout, row):
+            for index, expected in enumerate(documents):
+                here = (rank["documents"] == index) & (rank["positions"] < len(expected))
+                ours = torch.from_numpy(rank["losses"][here]).double()
+                assert torch.allclose(ours, expected[rank["positions"][here]], rtol=0, atol=1e-5)
+                scored += int(here.sum())
+        tensor_parallel_ranks = LAYOUTS[layout]["parallelism"]["tensor_model_parallel_size"]
+        assert scored == tensor_parallel_ranks * sum(len(document) for document in documents)
+
+
+@layouts
+def test_another_document_changes_no_loss_by_a_single_bit(layout_runs: Any, layout: str) -> None:
+    run, changed, compared = layout_runs.directory / layout, 0, 0
+    pairs = zip(recorded(run, "original"), recorded(run, "perturbed"), strict=True)
+    for before, after in pairs:
+        assert np.array_equal(before["documents"], after["documents"])
+        others = before["documents"] != PERTURBED_DOCUMENT
+        assert np.array_equal(before["losses"][others], after["losses"][others])
+        compared += int(others.sum())
+        changed += int((before["losses"] != after["losses"]).sum())
+    tensor_parallel_ranks = LAYOUTS[layout]["parallelism"]["tensor_model_parallel_size"]
+    # All tokens of the other document but its last, which has no loss, are other tokens now.
+    assert changed == tensor_parallel_ranks * (VALIDATION_DOCUMENTS["original"][PERTURBED_DOCUMENT] - 1)
+    assert compared > 0
+
+
+@layouts
+def test_a_checkpoint_of_another_layout_is_loaded_to_the_last_bit(layout_runs: Any, layout: str) -> None:
+    saved = layout_runs.checkpoint(layout_runs.reloaded_from(layout))
+    loaded = layout_runs.directory / f"{layout}_reloads" / "reloaded"
+    # In fp32 the weights are their own master copy.
+    for part in ("module", "optimizer.state.exp_avg", "optimizer.state.exp_avg_sq"):
+        expected, ours = tensors(saved, part), tensors(loaded, part)
+        assert expected.keys() == ours.keys() and len(expected) > 5, part
+        assert all(torch.equal(expected[key], ours[key]) for key in expected), part
