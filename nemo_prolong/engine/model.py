@@ -11,6 +11,7 @@ from nemo.collections.llm.gpt.model.base import GPTConfig
 from nemo.lightning.pytorch.optim import MegatronOptimizerModule
 
 from nemo_prolong.config.schema import (
+    KernelBackend,
     ModelConfig,
     OptimConfig,
     ParallelismConfig,
@@ -21,14 +22,17 @@ from nemo_prolong.engine.gpt_model import Llama3Config8B, LlamaConfig
 from nemo_prolong.engine.layers import torch_layer_spec
 from nemo_prolong.engine.packed_step import ExactLossReduction, packed_data_step, packed_forward_step
 from nemo_prolong.engine.schedule import WarmupCosine
+from nemo_prolong.engine.te.backend import resolve_backend
+from nemo_prolong.engine.te.layers import te_fields
 from nemo_prolong.errors import ConfigError
 
 _NEMO_CONFIGS = {"LlamaConfig": LlamaConfig, "Llama3Config8B": Llama3Config8B}
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 # Fused kernels of CUDA, apex and Transformer Engine; without them Megatron runs the same formulas in torch.
-_NO_FUSION: dict[str, Any] = {
+_TORCH_FIELDS: dict[str, Any] = {
+    "transformer_layer_spec": torch_layer_spec,
+    "data_step_fn": packed_data_step,
+    "use_cpu_initialization": True,
     "apply_rope_fusion": False,
     "bias_activation_fusion": False,
     "bias_dropout_fusion": False,
@@ -40,7 +44,17 @@ _NO_FUSION: dict[str, Any] = {
 
 
 class PackedLlamaModel(llm.LlamaModel):
-    """NeMo's Llama with the exact loss in training and validation."""
+    """NeMo's Llama with the exact loss in training and validation.
+
+    Args:
+        config: NeMo's configuration of the model.
+        optim: The optimizer.
+        loss_average: ``train.loss_average``; validation is exact whatever it says.
+    """
+
+    def __init__(self, config: GPTConfig, optim: MegatronOptimizerModule, loss_average: str) -> None:
+        super().__init__(config, optim=optim)
+        self.loss_average = loss_average
 
     def forward(self, **inputs: Any) -> Any:
         """Return what the GPT model returns for these inputs; NeMo's own forward knows no ``loss_mask``."""
@@ -48,8 +62,8 @@ class PackedLlamaModel(llm.LlamaModel):
 
     @property
     def training_loss_reduction(self) -> ExactLossReduction:
-        """Sum of token losses over the micro-batch."""
-        return ExactLossReduction()
+        """Sum of token losses over the micro-batch, or for ablation ProLong's average over devices."""
+        return ExactLossReduction(per_device=self.loss_average == "per_device")
 
     @property
     def validation_loss_reduction(self) -> ExactLossReduction:
@@ -58,18 +72,8 @@ class PackedLlamaModel(llm.LlamaModel):
 
 
 def params_dtype(precision: PrecisionConfig) -> torch.dtype:
-    """Return the dtype of weights and activations.
-
-    Raises:
-        ConfigError: If the precision needs Transformer Engine kernels, which the torch backend has not.
-    """
-    if precision.compute not in _DTYPES:
-        raise ConfigError(
-            f"precision.compute={precision.compute}",
-            "the torch backend computes in fp32 or bf16; FP8 needs Transformer Engine on a GPU.",
-            "Set precision=bf16.",
-        )
-    return _DTYPES[precision.compute]
+    """Return the dtype of weights and activations outside FP8 kernels."""
+    return torch.float32 if precision.compute == "fp32" else torch.bfloat16
 
 
 def build_nemo_config(
@@ -78,7 +82,7 @@ def build_nemo_config(
     """Return NeMo's configuration of the model.
 
     Raises:
-        ConfigError: If the class or the precision cannot be had.
+        ConfigError: If the class or the precision cannot be had, or the backend is not installed.
     """
     if model.nemo_config not in _NEMO_CONFIGS:
         raise ConfigError(
@@ -92,20 +96,17 @@ def build_nemo_config(
         seq_length=seq_length,
         vocab_size=model.padded_vocab_size(parallelism.tensor_model_parallel_size),
         real_vocab_size=model.vocab_size,
-        transformer_layer_spec=torch_layer_spec,
-        data_step_fn=packed_data_step,
         forward_step_fn=packed_forward_step,
         calculate_per_token_loss=True,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        use_cpu_initialization=True,
         cp_comm_type=parallelism.cp_comm_type,
         # Padding of documents makes rows of different lengths out of equal ones.
         variable_seq_lengths=parallelism.context_parallel_size > 1 and parallelism.pipeline_model_parallel_size > 1,
         **precision.recompute.model_dump(),
         **precision.offload.model_dump(),
-        **_NO_FUSION,
+        **(te_fields(precision) if resolve_backend(precision) is KernelBackend.TE else _TORCH_FIELDS),
     )
 
 
@@ -140,4 +141,4 @@ def build_model(cfg: RunConfig) -> PackedLlamaModel:
     """Return the model with its optimizer, not yet built on a device."""
     nemo_config = build_nemo_config(cfg.model, cfg.seq_length, cfg.parallelism, cfg.precision)
     optimizer = build_optimizer(cfg.optim, cfg.train.train_iters, bf16=nemo_config.bf16)
-    return PackedLlamaModel(nemo_config, optim=optimizer)
+    return PackedLlamaModel(nemo_config, optimizer, cfg.train.loss_average)

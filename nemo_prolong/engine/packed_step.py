@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -24,20 +25,28 @@ Batch = dict[str, Any]
 _DEVICE_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens")
 
 
-def packed_data_step(dataloader_iter: Iterator[Any]) -> Batch:
+def packed_data_step(dataloader_iter: Iterator[Any], tile_tokens: int = 1) -> Batch:
     """Return the next micro-batch with its tensors on this rank's device.
 
     The batch is what ``data.dataset.collate_rows`` makes: tokens, labels, loss_mask, position_ids [1, S], cu_seqlens
     int32 [D+1], max_seqlen int, domain list of str, real_tokens int. Where context-parallel ranks share the row, every
     document is split over them: tokens, labels, loss_mask and position_ids are then [1, P / CP], cu_seqlens and
-    max_seqlen are those of the padded row of P tokens, and ``partition`` says which tokens are here. ``max_seqlen`` comes
-    out as the next power of two, see ``bucket_of``.
+    max_seqlen are those of the padded row of P tokens, and ``partition`` says which tokens are here. ``max_seqlen``
+    comes out as the next power of two, see ``bucket_of``. ``equal_documents`` is new, see ``DocumentSeqParams``.
+
+    Args:
+        dataloader_iter: Micro-batches.
+        tile_tokens: Where ranks share the row, it is padded so that each rank's part comes in multiples of twice this.
     """
     batch = next(dataloader_iter)
     if isinstance(batch, tuple):
         batch = batch[0]
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    batch = {"partition": None, **_over_context_ranks(batch, device)}
+    batch = {"partition": None, **_over_context_ranks(batch, device, tile_tokens)}
+    partition = batch["partition"]
+    # On the host, before the boundaries move to the device: looking at them there would make the host wait.
+    boundaries = batch["cu_seqlens"].numpy() if partition is None else partition.padded_boundaries
+    batch["equal_documents"] = equal_documents(boundaries)
     batch["max_seqlen"] = bucket_of(batch["max_seqlen"])
     return {key: value.to(device, non_blocking=True) if key in _DEVICE_KEYS else value for key, value in batch.items()}
 
@@ -54,13 +63,26 @@ def bucket_of(max_seqlen: int) -> int:
     return 1 << (max_seqlen - 1).bit_length()
 
 
-def _over_context_ranks(batch: Batch, device: torch.device) -> Batch:
+def equal_documents(boundaries: np.ndarray) -> int | None:
+    """Return the number of documents if all have one length, else None.
+
+    Args:
+        boundaries: Document boundaries of the row, int [D+1].
+
+    >>> equal_documents(np.array([0, 4, 8])), equal_documents(np.array([0, 4, 9]))
+    (2, None)
+    """
+    lengths = np.diff(boundaries)
+    return len(lengths) if (lengths == lengths[0]).all() else None
+
+
+def _over_context_ranks(batch: Batch, device: torch.device, tile_tokens: int) -> Batch:
     """Return this context-parallel rank's part of a micro-batch; all of it where there is one rank."""
     size = parallel_state.get_context_parallel_world_size()
     if size == 1:
         return batch
     # Sequence parallelism splits what a rank has once more.
-    row_multiple = 2 * size * parallel_state.get_tensor_model_parallel_world_size()
+    row_multiple = 2 * tile_tokens * size * parallel_state.get_tensor_model_parallel_world_size()
     rank = parallel_state.get_context_parallel_rank()
     partition = DocumentPartition.of_row(batch["cu_seqlens"], size, rank, row_multiple, device)
     parts = partition.split_row(batch)
@@ -80,10 +102,15 @@ class DocumentSeqParams(PackedSeqParams):
     partition: DocumentPartition | None = None
     cu_seqlens: torch.Tensor | None = None
     """int32 [D+1]; where Megatron's own copies are withheld, these are the boundaries."""
+    equal_documents: int | None = None
+    """Number of documents if all have one length, padding counted, so that the row is a batch too; else None."""
 
 
 def packed_seq_params(
-    cu_seqlens: torch.Tensor, max_seqlen: int, partition: DocumentPartition | None = None
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    partition: DocumentPartition | None = None,
+    equal_documents: int | None = None,
 ) -> DocumentSeqParams:
     """Return Megatron's description of a packed row.
 
@@ -91,6 +118,7 @@ def packed_seq_params(
         cu_seqlens: int32 [D+1]; padding belongs to a document, so padded and unpadded boundaries are the same.
         max_seqlen: Longest document; an int, because Megatron caches RoPE tables by its value.
         partition: How context-parallel ranks share the row; None where one rank has all of it.
+        equal_documents: Number of documents if all have one length, else None.
     """
     return DocumentSeqParams(
         qkv_format="thd",
@@ -100,6 +128,7 @@ def packed_seq_params(
         max_seqlen_kv=max_seqlen,
         cu_seqlens=cu_seqlens,
         partition=partition,
+        equal_documents=equal_documents,
     )
 
 
@@ -111,7 +140,9 @@ def packed_forward_step(model: torch.nn.Module, batch: Batch) -> HeadLoss | torc
         attention_mask=None,
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
-        packed_seq_params=packed_seq_params(batch["cu_seqlens"], batch["max_seqlen"], batch["partition"]),
+        packed_seq_params=packed_seq_params(
+            batch["cu_seqlens"], batch["max_seqlen"], batch["partition"], batch["equal_documents"]
+        ),
     )
 
 

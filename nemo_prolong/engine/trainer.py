@@ -16,20 +16,27 @@ from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine.model import params_dtype
+from nemo_prolong.engine.te.fp8 import mixed_precision
+from nemo_prolong.engine.te.process_groups import hierarchical_context_parallel
 
 _STATE_OF_THE_STAGE = ("lr", "initial_lr", "max_lr", "min_lr", "weight_decay", "betas", "eps")
 
 
 class StageStrategy(nl.MegatronStrategy):
-    """Megatron's strategy with two differences.
+    """Megatron's strategy with three differences.
 
     A parent's optimizer state brings no hyperparameters along: moments, fp32 weights and the step counter of Adam are
-    taken; learning rate, decay and betas stay those of the stage. And Megatron's random states exist on CPU too.
+    taken; learning rate, decay and betas stay those of the stage. Megatron's random states exist on CPU too. And the
+    groups of hierarchical context parallelism are formed.
     """
+
+    hierarchical_context_parallel_sizes: list[int] | None = None
+    """See ``ParallelismConfig``; set before the process groups are formed."""
 
     def setup_distributed(self) -> None:
         """Form the process groups; seed the random states that sequence parallelism asks for."""
-        super().setup_distributed()
+        with hierarchical_context_parallel(self.hierarchical_context_parallel_sizes):
+            super().setup_distributed()
         if not torch.cuda.is_available():
             # NeMo seeds them where there is a GPU only. Nothing is drawn from them: Llama has no dropout.
             get_cuda_rng_tracker().set_states({"model-parallel-rng": torch.get_rng_state()})
@@ -80,6 +87,7 @@ def build_strategy(cfg: RunConfig, restore: RestoreConfig | None = None) -> Stag
         restore_config=restore,
         replace_progress_bar=False,
     )
+    strategy.hierarchical_context_parallel_sizes = parallelism.hierarchical_context_parallel_sizes
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         # A process alone needs no port to meet others; a free one could be taken before it is bound.
         strategy.store = torch.distributed.HashStore()
@@ -102,7 +110,7 @@ def build_trainer(
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     options: dict[str, Any] = {}
     if params_dtype(cfg.precision) == torch.bfloat16:
-        options["plugins"] = nl.MegatronMixedPrecision(precision="bf16-mixed")
+        options["plugins"] = mixed_precision(cfg.precision)
     return nl.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=local_world_size,

@@ -1,0 +1,33 @@
+"""The data step under FP8: rows long enough in round numbers for FP8 matrix products on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from nemo_prolong.config.schema import PrecisionConfig
+from nemo_prolong.engine.packed_step import Batch, packed_data_step
+from nemo_prolong.engine.te.fp8 import is_fp8
+
+_TILE_TOKENS = 16
+"""FP8 matrix products want multiples of this in every dim; in the gradient of a weight, tokens are one."""
+
+_BLOCK_TOKENS = 128
+"""Blockwise scaling keeps one factor per 128 tokens and refuses to gather a shard that is no multiple of it."""
+
+
+def fp8_data_step(dataloader_iter: Iterator[Any]) -> Batch:
+    """Return the next micro-batch as ``packed_data_step``, in multiples of 16 tokens per rank and chunk."""
+    return packed_data_step(dataloader_iter, tile_tokens=_TILE_TOKENS)
+
+
+def fp8_block_data_step(dataloader_iter: Iterator[Any]) -> Batch:
+    """Return the next micro-batch as ``packed_data_step``, in multiples of 128 tokens per rank and chunk."""
+    return packed_data_step(dataloader_iter, tile_tokens=_BLOCK_TOKENS)
+
+
+def data_step_of(precision: PrecisionConfig) -> Any:
+    """Return the data step of a precision; a module-level function, because NeMo keeps it in its config."""
+    if not is_fp8(precision):
+        return packed_data_step
+    return fp8_block_data_step if precision.fp8_recipe == "blockwise" else fp8_data_step
