@@ -11,14 +11,16 @@ from pathlib import PurePosixPath
 
 from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.layout_checks import check_world, exact_tokens, layout_findings, world_size_from_environment
+from nemo_prolong.config.legality import Platform, legality_findings
 from nemo_prolong.config.locations import HF_PREFIX
+from nemo_prolong.config.memory_checks import memory_findings
 from nemo_prolong.config.precision_checks import precision_findings
 from nemo_prolong.config.prepare_checks import prepare_findings
 from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig, Section, Stage, Transition
 from nemo_prolong.errors import ConfigError
 
-__all__ = ["check", "check_world", "findings", "world_size_from_environment"]
+__all__ = ["check", "check_platform", "check_world", "findings", "world_size_from_environment"]
 
 _PROPORTION_TOLERANCE = 1e-6
 
@@ -30,6 +32,19 @@ def check(cfg: Section) -> None:
         ConfigError: If any rule is broken; all broken rules in one message.
     """
     raise_all(findings(cfg))
+
+
+def check_platform(cfg: RunConfig, platform: Platform) -> None:
+    """Check a stage against the versions and the device it is about to run on.
+
+    Args:
+        cfg: A checked configuration.
+        platform: What was found at start-up.
+
+    Raises:
+        ConfigError: If something the stage needs does not exist there; all reasons in one message.
+    """
+    raise_all([*legality_findings(cfg, platform), *memory_findings(cfg, platform)])
 
 
 def findings(cfg: Section) -> list[ConfigError]:
@@ -55,6 +70,7 @@ def _run_findings(cfg: RunConfig) -> list[ConfigError]:
         *_schedule(cfg),
         *layout_findings(cfg),
         *precision_findings(cfg),
+        *memory_findings(cfg),
     ]
 
 

@@ -150,18 +150,58 @@ def _pipeline_parallel(cfg: RunConfig) -> list[ConfigError]:
 
 
 def _context_parallel(cfg: RunConfig) -> list[ConfigError]:
-    """Check that an all-to-all exchange has heads to share."""
+    """Check the ranks that exchange heads: that they are given where they must be, and have heads to share."""
     parallelism = cfg.parallelism
-    tp, cp = parallelism.tensor_model_parallel_size, parallelism.context_parallel_size
-    groups = max(cfg.model.num_query_groups // tp, 1)
-    if parallelism.cp_comm_type != "a2a" or groups % cp == 0:
-        return []
-    rule = f"a2a shares the num_query_groups / TP = {groups} groups of a rank over CP = {cp} ranks."
-    remedy = (
-        "Set parallelism.cp_comm_type=p2p, or "
-        f"parallelism.context_parallel_size={nearest_divisor(cp, groups)} to keep a2a."
+    comm, cp, sizes = (
+        parallelism.cp_comm_type,
+        parallelism.context_parallel_size,
+        parallelism.hierarchical_context_parallel_sizes,
     )
-    return [ConfigError("parallelism.cp_comm_type=a2a", rule, remedy)]
+    if comm == "a2a":
+        return [*_hierarchy_without_use(cfg), *_heads(cfg, cp)]
+    if comm != "a2a+p2p":
+        return _hierarchy_without_use(cfg)
+    if sizes is None or len(sizes) != 2 or sizes[0] * sizes[1] != cp:
+        written = "null" if sizes is None else f"[{','.join(map(str, sizes))}]"
+        path = "parallelism.hierarchical_context_parallel_sizes"
+        rule = f"a2a+p2p needs two sizes, [a2a, p2p], whose product is CP = {cp}."
+        a2a = nearest_divisor(2, math.gcd(cp, *_rank_heads(cfg)))
+        keep = f", or {path}=[{a2a},{cp // a2a}]" if a2a > 1 else ""
+        return [ConfigError(f"{path}={written}", rule, f"Set parallelism.cp_comm_type=p2p{keep}.")]
+    return _heads(cfg, sizes[0])
+
+
+def _hierarchy_without_use(cfg: RunConfig) -> list[ConfigError]:
+    sizes, path = cfg.parallelism.hierarchical_context_parallel_sizes, "parallelism.hierarchical_context_parallel_sizes"
+    if sizes is None:
+        return []
+    rule = f"belongs to cp_comm_type=a2a+p2p, and it is {cfg.parallelism.cp_comm_type}."
+    return [ConfigError(f"{path}=[{','.join(map(str, sizes))}]", rule, f"Set {path}=null.")]
+
+
+def _rank_heads(cfg: RunConfig) -> tuple[int, int]:
+    """Return the query heads and the key and value heads of a tensor-parallel rank."""
+    tp = cfg.parallelism.tensor_model_parallel_size
+    return max(cfg.model.num_attention_heads // tp, 1), max(cfg.model.num_query_groups // tp, 1)
+
+
+def _heads(cfg: RunConfig, ranks: int) -> list[ConfigError]:
+    """Check that query heads and groups of a rank divide over the ranks that exchange heads."""
+    heads, groups = _rank_heads(cfg)
+    if heads % ranks == 0 and groups % ranks == 0:
+        return []
+    comm, cp = cfg.parallelism.cp_comm_type, cfg.parallelism.context_parallel_size
+    divisor = nearest_divisor(ranks, math.gcd(heads, groups))
+    keep = (
+        f"parallelism.context_parallel_size={divisor} to keep a2a"
+        if comm == "a2a"
+        else f"parallelism.hierarchical_context_parallel_sizes=[{divisor},{cp // divisor}]"
+    )
+    rule = (
+        f"a2a shares the num_attention_heads / TP = {heads} heads and num_query_groups / TP = {groups} groups "
+        f"of a rank over {ranks} ranks."
+    )
+    return [ConfigError(f"parallelism.cp_comm_type={comm}", rule, f"Set parallelism.cp_comm_type=p2p, or {keep}.")]
 
 
 def seq_length_multiple(cfg: RunConfig, context_parallel_size: int) -> tuple[int, str]:

@@ -49,7 +49,8 @@ MESSAGES = {
     "as 64K). Set seq_length=65536 (tokens in one packed row).",
     "seq_length=0K": "seq_length=0K: must be greater than 0. Set seq_length=1 (tokens in one packed row).",
     "precision.recompute=full": "precision.recompute=full: must be a section with the keys recompute_granularity, "
-    "recompute_method, recompute_num_layers, recompute_modules, distribute_saved_activations. Set precision.recompute={...}.",
+    "recompute_method, recompute_num_layers, recompute_modules, distribute_saved_activations. "
+    "Set precision.recompute={...}.",
     "data.mixture=[]": "data.mixture=[]: must not be empty. "
     "Set data.mixture=[...] (training directories; proportions sum to 1).",
     "cluster.time_limit=4h": "cluster.time_limit=4h: does not have the right form. Set cluster.time_limit=TEXT "
