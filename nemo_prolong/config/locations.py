@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from pathlib import Path
 
+from nemo_prolong.config.checkpoint_files import choose_checkpoint
+from nemo_prolong.config.checkpoint_manifest import checkpoint_directory, step_of
 from nemo_prolong.config.schema import DataConfig
+
+__all__ = [
+    "HF_PREFIX",
+    "checkpoint_directory",
+    "evaluation_directory",
+    "is_address",
+    "newest_checkpoint",
+    "step_of",
+    "tokenizer_directory",
+]
+
+log = logging.getLogger(__name__)
 
 HF_PREFIX = "hf:"
 """Marks a model that is a Hugging Face directory rather than a run directory."""
@@ -25,20 +39,6 @@ def evaluation_directory(model: str) -> Path:
     return Path(model) / "eval"
 
 
-_STEP_DIRECTORY = re.compile(r"step_(\d{8})")
-
-
-def checkpoint_directory(run_dir: Path, step: int) -> Path:
-    """Return the directory of the checkpoint after ``step`` optimizer steps."""
-    return run_dir / "checkpoints" / f"step_{step:08d}"
-
-
-def complete_steps(run_dir: Path) -> list[int]:
-    """Return the steps of all complete checkpoints, ascending; a directory with a final name is complete."""
-    matches = (_STEP_DIRECTORY.fullmatch(path.name) for path in (run_dir / "checkpoints").glob("*"))
-    return sorted(int(match[1]) for match in matches if match)
-
-
 def is_address(root: str) -> bool:
     """Return whether a data root is an address such as ``s3://``, not a directory of this machine."""
     return "://" in root
@@ -50,17 +50,16 @@ def tokenizer_directory(data: DataConfig) -> Path:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the complete checkpoint of the highest step, or None; the time of a file means nothing."""
-    steps = complete_steps(run_dir)
-    return checkpoint_directory(run_dir, steps[-1]) if steps else None
+    """Return the verified checkpoint of the highest step, or None where the run has no checkpoint.
 
+    Newer ones that are damaged are named in warnings.
 
-def step_of(checkpoint: Path) -> int:
-    """Return the optimizer steps of a checkpoint directory.
-
-    >>> step_of(Path("runs/stage1/checkpoints/step_00005000"))
-    5000
+    Raises:
+        CheckpointError: If there are checkpoints and none of them is good.
     """
-    match = _STEP_DIRECTORY.fullmatch(checkpoint.name)
-    assert match, checkpoint
-    return int(match[1])
+    choice = choose_checkpoint(run_dir)
+    for refusal in choice.refused:
+        log.warning("refused %s", refusal)
+    if choice.checkpoint is not None:
+        log.info(choice.summary)
+    return choice.checkpoint

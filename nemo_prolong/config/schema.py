@@ -11,7 +11,7 @@ import math
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from nemo_prolong.units import parse_size
 
@@ -247,8 +247,16 @@ class CheckpointConfig(Section):
 
     save_interval_steps: PositiveInt
     """Steps between checkpoints; the last step is always saved."""
+    save_interval_minutes: PositiveFloat | None = None
+    """Most minutes between checkpoints; null saves by steps only."""
     keep_last: PositiveInt = 2
     """Newest checkpoints kept; older ones are deleted."""
+    keep_every_steps: PositiveInt | None = None
+    """Checkpoints of multiples of this step are never deleted; null keeps none beyond ``keep_last``."""
+    async_save: bool | None = None
+    """Write while training goes on; null does so where there is a GPU."""
+    max_failed_saves: PositiveInt = 3
+    """Saves that may fail in a row, on a full disk say, before training stops."""
 
 
 class TrackerConfig(Section):

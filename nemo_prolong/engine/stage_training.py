@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.distributed import Store
 
 from nemo_prolong.config.schema import RunConfig, Transition
 from nemo_prolong.engine import cpu
@@ -16,9 +17,11 @@ from megatron.core import parallel_state  # noqa: E402 - after cpu.prepare()
 from nemo.lightning.pytorch.strategies.utils import RestoreConfig  # noqa: E402 - after cpu.prepare()
 
 from nemo_prolong.engine.checkpoint import CheckpointWriter  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.checkpoint.pickles import check_pickles  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.data_module import PackedDataModule  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.metrics import StepMetrics  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.model import build_model  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.ranks import decided_by_rank_zero, open_store  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.trainer import build_trainer  # noqa: E402 - after cpu.prepare()
 
 
@@ -42,9 +45,18 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
 
     Args:
         cfg: The stage.
-        resume: Checkpoint of this run to continue from.
-        parent_checkpoint: Checkpoint to take weights (and optimizer state) from when not resuming.
+        resume: Verified checkpoint of this run to continue from. Here and below rank 0's choice counts, on every rank.
+        parent_checkpoint: Verified checkpoint to take weights (and optimizer state) from when not resuming.
+
+    Raises:
+        CheckpointError: If the checkpoint holds something that loading would execute, or saving fails too often.
     """
+    store = open_store()
+    resume = _rank_zero_path(store, "resume", resume)
+    parent_checkpoint = _rank_zero_path(store, "parent_checkpoint", parent_checkpoint)
+    opened = resume or parent_checkpoint
+    if opened is not None:
+        check_pickles(opened)
     torch.manual_seed(cfg.seed)
     torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
     data = PackedDataModule(cfg)
@@ -62,11 +74,18 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
             load_model_state=True,
             load_optim_state=cfg.transition == Transition.WEIGHTS_AND_OPTIMIZER,
         )
-    trainer = build_trainer(cfg, [metrics, CheckpointWriter(cfg)], validate=data.validates, restore=restore)
+    trainer = build_trainer(
+        cfg, [metrics, CheckpointWriter(cfg)], validate=data.validates, store=store, restore=restore
+    )
     trainer.fit(build_model(cfg), datamodule=data, ckpt_path=str(resume) if resume else None)
     totals = StageTotals(trainer.global_step, metrics.consumed_train_tokens, metrics.consumed_target_tokens)
     _leave_process_groups()
     return totals
+
+
+def _rank_zero_path(store: Store, key: str, path: Path | None) -> Path | None:
+    decided = decided_by_rank_zero(store, key, str(path) if path else None)
+    return Path(decided) if decided else None
 
 
 def _leave_process_groups() -> None:

@@ -13,8 +13,10 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from nemo import lightning as nl
 from nemo.lightning.pytorch.strategies.utils import RestoreConfig
+from torch.distributed import Store
 
 from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.engine.checkpoint.megatron_io import StageCheckpointIO
 from nemo_prolong.engine.model import params_dtype
 from nemo_prolong.engine.te.fp8 import mixed_precision
 from nemo_prolong.engine.te.process_groups import hierarchical_context_parallel
@@ -56,11 +58,12 @@ def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
     return {key: group[key] for key in _STATE_OF_THE_STAGE if key in group}
 
 
-def build_strategy(cfg: RunConfig, restore: RestoreConfig | None = None) -> StageStrategy:
+def build_strategy(cfg: RunConfig, store: Store, restore: RestoreConfig | None = None) -> StageStrategy:
     """Return Megatron's strategy for the layout of the configuration.
 
     Args:
         cfg: The stage.
+        store: Where the ranks meet to form the process groups.
         restore: What to take from a parent's checkpoint when training starts; None trains from scratch or resumes.
     """
     parallelism = cfg.parallelism
@@ -79,23 +82,26 @@ def build_strategy(cfg: RunConfig, restore: RestoreConfig | None = None) -> Stag
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=cfg.optim.use_distributed_optimizer,
         ),
-        # Both need CUDA; on GPU the checkpoint is written by a background process while training goes on.
+        # The checkpoint writer completes its saves itself, in the background too.
         ckpt_async_save=False,
-        ckpt_parallel_load=on_gpu,
+        checkpoint_io=StageCheckpointIO(parallel_load=on_gpu),
         # The next stage may have another TP, PP or CP, and takes the optimizer state with it.
         ckpt_optim_fully_reshardable=True,
         restore_config=restore,
         replace_progress_bar=False,
     )
+    strategy.store = store
     strategy.hierarchical_context_parallel_sizes = parallelism.hierarchical_context_parallel_sizes
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        # A process alone needs no port to meet others; a free one could be taken before it is bound.
-        strategy.store = torch.distributed.HashStore()
     return strategy
 
 
 def build_trainer(
-    cfg: RunConfig, callbacks: Sequence[pl.Callback], *, validate: bool, restore: RestoreConfig | None = None
+    cfg: RunConfig,
+    callbacks: Sequence[pl.Callback],
+    *,
+    validate: bool,
+    store: Store,
+    restore: RestoreConfig | None = None,
 ) -> nl.Trainer:
     """Return the trainer of a stage.
 
@@ -103,6 +109,7 @@ def build_trainer(
         cfg: The stage.
         callbacks: Metrics, checkpoints and the like.
         validate: Whether there is a validation set.
+        store: See ``build_strategy``.
         restore: See ``build_strategy``.
     """
     on_gpu = torch.cuda.is_available()
@@ -115,7 +122,7 @@ def build_trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=local_world_size,
         num_nodes=world_size // local_world_size,
-        strategy=build_strategy(cfg, restore),
+        strategy=build_strategy(cfg, store, restore),
         max_steps=cfg.train.train_iters,
         val_check_interval=cfg.train.val_check_interval if validate else None,
         limit_val_batches=_validation_micro_batches(cfg, world_size) if validate else 0,

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, LoadPlan, ReadItem
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from nemo_prolong.engine.checkpoint.pickles import read_metadata
 from nemo_prolong.errors import CheckpointError
 
 
@@ -25,24 +27,16 @@ class CheckpointReader:
     ``decoder.layers.self_attention.linear_qkv.weight`` (all layers stacked in dim 0), ``output_layer.weight``.
 
     Args:
-        checkpoint: A directory ``checkpoints/step_XXXXXXXX`` that this software wrote. Its metadata is a pickle, so do
-            not open a directory from anyone you do not trust.
+        checkpoint: A directory ``checkpoints/step_XXXXXXXX``. Nothing in it is executed.
 
     Raises:
-        CheckpointError: If the directory holds no distributed checkpoint.
+        CheckpointError: If the directory holds no distributed checkpoint, or one that this software did not write.
     """
 
     def __init__(self, checkpoint: Path) -> None:
         self.directory = checkpoint / "weights"
         self._storage = FileSystemReader(self.directory)
-        try:
-            metadata = self._storage.read_metadata()
-        except OSError as error:
-            raise CheckpointError(
-                str(checkpoint),
-                f"it holds no distributed checkpoint ({error}).",
-                "Name a checkpoint directory such as runs/stage1/checkpoints/step_00005000.",
-            ) from error
+        metadata = read_metadata(checkpoint)
         self._storage.set_up_storage_reader(metadata, is_coordinator=True)
         tensors = {
             key: entry
@@ -93,8 +87,8 @@ class CheckpointReader:
             raise self._incomplete(name, f"{covered} of {tensor.numel()} elements are there")
         try:
             self._storage.read_data(LoadPlan(items), _IntoTensor(tensor)).wait()
-        except OSError as error:
-            raise self._incomplete(name, str(error)) from error
+        except (OSError, RuntimeError, UnpicklingError) as error:
+            raise self._incomplete(name, str(error).splitlines()[0]) from error
         return tensor
 
     def _incomplete(self, name: str, found: str) -> CheckpointError:

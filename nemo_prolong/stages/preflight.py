@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_prolong.config.locations import HF_PREFIX, is_address, newest_checkpoint, tokenizer_directory
+from nemo_prolong.config.checkpoint_files import CheckpointChoice, choose_checkpoint
+from nemo_prolong.config.locations import HF_PREFIX, is_address, step_of, tokenizer_directory
 from nemo_prolong.config.manifest import MANIFEST_FILE, ParentRecord, StageManifest
 from nemo_prolong.config.schema import RunConfig, Transition
 from nemo_prolong.data.storage.remote import read_bytes
@@ -33,16 +34,20 @@ class Start:
     """How a stage starts.
 
     Attributes:
-        resume: Checkpoint of this run to continue from, or None.
+        resume: Verified checkpoint of this run to continue from, or None.
         parent: Manifest of the parent, or None.
         parent_record: What is taken from the parent, or None.
-        parent_checkpoint: Checkpoint of the parent, or None.
+        parent_checkpoint: Verified checkpoint of the parent, or None.
+        verified: What was verified and how long it took, one line a checkpoint.
+        refused: Newer checkpoints that are not used, and why.
     """
 
     resume: Path | None = None
     parent: StageManifest | None = None
     parent_record: ParentRecord | None = None
     parent_checkpoint: Path | None = None
+    verified: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 def check_files(cfg: RunConfig, rank: int = 0) -> Start:
@@ -50,7 +55,8 @@ def check_files(cfg: RunConfig, rank: int = 0) -> Start:
 
     Args:
         cfg: The stage.
-        rank: Only rank 0 judges the run directory: the others would see what rank 0 is just writing into it.
+        rank: Only rank 0 judges the run directory and reads checkpoints: the others would see what rank 0 is just
+            writing, and read every file again. They learn the choice of rank 0 when training starts.
 
     Raises:
         DataError: If data or tokenizer are missing or the data is empty.
@@ -58,15 +64,31 @@ def check_files(cfg: RunConfig, rank: int = 0) -> Start:
         ConfigError: If the parent is of a kind this version cannot read, or of another shape.
     """
     _check_data(cfg)
-    resume = _check_run_dir(cfg) if rank == 0 else newest_checkpoint(Path(cfg.run_dir))
+    resume = _check_run_dir(cfg) if rank == 0 else CheckpointChoice(None)
     if cfg.transition == Transition.SCRATCH:
-        return Start(resume=resume)
+        return _start([resume], resume=resume.checkpoint)
     parent_dir = _parent_dir(cfg)
     parent = StageManifest.read(parent_dir)
-    checkpoint = _parent_checkpoint(parent_dir, parent)
+    _check_complete(parent_dir, parent)
     _check_same_shape(cfg, parent)
+    # A run that continues takes nothing from its parent any more.
+    taken = _parent_checkpoint(parent_dir, parent) if rank == 0 and not resume.checkpoint else CheckpointChoice(None)
     record = ParentRecord(path=str(parent_dir), step=parent.step, transition=cfg.transition)
-    return Start(resume=resume, parent=parent, parent_record=record, parent_checkpoint=checkpoint)
+    return _start(
+        [resume, taken],
+        resume=resume.checkpoint,
+        parent=parent,
+        parent_record=record,
+        parent_checkpoint=taken.checkpoint,
+    )
+
+
+def _start(choices: list[CheckpointChoice], **what: Any) -> Start:
+    return Start(
+        verified=tuple(choice.summary for choice in choices if choice.summary),
+        refused=tuple(refusal for choice in choices for refusal in choice.refused),
+        **what,
+    )
 
 
 def _check_data(cfg: RunConfig) -> None:
@@ -104,19 +126,23 @@ def _check_tokenizer(cfg: RunConfig, tokenizer: Path) -> None:
         )
 
 
-def _check_run_dir(cfg: RunConfig) -> Path | None:
-    """Return the checkpoint to resume from if the directory holds an unfinished run of the same configuration."""
+def _check_run_dir(cfg: RunConfig) -> CheckpointChoice:
+    """Return the checkpoint to resume from if the directory holds an unfinished run of the same configuration.
+
+    A finished one whose last checkpoint is damaged is unfinished again: it is trained from the newest good one on.
+    """
     run_dir = Path(cfg.run_dir)
     # Other ranks of this launch may have opened their logs already.
     new_name = "Give the run another name=..., or remove the directory."
     if run_dir.is_file():
         raise CheckpointError(f"name={cfg.name}", f"{run_dir} is a file.", new_name.replace("directory", "file"))
     if not run_dir.exists() or all(path.match("train.rank*.log") for path in run_dir.iterdir()):
-        return None
+        return CheckpointChoice(None)
     if not (run_dir / MANIFEST_FILE).is_file() or not (run_dir / CONFIG_FILE).is_file():
         raise CheckpointError(f"name={cfg.name}", f"{run_dir} exists and is not the directory of a run.", new_name)
     manifest = StageManifest.read(run_dir)
-    if manifest.status == "complete":
+    choice = choose_checkpoint(run_dir)
+    if manifest.status == "complete" and not (choice.checkpoint and step_of(choice.checkpoint) < manifest.step):
         raise CheckpointError(
             f"name={cfg.name}", f"{run_dir} already holds a complete run of {manifest.stage}.", new_name
         )
@@ -128,7 +154,7 @@ def _check_run_dir(cfg: RunConfig) -> Path | None:
             "Repeat that run's command to continue it, or " + new_name[0].lower() + new_name[1:],
         )
     _check_same_data(cfg, manifest)
-    return newest_checkpoint(run_dir)
+    return choice
 
 
 def _check_same_data(cfg: RunConfig, manifest: StageManifest) -> None:
@@ -184,21 +210,32 @@ def _parent_dir(cfg: RunConfig) -> Path:
     return path
 
 
-def _parent_checkpoint(parent_dir: Path, parent: StageManifest) -> Path:
-    checkpoint = newest_checkpoint(parent_dir)
-    if parent.status == "complete" and checkpoint is None:
-        raise CheckpointError(
-            f"parent={parent_dir}",
-            "the parent is complete, but its checkpoints are gone.",
-            "Restore them, or train the parent again under another name.",
-        )
-    if parent.status != "complete" or checkpoint is None:
+def _check_complete(parent_dir: Path, parent: StageManifest) -> None:
+    if parent.status != "complete":
         raise CheckpointError(
             f"parent={parent_dir}",
             f"the parent is not complete (step {parent.step} of {parent.train_iters}, status {parent.status}).",
             f"Finish it by repeating its command: {parent.command}",
         )
-    return checkpoint
+
+
+def _parent_checkpoint(parent_dir: Path, parent: StageManifest) -> CheckpointChoice:
+    """Return the parent's last checkpoint; an earlier one is no substitute for it."""
+    choice = choose_checkpoint(parent_dir)
+    if choice.checkpoint is None:
+        raise CheckpointError(
+            f"parent={parent_dir}",
+            "the parent is complete, but its checkpoints are gone.",
+            "Restore them, or train the parent again under another name.",
+        )
+    if step_of(choice.checkpoint) != parent.step:
+        refused = choice.refused[0] if choice.refused else f"there is none of step {parent.step}"
+        raise CheckpointError(
+            f"parent={parent_dir}",
+            f"the parent's last checkpoint cannot be used: {refused}",
+            f"Restore it, or repeat the parent's command, which continues from its newest good one: {parent.command}",
+        )
+    return choice
 
 
 def _check_same_shape(cfg: RunConfig, parent: StageManifest) -> None:

@@ -105,6 +105,10 @@ def _announce(cfg: RunConfig, start: Start, manifest: StageManifest) -> None:
         cfg.train.train_iters,
         cfg.global_batch_tokens,
     )
+    for refusal in start.refused:
+        log.warning("refused %s", refusal)
+    for verified in start.verified:
+        log.info(verified)
     if start.resume:
         log.info("continues from %s", start.resume)
     elif start.parent_record:

@@ -11,9 +11,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
+from fake_checkpoint import write_checkpoint
 from tiny import tiny_config, write_data
 
-from nemo_prolong.config.locations import checkpoint_directory
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.files import write_json_atomically
 from nemo_prolong.stages.manifest import new_manifest
@@ -42,7 +42,7 @@ def make_run() -> Callable[..., Path]:
         manifest.model_copy(update={"status": status, "step": max(steps, default=0)}).write(run_dir)
         write_json_atomically(run_dir / CONFIG_FILE, dump(cfg))
         for step in steps:
-            checkpoint_directory(run_dir, step).mkdir(parents=True)
+            write_checkpoint(run_dir, step)
         return run_dir
 
     return make

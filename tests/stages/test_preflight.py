@@ -243,20 +243,23 @@ def test_the_same_configuration_resumes_from_the_checkpoint_of_the_highest_step(
     cfg = make_config()
     # Neither the order of writing nor the number of digits decides.
     run_dir = make_run(cfg, status, (2, 10, 3))
-    assert check_files(cfg) == Start(resume=checkpoint_directory(run_dir, 10))
+    start, checkpoint = check_files(cfg), checkpoint_directory(run_dir, 10)
+    assert start == Start(resume=checkpoint, verified=start.verified)
+    (verified,) = start.verified
+    assert verified.startswith(f"verified {checkpoint}: 7 files, 4.4 KiB in ")
 
 
 def test_a_checkpoint_that_was_being_written_is_ignored(make_config, make_run):
     cfg = make_config()
     run_dir = make_run(cfg, "running", (2,))
-    (run_dir / "checkpoints" / "step_00000003.writing").mkdir()
+    (run_dir / "checkpoints" / "step_00000003.writing-0a1b2c3d").mkdir()
     assert check_files(cfg).resume == checkpoint_directory(run_dir, 2)
 
 
 def test_a_run_that_stopped_before_its_first_checkpoint_starts_again(make_config, make_run):
     cfg = make_config()
     run_dir = make_run(cfg, "running", ())
-    (run_dir / "checkpoints" / "step_00000002.writing").mkdir(parents=True)
+    (run_dir / "checkpoints" / "step_00000002.writing-0a1b2c3d").mkdir(parents=True)
     assert check_files(cfg) == Start()
 
 
@@ -270,6 +273,55 @@ def test_another_layout_tracker_or_checkpoint_rhythm_continues_the_same_run(make
         train={"log_every_n_steps": 2},
     )
     assert check_files(changed).resume == checkpoint_directory(run_dir, 2)
+
+
+def damage(checkpoint: Path) -> Path:
+    """Flip one bit of a shard and return it."""
+    shard = checkpoint / "weights" / "__0_1.distcp"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 4
+    shard.write_bytes(content)
+    return shard
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(make_config, make_run):
+    cfg = make_config()
+    run_dir = make_run(cfg, "running", (2, 4))
+    shard = damage(checkpoint_directory(run_dir, 4))
+    start = check_files(cfg)
+    assert start.resume == checkpoint_directory(run_dir, 2)
+    assert start.refused == (f"{shard}: its SHA-256 is not that of the manifest: it was changed or damaged.",)
+
+
+def test_a_complete_run_whose_last_checkpoint_is_damaged_continues_from_the_one_before(make_config, make_run):
+    cfg = make_config()
+    run_dir = make_run(cfg, "complete", (2, 4))
+    assert "complete run" in refusal(CheckpointError, cfg)
+    damage(checkpoint_directory(run_dir, 4))
+    assert check_files(cfg).resume == checkpoint_directory(run_dir, 2)
+
+
+def test_a_run_with_no_good_checkpoint_is_refused_and_nothing_is_deleted(make_config, make_run):
+    cfg = make_config()
+    run_dir = make_run(cfg, "running", (2, 4))
+    shards = [damage(checkpoint_directory(run_dir, step)) for step in (2, 4)]
+    assert refusal(CheckpointError, cfg) == (
+        f"{run_dir / 'checkpoints'}: none of its 2 checkpoints is good. {shards[1]}: its SHA-256 is not that of the "
+        "manifest: it was changed or damaged. Restore one from a backup, or start again under another name=...."
+    )
+    assert all(shard.is_file() for shard in shards)
+
+
+def test_a_parent_whose_last_checkpoint_is_damaged_is_refused_with_the_command_that_repairs_it(
+    make_config, make_child, make_run
+):
+    parent = make_run(make_config(name="parent"), "complete", (2, 4))
+    shard = damage(checkpoint_directory(parent, 4))
+    assert refusal(CheckpointError, make_child(parent)) == (
+        f"parent={parent}: the parent's last checkpoint cannot be used: {shard}: its SHA-256 is not that of the "
+        "manifest: it was changed or damaged. Restore it, or repeat the parent's command, which continues from its "
+        "newest good one: python scripts/train.py +exp=tiny"
+    )
 
 
 def test_a_resumed_child_still_knows_its_parent(make_config, make_child, make_run):
@@ -296,14 +348,14 @@ def test_logs_that_other_ranks_have_opened_do_not_make_a_directory_taken(make_co
     assert "is not the directory of a run." in refusal(CheckpointError, cfg)
 
 
-def test_only_rank_0_judges_the_run_directory(make_config, make_run):
+def test_only_rank_0_judges_the_run_directory_and_the_others_wait_for_its_choice(make_config, make_run):
     run_dir = make_run(make_config(), "complete", (2,))
     other = make_config(seed=7)
     assert "complete run" in refusal(CheckpointError, other)
-    assert check_files(other, rank=1) == Start(resume=checkpoint_directory(run_dir, 2))
+    assert check_files(other, rank=1) == Start()
     (run_dir / MANIFEST_FILE).unlink()
     assert "is not the directory of a run." in refusal(CheckpointError, other)
-    assert check_files(other, rank=1) == Start(resume=checkpoint_directory(run_dir, 2))
+    assert check_files(other, rank=1) == Start()
 
 
 def test_every_rank_judges_data_and_parent(make_config, make_child, tmp_path):

@@ -1,0 +1,163 @@
+"""Megatron's half of a save: plan it and write the shards; the small files are left to us.
+
+Megatron writes ``common.pt``, ``.metadata`` and ``metadata.json`` on rank 0 between collectives. When the disk is full
+there, rank 0 raises and the others wait for it forever. Here the same calls are taken apart: those that communicate
+touch no files, and those that touch files do not communicate.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from nemo.lightning.io.pl import MegatronCheckpointIO
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.storage import WriteResult
+
+from nemo_prolong.config.checkpoint_files import MEGATRON_FORMAT
+from nemo_prolong.config.checkpoint_manifest import COMMON_FILE, FORMAT_FILE, METADATA_FILE, WEIGHTS
+
+
+@dataclass
+class PlannedSave:
+    """A save that is planned on all ranks, of which nothing is written yet.
+
+    Attributes:
+        checkpoint: Directory to write to.
+        common: What is not sharded, for ``common.pt``.
+        request: Megatron's request that writes this rank's shards.
+        writer: What collects their results.
+        metadata: Of all shards, on rank 0; None elsewhere.
+    """
+
+    checkpoint: Path
+    common: dict[str, Any]
+    request: AsyncRequest
+    writer: FileSystemWriterAsync
+    metadata: Metadata | None
+
+    def shard_names(self) -> list[str]:
+        """Return the files that this rank writes, relative to the checkpoint."""
+        return [f"{WEIGHTS}/{name}" for _, name, _ in self.writer.write_buckets or ()]
+
+    def write_shards(self) -> None:
+        """Write the shards of this rank, by children of this process, and wait for them."""
+        if self.request.async_fn is None:
+            return
+        rank, _, results = self.request.async_fn_args
+        self.request.async_fn(rank, self.request.preload_fn(), results)
+
+    def write_shards_in_background(self) -> Callable[[], None]:
+        """Copy the shards of this rank out of the model, start to write them, and return what waits for the end."""
+        if self.request.async_fn is None:
+            return lambda: None
+        rank, _, results = self.request.async_fn_args
+        fork = multiprocessing.get_context("fork")
+        receiver, sender = fork.Pipe(duplex=False)
+        process = fork.Process(
+            target=_write_and_send, args=(self.request.async_fn, rank, self.request.preload_fn(), results, sender)
+        )
+        process.start()
+        sender.close()
+
+        def wait() -> None:
+            try:
+                results.put(receiver.recv())
+            except EOFError:
+                results.put(RuntimeError("the writing process died"))
+            process.join()
+
+        return wait
+
+    def shard_results(self) -> list[WriteResult]:
+        """Return where the items of this rank lie; call once, after the shards are written.
+
+        Raises:
+            OSError, RuntimeError: What went wrong in the writing process.
+        """
+        results = self.writer.retrieve_write_results()
+        if isinstance(results, list):
+            return results
+        raise results[0]
+
+    def write_metadata(self, results: Sequence[list[WriteResult]]) -> None:
+        """Write ``.metadata`` from the results of all ranks; on rank 0."""
+        assert self.metadata is not None
+        self.writer.finish(self.metadata, list(results))
+        assert (self.checkpoint / METADATA_FILE).is_file()
+
+    def write_common(self) -> None:
+        """Write what is not sharded; on rank 0."""
+        with (self.checkpoint / COMMON_FILE).open("wb") as file:
+            torch.save(self.common, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_format(self) -> None:
+        """Write what tells Megatron that this is a distributed checkpoint; on rank 0."""
+        with (self.checkpoint / FORMAT_FILE).open("w") as file:
+            json.dump(MEGATRON_FORMAT, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _write_and_send(write: Callable[..., None], rank: int, buckets: Any, results: queue.Queue, sender: Any) -> None:
+    """Write in a process of its own; the queue is this process's copy."""
+    write(rank, buckets, results)
+    sender.send(results.get())
+
+
+class _PlanningStrategy(TorchDistSaveShardedStrategy):
+    """Megatron's strategy, which also shows what its request closes over."""
+
+    writer: FileSystemWriterAsync
+    metadata: Metadata | None
+
+    def _get_save_and_finalize_callbacks(self, writer: FileSystemWriterAsync, save_state_dict_ret: Any) -> AsyncRequest:
+        self.writer, self.metadata = writer, save_state_dict_ret[1]
+        return super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret)
+
+
+class StageCheckpointIO(MegatronCheckpointIO):
+    """NeMo's checkpoint reader and writer, whose ``save_checkpoint`` plans and leaves the writing to its caller.
+
+    Args:
+        parallel_load: Every rank reads a share and passes it on; needs CUDA.
+    """
+
+    def __init__(self, parallel_load: bool) -> None:
+        super().__init__(parallel_load=parallel_load)
+        self._planned: PlannedSave | None = None
+        self._consistent = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Plan the save; ``take_planned`` returns it. The directory ``weights`` exists on every rank already."""
+        checkpoint["content_metadata"] = storage_options["content_metadata"]
+        # Megatron would start a server process for its results, which costs seconds and half a GiB, and lives on for
+        # ever when this process is killed. A queue per save also holds no results of a save that failed.
+        filesystem_async._results_queue = queue.Queue()
+        # The check that every element is saved once costs a gather, and the layout does not change within a run.
+        sharded, common = save_preprocess(checkpoint, not self._consistent)
+        self._consistent = True
+        strategy = _PlanningStrategy("torch_dist", 1)
+        request = FullyParallelSaveStrategyWrapper(strategy).async_save(sharded, Path(path) / WEIGHTS)
+        self._planned = PlannedSave(Path(path), common, request, strategy.writer, strategy.metadata)
+
+    def take_planned(self) -> PlannedSave:
+        """Return the save that was planned last."""
+        assert self._planned is not None
+        planned, self._planned = self._planned, None
+        return planned

@@ -1,0 +1,99 @@
+"""What all ranks must know: a failure on one of them, a decision of rank 0."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.distributed import HashStore, Store
+
+
+class RankFailure(Exception):
+    """An action failed on at least one rank; raised on every rank, with the reason of each that failed."""
+
+
+def run_on_all_ranks(action: Callable[[], Any]) -> Any:
+    """Run an action without communication on every rank and return this rank's result.
+
+    Raises:
+        RankFailure: On every rank, if the action raised on any.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except Exception as raised:  # a disk full shows as OSError, RuntimeError or a wrapped one, by the library
+        error = f"rank {torch.distributed.get_rank()}: {raised or type(raised).__name__}"
+        failure = raised
+    if agree_any(error is not None):
+        reasons: list[str | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(reasons, error)
+        message = "; ".join(reason for reason in reasons if reason)
+        raise RankFailure(message) from (failure if error else None)
+    return result
+
+
+def run_on_rank_zero(action: Callable[[], Any]) -> Any:
+    """Run an action on rank 0 while the others wait; return its result there and None elsewhere.
+
+    Raises:
+        RankFailure: On every rank, if it raised.
+    """
+    return run_on_all_ranks(action if torch.distributed.get_rank() == 0 else lambda: None)
+
+
+def agree_any(flag: bool) -> bool:
+    """Return whether the flag is set on any rank."""
+    return _reduce(flag, torch.distributed.ReduceOp.MAX)
+
+
+def agree_all(flag: bool) -> bool:
+    """Return whether the flag is set on every rank."""
+    return _reduce(flag, torch.distributed.ReduceOp.MIN)
+
+
+def _reduce(flag: bool, operation: Any) -> bool:
+    value = torch.tensor(int(flag), device=_device())
+    torch.distributed.all_reduce(value, op=operation)
+    return bool(value)
+
+
+def from_rank_zero(value: Any) -> Any:
+    """Return rank 0's value; the others' is ignored."""
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0, device=_device())
+    return values[0]
+
+
+def gather_on_rank_zero(value: Any) -> list[Any] | None:
+    """Return the values of all ranks in their order on rank 0, None elsewhere."""
+    values = [None] * torch.distributed.get_world_size() if torch.distributed.get_rank() == 0 else None
+    torch.distributed.gather_object(value, values)
+    return values
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def open_store() -> Store:
+    """Return the store that the ranks meet at, before there are process groups; they are formed with it later."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # A process alone needs no port to meet others; a free one could be taken before it is bound.
+        return HashStore()
+    return next(iter(torch.distributed.rendezvous("env://")))[0]
+
+
+def decided_by_rank_zero(store: Store, key: str, value: str | None) -> str | None:
+    """Return rank 0's value to every rank, through the store.
+
+    Args:
+        store: Of ``open_store``.
+        key: Name of the decision.
+        value: What rank 0 decided; ignored on other ranks.
+    """
+    if int(os.environ.get("RANK", "0")) == 0:
+        store.set(key, value or "")
+        return value
+    return store.get(key).decode() or None
