@@ -181,5 +181,13 @@ class ExactLossReduction(MaskedTokenLossReduction):
         return loss_sum, target_tokens.to(torch.int), {"loss_sum_and_ub_size": report}
 
     def reduce(self, losses_reduced_per_micro_batch: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """Return the mean loss of the global batch, float32: what pipeline stages without a loss expect to receive."""
-        return super().reduce(losses_reduced_per_micro_batch).float()
+        """Return the mean loss of the global batch, float32: what pipeline stages without a loss expect to receive.
+
+        NeMo's own leaves out micro-batches without targets, and a rank with none but those then sends another dtype
+        than the rest.
+        """
+        if not losses_reduced_per_micro_batch:
+            return torch.tensor(0.0, device=torch.cuda.current_device())
+        sums = torch.stack([part["loss_sum_and_ub_size"] for part in losses_reduced_per_micro_batch]).sum(dim=0)
+        torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        return (sums[0] / sums[1].clamp(min=1)).float()

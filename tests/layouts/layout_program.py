@@ -3,114 +3,35 @@
 A job is ``{"config": RunConfig, "ranks": int, "parent": checkpoint or null, "reload": checkpoint or null}``. A run
 leaves its checkpoints, its metrics and, in ``validation/``, the token losses of every rank's first validation. A job
 with ``reload`` loads that checkpoint and saves what it then has as ``<run>/reloaded``.
+
+This module imports little: the checkpoint writer starts a process that imports it again.
 """
 
 import json
 import os
 import socket
 import sys
-import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-import numpy as np
-import torch
-
-from nemo_prolong.config.locations import checkpoint_directory
-from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.engine import cpu
-
-cpu.prepare()
-
-from nemo_prolong.engine import stage_training  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.packed_step import ExactLossReduction  # noqa: E402 - after cpu.prepare()
+Job = dict[str, Any]
 
 
-class SaveFirstAndLast(pl.Callback):
-    """Saves after the first and the last step: saving takes longer than all steps between."""
-
-    def __init__(self, cfg: RunConfig) -> None:
-        self.cfg = cfg
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Save when it is time."""
-        if trainer.global_step in (1, self.cfg.train.train_iters):
-            directory = checkpoint_directory(Path(self.cfg.run_dir), trainer.global_step)
-            trainer.save_checkpoint(directory)
-
-
-class SaveAndLeave(pl.Callback):
-    """Saves what was loaded, before any step, and ends the process."""
-
-    def __init__(self, cfg: RunConfig) -> None:
-        self.directory = Path(cfg.run_dir) / "reloaded"
-
-    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Save and leave."""
-        trainer.save_checkpoint(self.directory)
-        torch.distributed.barrier()
-        os._exit(0)
-
-
-def record_first_validation(directory: Path, rank: int) -> None:
-    """Write the token losses of the rows of the first validation, with the document of each token here."""
-    directory.mkdir(parents=True, exist_ok=True)
-    original = ExactLossReduction.forward
-
-    def forward(self: ExactLossReduction, batch: dict[str, Any], forward_out: Any) -> Any:
-        path = directory / f"{batch['domain'][0]}.rank{rank}.npz"
-        if self.validation_step and not path.exists():
-            np.savez(path, losses=forward_out[1].numpy(), **tokens_here(batch))
-        return original(self, batch, forward_out)
-
-    ExactLossReduction.forward = forward  # type: ignore[method-assign]
-
-
-def tokens_here(batch: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return document and position of every token of this rank; padding has a document too."""
-    boundaries, partition = batch["cu_seqlens"], batch["partition"]
-    documents = torch.repeat_interleave(torch.arange(len(boundaries) - 1), boundaries.diff().long())
-    if partition is not None:
-        size, rank = partition.context_parallel_size, partition.rank
-        chunk = [part.tensor_split(2 * size) for part in documents.split(boundaries.diff().tolist())]
-        documents = torch.cat([torch.cat([parts[rank], parts[2 * size - 1 - rank]]) for parts in chunk])
-    return {"documents": documents.numpy(), "positions": batch["position_ids"][0].numpy()}
-
-
-def run(job: dict[str, Any], rank: int) -> None:
-    """Be one rank of a job."""
-    cfg = RunConfig(**job["config"])
-    run_dir = Path(cfg.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    stage_training.CheckpointWriter = (  # type: ignore[assignment, misc]
-        SaveAndLeave if job["reload"] else SaveFirstAndLast
-    )
-    if not job["reload"]:
-        record_first_validation(run_dir / "validation", rank)
-    stage_training.train_stage(cfg, *(Path(job[key]) if job[key] else None for key in ("reload", "parent")))
-
-
-def fork(job: dict[str, Any], rank: int, port: int) -> int:
+def fork(run: Callable[[Job, int], None], job: Job, rank: int, port: int) -> int:
     """Start one rank and return its process id."""
     child = os.fork()
     if child:
         return child
-    status = 1
-    try:
-        log = os.open(f"{job['log']}.rank{rank}.log", os.O_CREAT | os.O_WRONLY)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        ranks = str(job["ranks"])
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        run(job, rank)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+    log = os.open(f"{job['log']}.rank{rank}.log", os.O_CREAT | os.O_WRONLY)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    ranks = str(job["ranks"])
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    run(job, rank)
+    # Not os._exit: the checkpoint writer's own process ends with an orderly exit only.
+    sys.exit(0)
 
 
 def free_port() -> int:
@@ -122,9 +43,11 @@ def free_port() -> int:
 
 def main() -> None:
     """Run every job; the first that fails ends the program."""
+    from layout_rank import run
+
     for job in json.loads(Path(sys.argv[1]).read_text()):
         port = free_port()
-        children = [fork(job, rank, port) for rank in range(job["ranks"])]
+        children = [fork(run, job, rank, port) for rank in range(job["ranks"])]
         failed = False
         while children:
             child, wait_status = os.wait()
