@@ -14,8 +14,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_prolong.engine.packed_step import DocumentSeqParams
 from nemo_prolong.engine.te.batch_of_documents import as_batch, runs_in_fp8
-from nemo_prolong.engine.te.versions import check_attention
-from nemo_prolong.errors import ConfigError
 
 
 class _StatelessAttention(TEDotProductAttention):
@@ -40,19 +38,13 @@ class TEDocumentAttention(_StatelessAttention):
     Args:
         config: The model.
         **arguments: Those of every Megatron core attention.
-
-    Raises:
-        ConfigError: If this Transformer Engine cannot exchange masked rows as configured, or FP8 attention is asked for
-            together with deterministic kernels.
     """
 
     def __init__(self, config: TransformerConfig, **arguments: Any) -> None:
-        check_attention(config.context_parallel_size, arguments.get("cp_comm_type") or "p2p")
         super().__init__(config=config, **arguments)
         assert self.attention_type == "self", self.attention_type
         self.fp8_attention = None
         if config.fp8 and config.fp8_dot_product_attention:
-            _refuse_determinism(self.deterministic)
             self.fp8_attention = _StatelessAttention(config=config, **arguments)
 
     def forward(
@@ -103,12 +95,3 @@ def _packed(params: DocumentSeqParams) -> PackedSeqParams:
         max_seqlen_q=params.max_seqlen_q,
         max_seqlen_kv=params.max_seqlen_kv,
     )
-
-
-def _refuse_determinism(deterministic: bool) -> None:
-    if deterministic:
-        raise ConfigError(
-            "train.deterministic=true",
-            "Transformer Engine has no deterministic FP8 attention; it would find no kernel at the first row.",
-            "Set train.deterministic=false, or precision=fp8 (FP8 matrix products, BF16 attention).",
-        )

@@ -6,7 +6,9 @@ import importlib.metadata
 import importlib.util
 
 import torch
+from packaging.version import Version
 
+from nemo_prolong.config import legality
 from nemo_prolong.config.schema import KernelBackend, PrecisionConfig
 from nemo_prolong.errors import ConfigError
 
@@ -26,39 +28,24 @@ def installed_version() -> str | None:
 
 
 def resolve_backend(precision: PrecisionConfig) -> KernelBackend:
-    """Return the backend of a model: ``torch`` or ``te``, never ``auto``.
+    """Return the backend of a model here: ``torch`` or ``te``, never ``auto``.
 
     ``auto`` is Transformer Engine on a GPU where it is installed, else torch; fp32 is always torch, because no
-    attention kernel of Transformer Engine takes packed rows in it.
+    attention kernel of Transformer Engine takes packed rows in it, and FP8 is always Transformer Engine.
 
     Raises:
-        ConfigError: If the format and the backend do not fit, or Transformer Engine is asked for and not installed.
+        ConfigError: If Transformer Engine is wanted and not installed.
     """
-    backend = precision.backend
-    if backend is KernelBackend.AUTO:
-        usable = precision.compute != "fp32" and torch.cuda.is_available() and installed_version() is not None
-        backend = KernelBackend.TE if usable else KernelBackend.TORCH
-    if backend is KernelBackend.TE:
-        _check_te(precision)
-    elif precision.compute.startswith("fp8"):
+    version = installed_version()
+    platform = legality.Platform(
+        transformer_engine=Version(version).release if version else None,
+        compute_capability=torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
+    )
+    backend = legality.resolve_backend(precision, platform)
+    if backend is KernelBackend.TE and version is None:
         raise ConfigError(
-            f"precision.compute={precision.compute}",
-            "FP8 needs Transformer Engine on a GPU; the torch backend computes in fp32 or bf16.",
-            "Set precision=bf16, or run where Transformer Engine 2.9 is installed.",
+            f"precision.compute={precision.compute} precision.backend={precision.backend}",
+            "Transformer Engine is not installed here.",
+            "Set precision=bf16 precision.backend=torch, or run in the container of the Dockerfile.",
         )
     return backend
-
-
-def _check_te(precision: PrecisionConfig) -> None:
-    if installed_version() is None:
-        raise ConfigError(
-            f"precision.backend={precision.backend}",
-            "Transformer Engine is not installed in this environment.",
-            "Set precision.backend=torch, or run in the container of the Dockerfile.",
-        )
-    if precision.compute == "fp32":
-        raise ConfigError(
-            "precision.compute=fp32",
-            "no attention kernel of Transformer Engine takes rows with document masks in fp32.",
-            "Set precision=bf16, or precision.backend=torch.",
-        )
