@@ -1,0 +1,42 @@
+"""Hierarchical context-parallel groups on 4 gloo ranks; ``groups_program.py OUTPUT``, started by torchrun."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from nemo_prolong.engine import cpu
+
+cpu.prepare()
+
+from megatron.core import parallel_state  # noqa: E402 - after cpu.prepare()
+
+from nemo_prolong.engine.te.process_groups import hierarchical_context_parallel  # noqa: E402 - after cpu.prepare()
+
+
+def main(output: Path) -> None:
+    """Form the groups as NeMo does, and write what every rank finds in them."""
+    dist.init_process_group("gloo")
+    form_groups = parallel_state.initialize_model_parallel
+    with hierarchical_context_parallel([2, 2]):
+        parallel_state.initialize_model_parallel(context_parallel_size=4)
+    assert parallel_state.initialize_model_parallel is form_groups
+    found = {"ranks": [], "sums": [], "cp": dist.get_process_group_ranks(parallel_state.get_context_parallel_group())}
+    for group in parallel_state.get_hierarchical_context_parallel_groups():
+        total = torch.tensor(10 ** dist.get_rank())
+        dist.all_reduce(total, group=group)
+        found["ranks"].append(dist.get_process_group_ranks(group))
+        found["sums"].append(total.item())
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, found)
+    if dist.get_rank() == 0:
+        output.write_text(json.dumps(everyone))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

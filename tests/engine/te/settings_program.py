@@ -1,0 +1,84 @@
+"""What NeMo is told for Transformer Engine; ``settings_program.py`` writes JSON, without Transformer Engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from nemo_prolong.engine import cpu
+
+cpu.prepare()
+
+import torch  # noqa: E402 - after cpu.prepare()
+from megatron.core import parallel_state  # noqa: E402 - after cpu.prepare()
+from nemo import lightning as nl  # noqa: E402 - after cpu.prepare()
+
+from nemo_prolong.config.schema import KernelBackend, ModelConfig, ParallelismConfig, PrecisionConfig  # noqa: E402
+from nemo_prolong.engine import model  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.te import data_step, fp8  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.trainer import StageStrategy  # noqa: E402 - after cpu.prepare()
+
+TINY = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4, "num_query_groups": 2}
+PRECISIONS = [
+    PrecisionConfig(compute="bf16"),
+    PrecisionConfig(compute="fp8", fp8_recipe="tensorwise"),
+    PrecisionConfig(compute="fp8", fp8_recipe="blockwise"),
+    PrecisionConfig(compute="fp8_attention", fp8_recipe="delayed"),
+]
+
+
+def settings(precision: PrecisionConfig) -> dict[str, object]:
+    """Return the FP8 fields of model and plugin, and the functions that the model is built with."""
+    architecture = ModelConfig(
+        name="tiny", nemo_config="LlamaConfig", kv_channels=16, vocab_size=512, rotary_base=1e4, **TINY
+    )
+    config = model.build_nemo_config(architecture, 64, ParallelismConfig(), precision)
+    plugin = dataclasses.asdict(fp8.mixed_precision(precision).dtype_config)
+    names = [name for name in plugin if name.startswith("fp8") and hasattr(config, name)]
+    return {
+        "model": {name: getattr(config, name) for name in names},
+        "plugin": {name: plugin[name] for name in names},
+        "gathers_fp8_weights": plugin["fp8_param_gather"],
+        "tp_only_amax_red": config.tp_only_amax_red,
+        "layers": config.transformer_layer_spec.__name__,
+        "data_step": config.data_step_fn.__name__,
+        "bf16": config.bf16 and config.params_dtype is torch.bfloat16,
+    }
+
+
+def strategy_arguments() -> dict[str, object]:
+    """Return what the strategy adds where NeMo forms the process groups."""
+    seen = {}
+
+    def setup_distributed(self: StageStrategy) -> None:
+        seen.update(parallel_state.initialize_model_parallel.keywords)
+
+    nl.MegatronStrategy.setup_distributed = setup_distributed
+    strategy = StageStrategy(context_parallel_size=4)
+    strategy.hierarchical_context_parallel_sizes = [2, 2]
+    strategy.setup_distributed()
+    return seen
+
+
+def padded_lengths(precision: PrecisionConfig) -> list[int]:
+    """Return the tokens that 2 x 2 ranks of TP and CP make of rows with odd documents."""
+    parallel_state.get_context_parallel_world_size = lambda: 2
+    parallel_state.get_context_parallel_rank = lambda: 1
+    parallel_state.get_tensor_model_parallel_world_size = lambda: 2
+    step = data_step.data_step_of(precision)
+    lengths = []
+    for row in ([1, 700, 3], [1024]):
+        bounds = torch.tensor([0, *row]).cumsum(0).to(torch.int32)
+        per_token = torch.zeros(1, int(bounds[-1]), dtype=torch.int64)
+        batch = {key: per_token for key in ("tokens", "labels", "loss_mask", "position_ids")}
+        batch = step(iter([batch | {"cu_seqlens": bounds, "max_seqlen": max(row), "domain": [""]}]))
+        lengths.append([int(batch["cu_seqlens"][-1]), batch["tokens"].size(1), batch["equal_documents"]])
+    return lengths
+
+
+if __name__ == "__main__":
+    # Transformer Engine itself is not needed to say what the model would be built with.
+    model.resolve_backend = lambda precision: KernelBackend.TE
+    found = {"settings": [settings(precision) for precision in PRECISIONS], "strategy": strategy_arguments()}
+    found["padded"] = [padded_lengths(precision) for precision in PRECISIONS]
+    print(json.dumps(found, default=str))
