@@ -50,7 +50,7 @@ class Attention:
         fp8_recipe: Scaling of its FP8 matrix products.
         backend: Whose kernels run, never auto.
         dtype: Number format of the attention itself.
-        layout: thd is a packed row with its document boundaries, sbhd a batch of documents of one length.
+        layout: thd is a packed row with its document boundaries, bshd a batch of documents of one length.
         cp_comm_type: Exchange between context-parallel ranks, or None at CP 1.
         deterministic: Whether kernels must give the same bits every time.
         num_attention_heads: Query heads of a tensor-parallel rank.
@@ -64,7 +64,7 @@ class Attention:
     fp8_recipe: str
     backend: KernelBackend
     dtype: Literal["fp32", "bf16", "fp8"]
-    layout: Literal["thd", "sbhd"]
+    layout: Literal["thd", "bshd"]
     cp_comm_type: CpCommType | None
     deterministic: bool
     num_attention_heads: int
@@ -255,7 +255,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "all_gather_fp8",
-        lambda a: a.is_fp8 and a.te_before(2, 15) and _exchanges(a, "all_gather", "sbhd"),
+        lambda a: a.is_fp8 and a.te_before(2, 15) and _exchanges(a, "all_gather", "bshd"),
         _COMM,
         "Transformer Engine before 2.15 computes in 16 bits with all_gather, without a word.",
         _USE_P2P,
@@ -355,10 +355,10 @@ def resolve_backend(precision: PrecisionConfig, platform: Platform) -> KernelBac
 def attentions(cfg: RunConfig, platform: Platform) -> list[Attention]:
     """Return every kind of attention that a stage runs: packed rows always, with fp8_attention FP8 batches too."""
     parallelism, model = cfg.parallelism, cfg.model
-    kinds: list[tuple[Literal["fp32", "bf16", "fp8"], Literal["thd", "sbhd"]]]
+    kinds: list[tuple[Literal["fp32", "bf16", "fp8"], Literal["thd", "bshd"]]]
     kinds = [("fp32" if cfg.precision.compute == "fp32" else "bf16", "thd")]
     if cfg.precision.compute == "fp8_attention":
-        kinds.append(("fp8", "sbhd"))
+        kinds.append(("fp8", "bshd"))
     return [
         Attention(
             compute=cfg.precision.compute,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.distributed import Store
 
+from nemo_prolong.config.checks import check_platform
 from nemo_prolong.config.schema import RunConfig, Transition
 from nemo_prolong.engine import cpu
 
@@ -21,6 +22,7 @@ from nemo_prolong.engine.checkpoint.pickles import check_pickles  # noqa: E402 -
 from nemo_prolong.engine.data_module import PackedDataModule  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.metrics import StepMetrics  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.model import build_model  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.platform import current_platform  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.ranks import decided_by_rank_zero, open_store  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.trainer import build_trainer  # noqa: E402 - after cpu.prepare()
 
@@ -49,8 +51,10 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
         parent_checkpoint: Verified checkpoint to take weights (and optimizer state) from when not resuming.
 
     Raises:
+        ConfigError: If the stage needs kernels that do not exist for this device and these versions.
         CheckpointError: If the checkpoint holds something that loading would execute, or saving fails too often.
     """
+    check_platform(cfg, current_platform())
     store = open_store()
     resume = _rank_zero_path(store, "resume", resume)
     parent_checkpoint = _rank_zero_path(store, "parent_checkpoint", parent_checkpoint)

@@ -211,6 +211,28 @@ def test_the_paper_s_learning_rate_of_stage_2_is_an_ablation_and_changes_nothing
 
 
 @pytest.mark.parametrize(
+    ("ablation", "stage", "changes"),
+    [
+        ("stage1_per_device_loss", "stage1", {"train": {"loss_average": "per_device"}}),
+        ("stage2_fp8", "stage2", {"precision": {"compute": "fp8", "backend": "te"}}),
+        (
+            "stage2_fp8_attention",
+            "stage2",
+            {
+                "precision": {"compute": "fp8_attention", "fp8_recipe": "delayed", "backend": "te"},
+                "train": {"deterministic": False},
+            },
+        ),
+    ],
+)
+def test_an_ablation_of_loss_or_precision_changes_nothing_else(ablation, stage, changes, load_run):
+    expected = load_run(*overrides_for(stage)).model_dump()
+    for section, values in changes.items():
+        expected[section] |= values
+    assert load_run(*overrides_for(f"ablation/{ablation}")).model_dump() == expected | {"name": f"ablation/{ablation}"}
+
+
+@pytest.mark.parametrize(
     ("ablation", "base", "tokens"),
     [
         ("stage1_rope_0.5e6", 5e5, 5e9),

@@ -1,0 +1,23 @@
+"""What the engine finds to run on, as the rules of the configuration want it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nemo_prolong.config.legality import Platform
+from nemo_prolong.engine import platform
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_cpu_has_no_transformer_engine_and_no_device():
+    assert platform.current_platform() == Platform()
+
+
+def test_versions_and_device_of_a_gpu_become_releases(monkeypatch):
+    monkeypatch.setattr(platform, "installed_version", lambda: "2.9.0+70f53666")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, device))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert platform.current_platform() == Platform((2, 9, 0), (9, 0), cudnn=(9, 10, 2), cuda=(13, 0))
