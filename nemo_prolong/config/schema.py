@@ -63,6 +63,19 @@ class KernelBackend(StrEnum):
     TE = "te"
 
 
+class RopeScaling(Section):
+    """Llama-3.1's change of the RoPE frequencies (Hugging Face: ``rope_type: llama3``); the slow ones are divided."""
+
+    factor: Annotated[float, Field(ge=1.0)]
+    """Divides the frequencies whose wavelength is longer than the original context / ``low_freq_factor``."""
+    low_freq_factor: Annotated[float, Field(gt=0.0)]
+    """See ``factor``."""
+    high_freq_factor: Annotated[float, Field(gt=0.0)]
+    """Wavelengths shorter than the original context / this stay as they are; between the two it is interpolated."""
+    original_max_position_embeddings: PositiveInt
+    """The original context, in tokens."""
+
+
 class ModelConfig(Section):
     """A Llama model, in the words of NeMo's ``LlamaConfig``."""
 
@@ -88,6 +101,8 @@ class ModelConfig(Section):
     """The embedding is padded to a multiple of this times TP; the padding is dropped at export."""
     rotary_base: Annotated[float, Field(gt=1.0)]
     """RoPE base (Hugging Face: ``rope_theta``)."""
+    rope_scaling: RopeScaling | None = None
+    """Scaling of the RoPE frequencies as in Llama-3.1 and 3.2; null for none, as in Llama-3 and ProLong."""
     layernorm_epsilon: Annotated[float, Field(gt=0.0)] = 1e-5
     """Epsilon of RMSNorm."""
     init_method_std: Annotated[float, Field(gt=0.0)] = 0.02

@@ -23,9 +23,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase  # noqa: E402 - 
 
 from nemo_prolong.config.schema import ParallelismConfig, PrecisionConfig  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.checkpoint import ModelDescription  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.hf_names import rules  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.model import build_nemo_config  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.packed_step import packed_seq_params  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.weights import CheckpointReader  # noqa: E402 - after cpu.prepare()
+
+_VALUES = 2
+"""Which part of the fused projection the values are; the others are queries and keys."""
 
 
 def load_megatron_model(checkpoint: Path, description: ModelDescription) -> torch.nn.Module:
@@ -83,6 +87,26 @@ class MegatronScorer:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer the model was trained with."""
         return AutoTokenizer.from_pretrained(self.description.tokenizer, local_files_only=True, trust_remote_code=False)
+
+    @property
+    def inv_freq(self) -> torch.Tensor:
+        """RoPE frequencies of the model, float32 [C / 2], in radians per position."""
+        return self._model.rotary_pos_emb.inv_freq
+
+    @torch.no_grad()
+    def sharpen_attention(self, factor: float) -> None:
+        """Multiply queries and keys, so that a comparison sees positions that the weights as they are hardly look at.
+
+        Args:
+            factor: A power of two keeps the weights exact.
+        """
+        model = self.description.model_config
+        rule = next(rule for rule in rules(model) if rule.megatron.endswith("linear_qkv.weight"))
+        for name, parameter in self._model.named_parameters():
+            if name.endswith("linear_qkv.weight"):
+                for run in rule.runs(model):
+                    if run.part != _VALUES:
+                        parameter[run.start : run.start + run.count] *= factor
 
     @torch.no_grad()
     def logits(self, tokens: torch.Tensor, start: int = 0, position_ids: torch.Tensor | None = None) -> torch.Tensor:

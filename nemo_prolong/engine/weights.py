@@ -12,11 +12,12 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, LoadPlan, ReadItem
+from torch.distributed.checkpoint import DefaultLoadPlanner, LoadPlan, ReadItem
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from nemo_prolong.engine.checkpoint.pickles import read_metadata
+from nemo_prolong.engine.direct_reader import DirectReader
 from nemo_prolong.errors import CheckpointError
 
 
@@ -35,7 +36,7 @@ class CheckpointReader:
 
     def __init__(self, checkpoint: Path) -> None:
         self.directory = checkpoint / "weights"
-        self._storage = FileSystemReader(self.directory)
+        self._storage = DirectReader(self.directory)
         metadata = read_metadata(checkpoint)
         self._storage.set_up_storage_reader(metadata, is_coordinator=True)
         tensors = {
@@ -65,7 +66,7 @@ class CheckpointReader:
             CheckpointError: If files of the checkpoint are missing.
         """
         shape = self.shape(name)
-        return self._read_region(name, [0] * len(shape), shape)
+        return self._read_new(name, [0] * len(shape), shape)
 
     def read_layer(self, name: str, layer: int) -> torch.Tensor:
         """Return one layer of a tensor that is stacked over layers: entry ``layer`` of dim 0, on the CPU.
@@ -74,14 +75,36 @@ class CheckpointReader:
             CheckpointError: If files of the checkpoint are missing.
         """
         shape = self.shape(name)
-        return self._read_region(name, [layer, *[0] * (len(shape) - 1)], [1, *shape[1:]])[0]
+        return self._read_new(name, [layer, *[0] * (len(shape) - 1)], [1, *shape[1:]])[0]
 
-    def _read_region(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
-        """Return the box of ``sizes`` at ``offsets`` of a tensor."""
+    def read_rows(self, name: str, start: int, rows: torch.Tensor, layer: int | None = None) -> None:
+        """Fill ``rows`` with consecutive rows of a tensor, or of one layer of a stacked one.
+
+        Args:
+            name: The tensor.
+            start: First row.
+            rows: Destination on the CPU, of the tensor's dtype; its dim 0 says how many rows.
+            layer: Entry of dim 0 where the tensor is stacked over layers.
+
+        Raises:
+            CheckpointError: If files of the checkpoint are missing.
+        """
+        offsets = [start, *[0] * (rows.dim() - 1)]
+        if layer is None:
+            self._read_region(name, offsets, rows)
+        else:
+            self._read_region(name, [layer, *offsets], rows[None])
+
+    def _read_new(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+        tensor = torch.empty(torch.Size(sizes), dtype=self.dtype(name))
+        self._read_region(name, offsets, tensor)
+        return tensor
+
+    def _read_region(self, name: str, offsets: Sequence[int], tensor: torch.Tensor) -> None:
+        """Fill ``tensor`` with the box at ``offsets`` of a tensor."""
         key, entry = self._entries[name]
-        box = ChunkStorageMetadata(offsets=torch.Size(offsets), sizes=torch.Size(sizes))
+        box = ChunkStorageMetadata(offsets=torch.Size(offsets), sizes=tensor.shape)
         items = create_read_items_for_chunk_list(key, entry, [box])
-        tensor = torch.empty(box.sizes, dtype=entry.properties.dtype)
         covered = sum(math.prod(item.lengths) for item in items)
         if covered != tensor.numel():
             raise self._incomplete(name, f"{covered} of {tensor.numel()} elements are there")
@@ -89,7 +112,6 @@ class CheckpointReader:
             self._storage.read_data(LoadPlan(items), _IntoTensor(tensor)).wait()
         except (OSError, RuntimeError, UnpicklingError) as error:
             raise self._incomplete(name, str(error).splitlines()[0]) from error
-        return tensor
 
     def _incomplete(self, name: str, found: str) -> CheckpointError:
         return CheckpointError(

@@ -16,11 +16,13 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.errors import ExportError
 from nemo_prolong.export.source import Source
 from nemo_prolong.files import write_json_atomically, write_text_atomically
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 STOP_TOKENS = ("<|end_of_text|>", "<|eot_id|>")
@@ -110,8 +112,8 @@ def model_config(source: Source, special: SpecialTokens, dtype: torch.dtype) -> 
         "max_position_embeddings": source.manifest.advertised_context_length,
         # transformers 4 and most servers read the first, transformers 5 reads the second.
         "rope_theta": model.rotary_base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rotary_base},
-        "rope_scaling": None,
+        "rope_parameters": {**_rope_scaling(model), "rope_theta": model.rotary_base},
+        "rope_scaling": _rope_scaling(model) if model.rope_scaling else None,
         "bos_token_id": special.bos_id,
         "eos_token_id": special.eos_id,
         "pad_token_id": special.pad_id,
@@ -120,6 +122,13 @@ def model_config(source: Source, special: SpecialTokens, dtype: torch.dtype) -> 
         "use_cache": True,
         "transformers_version": transformers.__version__,
     }
+
+
+def _rope_scaling(model: ModelConfig) -> dict[str, Any]:
+    """Return the scaling of RoPE in the words of Hugging Face."""
+    if model.rope_scaling is None:
+        return {"rope_type": "default"}
+    return {"rope_type": "llama3", **model.rope_scaling.model_dump()}
 
 
 def generation_config(special: SpecialTokens) -> dict[str, Any]:
@@ -132,6 +141,38 @@ def generation_config(special: SpecialTokens) -> dict[str, Any]:
     return config if special.pad_id is None else {**config, "pad_token_id": special.pad_id}
 
 
+def tokenizer_config(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return ``tokenizer_config.json``: the source's, with the context length and the chat template."""
+    path = source.tokenizer / TOKENIZER_CONFIG_FILE
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config["model_max_length"] = source.manifest.advertised_context_length
+    if isinstance(tokenizer.chat_template, str):
+        # Older servers know only this place, transformers writes only a file of its own.
+        config["chat_template"] = tokenizer.chat_template
+    return config
+
+
+def configuration_files(
+    source: Source, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+) -> dict[str, dict[str, Any]]:
+    """Return the content of every JSON file that is made for the export.
+
+    Raises:
+        ExportError: If the tokenizer does not fit the model.
+    """
+    special = special_tokens(tokenizer, source.model.vocab_size)
+    return {
+        "config.json": model_config(source, special, dtype),
+        "generation_config.json": generation_config(special),
+        TOKENIZER_CONFIG_FILE: tokenizer_config(source, tokenizer),
+    }
+
+
+def copied_files(source: Source) -> list[str]:
+    """Return the names of the tokenizer's files that are copied as they are."""
+    return [name for name in TOKENIZER_FILES if (source.tokenizer / name).is_file()]
+
+
 def write_configuration(
     source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
 ) -> None:
@@ -140,22 +181,9 @@ def write_configuration(
     Raises:
         ExportError: If the tokenizer does not fit the model.
     """
-    special = special_tokens(tokenizer, source.model.vocab_size)
-    write_json_atomically(directory / "config.json", model_config(source, special, dtype))
-    write_json_atomically(directory / "generation_config.json", generation_config(special))
-    for name in TOKENIZER_FILES:
-        if (source.tokenizer / name).is_file():
-            shutil.copyfile(source.tokenizer / name, directory / name)
-    _complete_tokenizer_config(tokenizer, directory, source.manifest.advertised_context_length)
-
-
-def _complete_tokenizer_config(tokenizer: PreTrainedTokenizerBase, directory: Path, context_length: int) -> None:
-    """Put the context length and the chat template where each reader looks for them."""
-    path = directory / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["model_max_length"] = context_length
+    for name, content in configuration_files(source, tokenizer, dtype).items():
+        write_json_atomically(directory / name, content)
+    for name in copied_files(source):
+        shutil.copyfile(source.tokenizer / name, directory / name)
     if isinstance(tokenizer.chat_template, str):
-        # Older servers know only the first place, transformers writes only the second.
-        config["chat_template"] = tokenizer.chat_template
         write_text_atomically(directory / CHAT_TEMPLATE_FILE, tokenizer.chat_template)
-    write_json_atomically(path, config)

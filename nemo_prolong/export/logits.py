@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from nemo_prolong.export.hf_config import special_tokens
 from nemo_prolong.export.source import Source
 from nemo_prolong.export.verify import mismatch
 
@@ -30,6 +31,11 @@ MAX_FULL_PROMPT_TOKENS = 16384
 
 COMPARED_POSITIONS = 1024
 """Last positions of a prompt that are compared: they see everything before them, and all would not fit in memory."""
+
+SHARPENING = 8
+"""Factor of queries and keys in the prompt that is to see positions."""
+
+MIN_SHARPENED_AGREEMENT = 0.95
 
 GREEDY_TOKENS = 16
 GREEDY_PROMPT = "The quick brown fox jumps over the lazy dog. "
@@ -71,11 +77,17 @@ class TransformersResult:
         logits: float32 [T - start, vocab] per prompt.
         prompt_tokens: Length of the greedy prompt.
         generated: int64 [prompt_tokens + n], the greedy prompt and its continuation.
+        sharpened: float32 [T - start, vocab] of the last prompt, with queries and keys multiplied.
+        inv_freq: RoPE frequencies, float32 [C / 2].
+        stop_ids: Tokens after which generation was seen to end.
     """
 
     logits: list[Tensor]
     prompt_tokens: int
     generated: Tensor
+    sharpened: Tensor
+    inv_freq: Tensor
+    stop_ids: list[int]
 
 
 def make_prompts(vocab_size: int, context_length: int) -> list[Prompt]:
@@ -106,7 +118,7 @@ def make_prompts(vocab_size: int, context_length: int) -> list[Prompt]:
 def verify_logits(
     source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Compare logits, RoPE frequencies and a greedy continuation.
+    """Compare RoPE frequencies, logits, a greedy continuation, and check that generation stops.
 
     Returns:
         What was compared, for ``export_manifest.json``.
@@ -126,16 +138,22 @@ def verify_logits(
         raise mismatch(
             f"run={source.run_dir}", f"it saved step {scorer.description.step} meanwhile; exported {source.step}"
         )
+    _compare_frequencies(result.inv_freq, scorer.inv_freq)
     compared = []
     for prompt, logits in zip(prompts, result.logits, strict=True):
         megatron = scorer.logits(prompt.tokens, start=prompt.start, position_ids=prompt.position_ids)
         compared.append(_compare(prompt, logits, megatron))
     greedy = _compare_greedy(result, scorer.logits(result.generated[:-1], start=result.prompt_tokens - 1))
+    scorer.sharpen_attention(SHARPENING)
+    prompt = prompts[-1]
+    sharpened = scorer.logits(prompt.tokens, start=prompt.start, position_ids=prompt.position_ids)
     return {
         "max_logit_difference": max(entry["max_logit_difference"] for entry in compared),
         "logit_tolerance": MAX_LOGIT_DIFFERENCE,
         "prompts": compared,
+        "sharpened": _compare_sharpened(result.sharpened, sharpened),
         "greedy": greedy,
+        "stop_ids": result.stop_ids,
         "transformers": transformers.__version__,
     }
 
@@ -146,12 +164,39 @@ def _run_transformers(
 ) -> TransformersResult:
     """Load the export as a user would, in float32, and run everything that is to be compared."""
     model = _load(directory)
-    _verify_rotary(model, source)
+    if model.model.rotary_emb.attention_scaling != 1.0:
+        raise mismatch("config.json rope_parameters", "transformers scales the attention")
     prompt = tokenizer(GREEDY_PROMPT, return_tensors="pt")["input_ids"]
-    generated = model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=GREEDY_TOKENS, do_sample=False
+    mask = torch.ones_like(prompt)
+    generated = model.generate(prompt, attention_mask=mask, max_new_tokens=GREEDY_TOKENS, do_sample=False)
+    stop_ids = list(special_tokens(tokenizer, source.model.vocab_size).stop_ids)
+    for stop_id in stop_ids:
+        _verify_stop(model, prompt, stop_id)
+    logits = [_score(model, p) for p in prompts]
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight *= SHARPENING
+        layer.self_attn.k_proj.weight *= SHARPENING
+    return TransformersResult(
+        logits=logits,
+        prompt_tokens=prompt.shape[1],
+        generated=generated[0],
+        sharpened=_score(model, prompts[-1]),
+        inv_freq=model.model.rotary_emb.inv_freq,
+        stop_ids=stop_ids,
     )
-    return TransformersResult([_score(model, p) for p in prompts], prompt.shape[1], generated[0])
+
+
+def _verify_stop(model: Any, prompt: Tensor, stop_id: int) -> None:
+    """Check that generation ends where the model writes a stop token, by the directory's own settings."""
+
+    def only_stop(batch: int, ids: Tensor) -> list[int]:
+        return [stop_id]
+
+    generated = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=2, prefix_allowed_tokens_fn=only_stop
+    )
+    if generated.shape[1] != prompt.shape[1] + 1:
+        raise mismatch("generation_config.json eos_token_id", f"generation goes on after token {stop_id}")
 
 
 def _load(directory: Path) -> Any:
@@ -169,20 +214,15 @@ def _load(directory: Path) -> Any:
     return model.eval()
 
 
-def _verify_rotary(model: Any, source: Source) -> None:
-    """Check the frequencies that transformers derived from the configuration against the checkpoint's base."""
-    channels = source.model.kv_channels
-    rotary = model.model.rotary_emb
-    expected = source.model.rotary_base ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
-    found = rotary.inv_freq.double()
-    same = found.shape == expected.shape and torch.allclose(
+def _compare_frequencies(found: Tensor, expected: Tensor) -> None:
+    """Check the frequencies that transformers derived from the configuration against those of the Megatron model."""
+    if found.shape != expected.shape or not torch.allclose(
         found, expected, rtol=_INV_FREQ_RELATIVE_TOLERANCE, atol=0.0
-    )
-    if not same or rotary.attention_scaling != 1.0:
+    ):
         raise mismatch(
             "config.json rope_theta",
-            f"transformers rotates by {found[-1]:.6g} per position in the slowest dimension, a base of "
-            f"{source.model.rotary_base:g} by {expected[-1]:.6g}",
+            f"transformers rotates by {found[-1]:.6g} per position in the slowest dimension, Megatron by "
+            f"{expected[-1]:.6g}",
         )
 
 
@@ -214,6 +254,21 @@ def _compare(prompt: Prompt, logits: Tensor, megatron: Tensor) -> dict[str, Any]
         "max_logit_difference": difference,
         "argmax_equal": int((logits.argmax(-1) == megatron.argmax(-1)).sum()),
     }
+
+
+def _compare_sharpened(logits: Tensor, megatron: Tensor) -> dict[str, Any]:
+    """Return the record of the prompt with multiplied queries and keys, or refuse it.
+
+    Attention is then all or nothing, and positions decide: with a wrong base most of the choices are others, while two
+    orders of the same sums may differ in a near tie.
+    """
+    equal = float((logits.argmax(-1) == megatron.argmax(-1)).double().mean())
+    if not equal >= MIN_SHARPENED_AGREEMENT:
+        raise mismatch(
+            "positions spread over the context",
+            f"with sharpened attention transformers and Megatron choose the same token at {equal:.1%} of the positions",
+        )
+    return {"factor": SHARPENING, "argmax_equal_share": equal, "max_difference": float((logits - megatron).abs().max())}
 
 
 def _compare_greedy(result: TransformersResult, megatron: Tensor) -> dict[str, int]:

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
+SAFETENSORS_DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
+"""Names of the dtypes that are written."""
 
 _ALIGNMENT_BYTES = 8
 """The header is padded with spaces so that tensors start at a multiple of this."""
@@ -55,28 +56,33 @@ class WrittenFile:
 
 
 def write_safetensors(
-    path: Path, specs: Sequence[TensorSpec], dtype: torch.dtype, tensors: Iterable[Tensor]
+    path: Path, specs: Sequence[TensorSpec], dtype: torch.dtype, tensors: Iterable[Iterable[Tensor]]
 ) -> WrittenFile:
     """Write ``tensors`` to a new file and wait until the disk has it.
 
     Args:
         path: File; must not exist.
         specs: Names and shapes, in the order of ``tensors``.
-        dtype: float32 or bfloat16, of every tensor.
-        tensors: As many tensors as ``specs``; each is asked for when the one before it is written.
+        dtype: float32 or bfloat16, of every tensor in the file.
+        tensors: As many as ``specs``, each as consecutive blocks of its rows, of any floating dtype; a block is asked
+            for when the one before it is written.
     """
     digest = hashlib.sha256()
-    with path.open("xb") as file:
+    with path.open("xb", buffering=0) as file:
 
         def write(data: bytes | memoryview) -> None:
             digest.update(data)
-            file.write(data)
+            while data:
+                data = memoryview(data)[file.write(data) :]
 
         write(_header(specs, dtype))
-        for spec, tensor in zip(specs, tensors, strict=True):
-            assert tensor.shape == spec.shape and tensor.dtype == dtype, (spec, tensor.shape, tensor.dtype)
-            write(tensor.contiguous().view(torch.uint8).numpy().data.cast("B"))
-        file.flush()
+        for spec, blocks in zip(specs, tensors, strict=True):
+            rows = 0
+            for block in blocks:
+                assert block.shape[1:] == spec.shape[1:], (spec, block.shape)
+                write(block.to(dtype).contiguous().view(torch.uint8).numpy().data.cast("B"))
+                rows += len(block)
+            assert rows == spec.shape[0], (spec, rows)
         os.fsync(file.fileno())
         return WrittenFile(digest.hexdigest(), file.tell())
 
@@ -87,7 +93,11 @@ def _header(specs: Sequence[TensorSpec], dtype: torch.dtype) -> bytes:
     end = 0
     for spec in specs:
         start, end = end, end + spec.num_bytes(dtype)
-        header[spec.name] = {"dtype": _DTYPES[dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
+        header[spec.name] = {
+            "dtype": SAFETENSORS_DTYPES[dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT_BYTES)
     return len(text).to_bytes(8, "little") + text

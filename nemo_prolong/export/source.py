@@ -6,20 +6,18 @@ Needs no model and no process group. Holds one tensor of one layer at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from nemo_prolong.config.locations import newest_checkpoint
 from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.engine.checkpoint import ModelDescription
+from nemo_prolong.engine.hf_names import Piece, Rule, rules
 from nemo_prolong.engine.weights import CheckpointReader
 from nemo_prolong.errors import CheckpointError, ExportError
-from nemo_prolong.export.names import Piece, Rule, pieces, rules
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +50,9 @@ class Source:
             return self.reader.read(piece.rule.megatron)
         return self.reader.read_layer(piece.rule.megatron, piece.layer)
 
-    def hugging_face_tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Yield names and tensors in the order of ``names.pieces``, cast to ``dtype``."""
-        for piece in pieces(self.model):
-            yield from zip(piece.names, self._split(piece, dtype), strict=True)
-
-    def _split(self, piece: Piece, dtype: torch.dtype) -> Iterator[Tensor]:
-        for part in piece.rule.split(self.read(piece), self.model):
-            yield part.to(dtype)
+    def read_rows(self, piece: Piece, start: int, rows: Tensor) -> None:
+        """Fill ``rows``, of the checkpoint's dtype, with those of a Megatron tensor of one layer from ``start`` on."""
+        self.reader.read_rows(piece.rule.megatron, start, rows, piece.layer)
 
 
 def open_source(run: str) -> Source:

@@ -7,22 +7,36 @@ equal to the bit. Then, in ``logits.py``, the model that plain transformers make
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nemo_prolong.errors import ExportError
-from nemo_prolong.export.hf_config import generation_config, load_tokenizer, model_config, special_tokens
-from nemo_prolong.export.names import Piece, pieces
+from nemo_prolong.engine.hf_directory import HuggingFaceDirectory
+from nemo_prolong.engine.hf_names import Piece, Shape, pieces
+from nemo_prolong.engine.hf_reader import HuggingFaceReader
+from nemo_prolong.errors import CheckpointError, ExportError
+from nemo_prolong.export.hf_config import (
+    CHAT_TEMPLATE_FILE,
+    configuration_files,
+    copied_files,
+    load_tokenizer,
+)
+from nemo_prolong.export.safetensors_file import SAFETENSORS_DTYPES
 from nemo_prolong.export.source import Source
 from nemo_prolong.export.writer import INDEX_FILE
 
 PROBE_TEXT = "def f(x):\n\treturn x ** 2  # 12,345 \u00e4\u00f6\u00fc <|eot_id|>\n"
 """Text that two different tokenizers are unlikely to cut alike."""
+
+PROBE_CHAT = [
+    {"role": "user", "content": " What is 12 * 3? "},
+    {"role": "assistant", "content": "36."},
+    {"role": "user", "content": "And 12 * 4?"},
+]
 
 
 def mismatch(what: str, found: str) -> ExportError:
@@ -37,24 +51,40 @@ def mismatch(what: str, found: str) -> ExportError:
 def verify_configuration(
     source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
 ) -> None:
-    """Check the JSON files and the tokenizer on disk.
+    """Check the JSON files and the tokenizer on disk, and that nothing else lies there.
 
     Raises:
-        ExportError: Naming the first key that differs.
+        ExportError: Naming the first file or key that differs.
     """
-    special = special_tokens(tokenizer, source.model.vocab_size)
-    expected = {
-        "config.json": model_config(source, special, dtype),
-        "generation_config.json": generation_config(special),
-    }
+    expected = configuration_files(source, tokenizer, dtype)
     for name, values in expected.items():
-        found = json.loads((directory / name).read_text(encoding="utf-8"))
+        found = _read_json(directory / name)
         for key in sorted(values.keys() | found.keys()):
             if found.get(key) != values.get(key) or (key in found) != (key in values):
                 raise mismatch(
                     f"{name} {key}={found.get(key)}", f"the checkpoint and its manifest say {values.get(key)}"
                 )
+    copied = copied_files(source)
+    for name in copied:
+        if not _same_bytes(source.tokenizer / name, directory / name):
+            raise mismatch(name, f"it is not that of {source.tokenizer}")
+    allowed = {*expected, *copied, CHAT_TEMPLATE_FILE, INDEX_FILE}
+    foreign = sorted(path.name for path in directory.iterdir() if path.name not in allowed)
+    foreign = [name for name in foreign if not name.endswith(".safetensors")]
+    if foreign:
+        raise mismatch(", ".join(foreign), "the export wrote no such file")
     _verify_tokenizer(tokenizer, load_tokenizer(directory))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise mismatch(path.name, f"it cannot be read back ({error})") from error
+
+
+def _same_bytes(ours: Path, theirs: Path) -> bool:
+    return theirs.is_file() and ours.read_bytes() == theirs.read_bytes()
 
 
 def _verify_tokenizer(source: PreTrainedTokenizerBase, exported: PreTrainedTokenizerBase) -> None:
@@ -63,14 +93,24 @@ def _verify_tokenizer(source: PreTrainedTokenizerBase, exported: PreTrainedToken
         "special tokens": (source.special_tokens_map, exported.special_tokens_map),
         "chat template": (source.chat_template, exported.chat_template),
         "cut of a probe text": (source(PROBE_TEXT)["input_ids"], exported(PROBE_TEXT)["input_ids"]),
+        "ids of a conversation": (_chat_ids(source), _chat_ids(exported)),
     }
     for what, (ours, theirs) in checks.items():
         if ours != theirs:
             raise mismatch("tokenizer", f"its {what} is not that of {source.name_or_path}")
 
 
+def _chat_ids(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """Return the ids of a conversation as a server makes them, None without a template."""
+    if tokenizer.chat_template is None:
+        return None
+    return tokenizer.apply_chat_template(PROBE_CHAT, add_generation_prompt=True, return_dict=False)
+
+
 def verify_tensors(source: Source, directory: Path, dtype: torch.dtype) -> int:
     """Check that the files hold every tensor once, where the index says, with the bits of the checkpoint.
+
+    The tensors are read as a stage that starts from the directory reads them.
 
     Returns:
         How many Hugging Face tensors were compared.
@@ -78,56 +118,64 @@ def verify_tensors(source: Source, directory: Path, dtype: torch.dtype) -> int:
     Raises:
         ExportError: Naming the first tensor that differs.
     """
-    index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
-    weight_map: dict[str, str] = index["weight_map"]
+    index = _read_json(directory / INDEX_FILE)
     all_pieces = list(pieces(source.model))
-    expected = {name for piece in all_pieces for name in piece.names}
+    expected = {name: shape for piece in all_pieces for name, shape in zip(piece.names, piece.shapes, strict=True)}
     _verify_index(directory, index, expected, dtype)
+    reader = HuggingFaceReader(_open_directory(directory), source.model)
     for piece in all_pieces:
-        parts = [_read_tensor(directory / weight_map[name], name) for name in piece.names]
-        _verify_piece(source, piece, parts, dtype)
+        _verify_piece(source, piece, reader, dtype)
     return len(expected)
 
 
-def _verify_index(directory: Path, index: dict[str, Any], expected: set[str], dtype: torch.dtype) -> None:
+def _open_directory(directory: Path) -> HuggingFaceDirectory:
+    try:
+        return HuggingFaceDirectory(directory)
+    except CheckpointError as error:
+        raise mismatch(directory.name, error.rule.rstrip(".")) from error
+
+
+def _verify_index(directory: Path, index: dict[str, Any], expected: dict[str, Shape], dtype: torch.dtype) -> None:
     """Check that index and files agree with each other and hold the tensors of the model."""
     found: dict[str, str] = {}
-    elements = 0
     for path in sorted(directory.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():
-                    if name in found:
-                        raise mismatch(f"{path.name} {name}", f"{found[name]} holds it too")
-                    found[name] = path.name
-                    elements += torch.Size(file.get_slice(name).get_shape()).numel()
-        except SafetensorError as error:
-            raise mismatch(path.name, f"the file cannot be read back ({error})") from error
-    if found.keys() != expected:
+        for name, shape, kind in _headers(path):
+            if name in found:
+                raise mismatch(f"{path.name} {name}", f"{found[name]} holds it too")
+            found[name] = path.name
+            if name in expected and (shape, kind) != (expected[name], SAFETENSORS_DTYPES[dtype]):
+                raise mismatch(
+                    name, f"it is {list(shape)} {kind}, not {list(expected[name])} {SAFETENSORS_DTYPES[dtype]}"
+                )
+    if found.keys() != expected.keys():
         raise mismatch(
-            "*.safetensors", f"tensors missing or too many: {', '.join(sorted(found.keys() ^ expected)[:3])}"
+            "*.safetensors", f"tensors missing or too many: {', '.join(sorted(found.keys() ^ expected.keys())[:3])}"
         )
     if index["weight_map"] != found:
         raise mismatch(INDEX_FILE, "it does not say where the tensors are")
-    if index["metadata"]["total_size"] != elements * dtype.itemsize:
-        raise mismatch(INDEX_FILE, f"total_size is not {elements * dtype.itemsize}")
+    size = sum(map(math.prod, expected.values())) * dtype.itemsize
+    if index["metadata"]["total_size"] != size:
+        raise mismatch(INDEX_FILE, f"total_size is not {size}")
 
 
-def _read_tensor(path: Path, name: str) -> Tensor:
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
+def _headers(path: Path) -> list[tuple[str, Shape, str]]:
+    """Return name, shape and dtype of every tensor in a file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()]
+    except SafetensorError as error:
+        raise mismatch(path.name, f"the file cannot be read back ({error})") from error
 
 
-def _verify_piece(source: Source, piece: Piece, parts: list[Tensor], dtype: torch.dtype) -> None:
-    """Check the parts of one Megatron tensor, joined again."""
-    for name, part, shape in zip(piece.names, parts, piece.shapes, strict=True):
-        if part.shape != shape or part.dtype != dtype:
-            raise mismatch(name, f"it is {list(part.shape)} {part.dtype}, not {list(shape)} {dtype}")
-    joined = piece.rule.join(parts, source.model)
-    original = source.read(piece)[: joined.shape[0]].to(dtype)
+def _verify_piece(source: Source, piece: Piece, reader: HuggingFaceReader, dtype: torch.dtype) -> None:
+    """Compare one Megatron tensor, the padding of a vocabulary left out."""
+    original = source.read(piece)[: sum(shape[0] for shape in piece.shapes)].to(dtype)
+    read_back = torch.empty_like(original)
+    reader.fill(read_back, piece.rule.megatron, piece.layer)
     # As integers: equal bits, where a comparison of floats takes 0.0 for -0.0 and no NaN for itself.
     integer = torch.int16 if dtype.itemsize == 2 else torch.int32
-    differing = int((joined.view(integer) != original.contiguous().view(integer)).sum())
+    differing = int((read_back.view(integer) != original.view(integer)).sum())
     if differing:
         where = piece.rule.megatron if piece.layer is None else f"{piece.rule.megatron} of layer {piece.layer}"
         raise mismatch(", ".join(piece.names), f"{differing} values differ from {where}")

@@ -1,22 +1,26 @@
 """Stream a checkpoint into sharded safetensors with an index.
 
-Every file's content is known from shapes alone before the first tensor is read, so tensors go from the checkpoint to
-their place on disk one by one. Peak memory: the largest tensor of one layer, or the embedding, and its cast copy.
+Every file's content is known from shapes alone before the first tensor is read, so rows go from the checkpoint to
+their place on disk block by block, and no tensor is ever in memory whole. Several files are written at once, because
+hashing alone takes a core each.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from nemo_prolong.config.schema import ModelConfig
+from nemo_prolong.engine.hf_names import Piece, pieces
 from nemo_prolong.errors import ExportError
-from nemo_prolong.export.names import pieces
 from nemo_prolong.export.safetensors_file import TensorSpec, WrittenFile, write_safetensors
 from nemo_prolong.export.source import Source
 from nemo_prolong.files import write_json_atomically
@@ -26,24 +30,34 @@ log = logging.getLogger(__name__)
 
 INDEX_FILE = "model.safetensors.index.json"
 
+_WRITERS_PER_CORE = 2
+"""While one waits for the disk, another computes."""
 
-def plan_shards(model: ModelConfig, dtype: torch.dtype, max_shard_bytes: int) -> dict[str, list[TensorSpec]]:
+_BLOCK_BYTES = 2**21
+"""Read, hashed and written in one go: small enough to stay in the processor's cache from the first to the last."""
+
+
+def plan_shards(model: ModelConfig, dtype: torch.dtype, max_shard_bytes: int) -> dict[str, list[Piece]]:
     """Return what goes into which file, in the order of writing.
 
-    A file takes tensors until the next would make its data larger than ``max_shard_bytes``; a tensor that is larger by
-    itself has a file of its own.
+    A file takes tensors until the next would make its data larger than ``max_shard_bytes``. What Megatron fuses stays
+    in one file; where that is larger by itself, the file holds nothing else.
     """
-    shards: list[list[TensorSpec]] = [[]]
+    shards: list[list[Piece]] = [[]]
     used = 0
     for piece in pieces(model):
-        for spec in map(TensorSpec, piece.names, piece.shapes):
-            size = spec.num_bytes(dtype)
-            if shards[-1] and used + size > max_shard_bytes:
-                shards.append([])
-                used = 0
-            shards[-1].append(spec)
-            used += size
+        size = piece_bytes(piece, dtype)
+        if shards[-1] and used + size > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(piece)
+        used += size
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, start=1)}
+
+
+def piece_bytes(piece: Piece, dtype: torch.dtype) -> int:
+    """Return the bytes of the Hugging Face tensors of a piece."""
+    return sum(math.prod(shape) for shape in piece.shapes) * dtype.itemsize
 
 
 def write_weights(source: Source, directory: Path, dtype: torch.dtype, max_shard_bytes: int) -> dict[str, WrittenFile]:
@@ -57,38 +71,58 @@ def write_weights(source: Source, directory: Path, dtype: torch.dtype, max_shard
         CheckpointError: If files of the checkpoint are missing.
     """
     shards = plan_shards(source.model, dtype, max_shard_bytes)
-    tensors = _finite_tensors(source, dtype)
-    written = {}
-    for name, specs in shards.items():
-        started = time.monotonic()
-        written[name] = write_safetensors(directory / name, specs, dtype, _take(tensors, len(specs)))
-        seconds = time.monotonic() - started
-        rate = format_bytes(round(written[name].num_bytes / max(seconds, 1e-9)))
-        log.info("wrote %s  %s  %s/s", name, format_bytes(written[name].num_bytes), rate)
+    with ThreadPoolExecutor(_WRITERS_PER_CORE * len(os.sched_getaffinity(0))) as pool:
+        try:
+            futures = {
+                name: pool.submit(_write_shard, source, directory / name, shard, dtype)
+                for name, shard in shards.items()
+            }
+            written = {name: future.result() for name, future in futures.items()}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     _write_index(directory, shards, dtype)
     return written
 
 
-def _take(tensors: Iterator[Tensor], count: int) -> Iterator[Tensor]:
-    for _ in range(count):
-        yield next(tensors)
+def _write_shard(source: Source, path: Path, shard: list[Piece], dtype: torch.dtype) -> WrittenFile:
+    started = time.monotonic()
+    specs = [spec for piece in shard for spec in map(TensorSpec, piece.names, piece.shapes)]
+    written = write_safetensors(path, specs, dtype, _tensors(source, shard))
+    rate = format_bytes(round(written.num_bytes / max(time.monotonic() - started, 1e-9)))
+    log.info("wrote %s  %s  %s/s", path.name, format_bytes(written.num_bytes), rate)
+    return written
 
 
-def _finite_tensors(source: Source, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Yield the tensors in writing order; a model with NaN in it must not leave."""
-    for name, tensor in source.hugging_face_tensors(dtype):
-        # The extremes are NaN if any value is, and need no second tensor.
-        if not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
-            raise ExportError(
-                f"run={source.run_dir}",
-                f"{name} of {source.checkpoint.name} has NaN or infinity in it.",
-                "Train again from a checkpoint before the loss went wrong; metrics.jsonl tells when.",
-            )
-        yield tensor
+def _tensors(source: Source, shard: list[Piece]) -> Iterator[Iterator[Tensor]]:
+    """Yield the Hugging Face tensors of a shard, each in blocks of rows."""
+    for piece in shard:
+        for part, name in enumerate(piece.names):
+            yield _blocks(source, piece, part, name)
 
 
-def _write_index(directory: Path, shards: dict[str, list[TensorSpec]], dtype: torch.dtype) -> None:
-    weight_map = {spec.name: name for name, specs in shards.items() for spec in specs}
-    total_size = sum(spec.num_bytes(dtype) for specs in shards.values() for spec in specs)
+def _blocks(source: Source, piece: Piece, part: int, name: str) -> Iterator[Tensor]:
+    """Yield the rows of one Hugging Face tensor in one buffer; a model with NaN in it must not leave."""
+    dtype, columns = source.reader.dtype(piece.rule.megatron), piece.shapes[part][1:]
+    buffer = torch.empty(max(1, _BLOCK_BYTES // (math.prod(columns) * dtype.itemsize)), *columns, dtype=dtype)
+    for run in piece.rule.runs(source.model):
+        if run.part != part:
+            continue
+        for start in range(run.start, run.start + run.count, len(buffer)):
+            block = buffer[: run.start + run.count - start]
+            source.read_rows(piece, start, block)
+            # The extremes are NaN if any value is, and need no second tensor.
+            if not torch.isfinite(torch.stack(torch.aminmax(block))).all():
+                raise ExportError(
+                    f"run={source.run_dir}",
+                    f"{name} of {source.checkpoint.name} has NaN or infinity in it.",
+                    "Train again from a checkpoint before the loss went wrong; metrics.jsonl tells when.",
+                )
+            yield block
+
+
+def _write_index(directory: Path, shards: dict[str, list[Piece]], dtype: torch.dtype) -> None:
+    weight_map = {name: file for file, shard in shards.items() for piece in shard for name in piece.names}
+    total_size = sum(piece_bytes(piece, dtype) for shard in shards.values() for piece in shard)
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     write_json_atomically(directory / INDEX_FILE, index)

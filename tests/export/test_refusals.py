@@ -14,8 +14,9 @@ import torch
 from export_tools import Workspace, export_config
 from safetensors import safe_open
 
+from nemo_prolong.engine import hf_names
 from nemo_prolong.errors import CheckpointError, ExportError
-from nemo_prolong.export import assemble, hf_config, logits, names, run, verify, writer
+from nemo_prolong.export import assemble, hf_config, logits, run, source, verify, writer
 from nemo_prolong.export.hf_config import load_tokenizer
 from nemo_prolong.export.source import Source, open_source
 
@@ -40,8 +41,8 @@ def after_writing(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
     """Let ``spoil`` change the files between writing and verification."""
     write_weights = assemble.write_weights
 
-    def write_and_spoil(source: Source, directory: Path, *args: Any) -> Any:
-        written = write_weights(source, directory, *args)
+    def write_and_spoil(exported: Source, directory: Path, *args: Any) -> Any:
+        written = write_weights(exported, directory, *args)
         spoil(directory)
         return written
 
@@ -127,8 +128,8 @@ def spoiled(exported: Path, tmp_path: Path) -> Path:
 
 
 def verify_logits(workspace: Workspace, directory: Path) -> dict[str, Any]:
-    source = open_source(str(workspace.child))
-    return logits.verify_logits(source, load_tokenizer(source.tokenizer), directory, FP32)
+    child = open_source(str(workspace.child))
+    return logits.verify_logits(child, load_tokenizer(child.tokenizer), directory, FP32)
 
 
 def set_rope_base(directory: Path, base: float) -> None:
@@ -144,14 +145,14 @@ def test_the_frequencies_refuse_a_rope_base_that_is_off_by_a_hundredth_of_a_perc
     workspace: Workspace, spoiled: Path
 ) -> None:
     set_rope_base(spoiled, 80008.0)
-    with pytest.raises(ExportError, match=r"config\.json rope_theta: .* a base of 80000 by"):
+    with pytest.raises(ExportError, match=r"config\.json rope_theta: .* rotates by .* per position"):
         verify_logits(workspace, spoiled)
 
 
 def test_the_logits_alone_refuse_a_wrong_rope_base(
     monkeypatch: pytest.MonkeyPatch, workspace: Workspace, spoiled: Path
 ) -> None:
-    monkeypatch.setattr(logits, "_verify_rotary", lambda model, source: None)
+    monkeypatch.setattr(logits, "_compare_frequencies", lambda found, expected: None)
     set_rope_base(spoiled, 10000.0)
     with pytest.raises(ExportError, match="logits of transformers and Megatron differ by up to"):
         verify_logits(workspace, spoiled)
@@ -160,39 +161,53 @@ def test_the_logits_alone_refuse_a_wrong_rope_base(
 def test_spread_positions_see_a_rope_base_that_short_prompts_do_not(
     monkeypatch: pytest.MonkeyPatch, workspace: Workspace, spoiled: Path
 ) -> None:
-    monkeypatch.setattr(logits, "_verify_rotary", lambda model, source: None)
+    monkeypatch.setattr(logits, "_compare_frequencies", lambda found, expected: None)
     monkeypatch.setattr(logits, "MAX_LOGIT_DIFFERENCE", 1e9)
+    monkeypatch.setattr(logits, "MIN_SHARPENED_AGREEMENT", 0.0)
     set_rope_base(spoiled, 80001.0)
     *short, spread = verify_logits(workspace, spoiled)["prompts"]
     assert max(prompt["max_logit_difference"] for prompt in short) < 1e-2
     assert spread["max_logit_difference"] > 10 * max(prompt["max_logit_difference"] for prompt in short)
 
 
+def test_sharpened_attention_alone_refuses_a_rope_base_that_is_off_by_a_thousandth_of_a_percent(
+    monkeypatch: pytest.MonkeyPatch, workspace: Workspace, spoiled: Path
+) -> None:
+    monkeypatch.setattr(logits, "_compare_frequencies", lambda found, expected: None)
+    monkeypatch.setattr(logits, "MAX_LOGIT_DIFFERENCE", 1e9)
+    assert verify_logits(workspace, spoiled)["sharpened"]["argmax_equal_share"] == 1.0
+    set_rope_base(spoiled, 80001.0)
+    with pytest.raises(ExportError, match=r"with sharpened attention .* choose the same token at [789]\d\.\d% of the"):
+        verify_logits(workspace, spoiled)
+
+
 def test_a_mapping_that_is_wrong_both_ways_passes_the_tensors_and_is_refused_by_the_logits(
     monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
-    def swap(rule: names.Rule) -> names.Rule:
+    def swap(rule: hf_names.Rule) -> hf_names.Rule:
         if not rule.megatron.endswith("linear_fc1.weight"):
             return rule
-        return dataclasses.replace(
-            rule,
-            split=lambda fused, model: names.split_gate_up(fused, model)[::-1],
-            join=lambda parts, model: names.join_gate_up(parts[::-1], model),
-        )
+        return dataclasses.replace(rule, hugging_face=rule.hugging_face[::-1])
 
-    monkeypatch.setattr(names, "_LAYER", tuple(map(swap, names._LAYER)))
+    monkeypatch.setattr(hf_names, "_LAYER", tuple(map(swap, hf_names._LAYER)))
     assert "logits of transformers and Megatron differ by up to" in refused()
 
 
+def generated(*tokens: int) -> logits.TransformersResult:
+    """Return what transformers generated after a prompt of one token."""
+    nothing = torch.empty(0)
+    return logits.TransformersResult([], 1, torch.tensor(tokens), sharpened=nothing, inv_freq=nothing, stop_ids=[])
+
+
 def test_a_wrong_greedy_token_is_refused() -> None:
-    result = logits.TransformersResult([], prompt_tokens=1, generated=torch.tensor([0, 1, 1]))
+    result = generated(0, 1, 1)
     megatron = torch.tensor([[0.0, 5.0], [5.0, 0.0]])
     with pytest.raises(ExportError, match="token 2 that transformers generates is not Megatron's choice"):
         logits._compare_greedy(result, megatron)
 
 
 def test_a_tie_between_two_greedy_tokens_is_no_difference() -> None:
-    result = logits.TransformersResult([], prompt_tokens=1, generated=torch.tensor([0, 1]))
+    result = generated(0, 1)
     assert logits._compare_greedy(result, torch.tensor([[1.0 + 1e-6, 1.0]])) == {"tokens": 1, "equal": 0}
 
 
@@ -203,16 +218,15 @@ def test_nan_in_the_logits_is_refused() -> None:
 
 
 def test_a_weight_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
-    read = Source.read
+    read_rows = Source.read_rows
 
-    def read_with_nan(self: Source, piece: names.Piece) -> torch.Tensor:
-        tensor = read(self, piece)
+    def read_with_nan(self: Source, piece: hf_names.Piece, start: int, rows: torch.Tensor) -> None:
+        read_rows(self, piece, start, rows)
         if piece.rule.megatron.endswith("linear_fc2.weight"):
-            tensor[3, 4] = float("nan")
-        return tensor
+            rows[3, 4] = float("nan")
 
-    monkeypatch.setattr(Source, "read", read_with_nan)
-    assert "model.layers.0.mlp.down_proj.weight of step_00000004 has NaN or infinity in it" in refused()
+    monkeypatch.setattr(Source, "read_rows", read_with_nan)
+    assert ".mlp.down_proj.weight of step_00000004 has NaN or infinity in it" in refused()
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
@@ -220,19 +234,19 @@ def test_an_end_between_two_shards_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, workspace: Workspace, tmp_path: Path, error: BaseException
 ) -> None:
     write_safetensors = writer.write_safetensors
-    paths = []
+    third = sorted(writer.plan_shards(open_source(str(workspace.child)).model, FP32, 100_000))[2]
+    written = []
 
     def fail_at_the_third(path: Path, *args: Any) -> Any:
-        paths.append(path)
-        if len(paths) == 3:
-            assert paths[0].is_file()
+        if path.name == third:
             raise error
-        return write_safetensors(path, *args)
+        written.append(write_safetensors(path, *args))
+        return written[-1]
 
     monkeypatch.setattr(writer, "write_safetensors", fail_at_the_third)
     with pytest.raises(type(error)):
         run.export(export_config(workspace.child, tmp_path / "out" / "hf"))
-    assert len(paths) == 3
+    assert written
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -245,8 +259,14 @@ def test_a_manifest_that_disagrees_with_the_checkpoint_about_the_rope_base_is_re
     assert "model.json of step_00000004 and stage.json disagree in rotary_base (80000.0 and 10000.0)" in message
 
 
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are opened without a look at their hashes."""
+    monkeypatch.setattr(source, "newest_checkpoint", lambda run: sorted((run / "checkpoints").glob("step_*"))[-1])
+
+
 def test_a_checkpoint_of_another_shape_than_its_description_is_refused(
-    workspace: Workspace, tmp_path: Path, refused: Callable[..., str]
+    workspace: Workspace, tmp_path: Path, refused: Callable[..., str], unverified: None
 ) -> None:
     copy = shutil.copytree(workspace.child, tmp_path / "child")
     for path, prefix in ((copy / "stage.json", ()), (copy / "checkpoints/step_00000004/model.json", ())):
@@ -266,7 +286,7 @@ def test_a_missing_run_or_checkpoint_is_refused(workspace: Workspace, tmp_path: 
         run.export(export_config(copy, tmp_path / "hf"))
 
 
-def test_a_checkpoint_with_a_file_missing_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_file_missing_is_refused(workspace: Workspace, tmp_path: Path, unverified: None) -> None:
     copy = shutil.copytree(workspace.base, tmp_path / "base")
     for path in (copy / "checkpoints").rglob("*.distcp"):
         path.unlink()

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nemo_prolong.config.schema import ModelConfig
-from nemo_prolong.export.names import pieces
+from nemo_prolong.engine.hf_names import pieces
 from nemo_prolong.export.safetensors_file import TensorSpec, write_safetensors
-from nemo_prolong.export.writer import plan_shards
+from nemo_prolong.export.writer import piece_bytes, plan_shards
 
 shapes = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple), min_size=1, max_size=6)
 
@@ -30,7 +30,7 @@ def test_the_safetensors_library_reads_back_what_was_streamed(
     specs = [TensorSpec(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model.safetensors"
-        written = write_safetensors(path, specs, dtype, iter(tensors.values()))
+        written = write_safetensors(path, specs, dtype, (tensor.split(2) for tensor in tensors.values()))
         loaded = load_file(path)
         with safe_open(path, framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
@@ -45,21 +45,26 @@ def test_the_safetensors_library_reads_back_what_was_streamed(
 
 def test_a_part_of_another_tensor_is_written_as_it_looks_not_as_it_lies_in_memory(tmp_path: Path) -> None:
     transposed = torch.arange(6.0).reshape(2, 3).T
-    write_safetensors(tmp_path / "a", [TensorSpec("a", (3, 2))], torch.float32, [transposed])
+    write_safetensors(tmp_path / "a", [TensorSpec("a", (3, 2))], torch.float32, [[transposed]])
     assert torch.equal(load_file(tmp_path / "a")["a"], transposed)
 
 
 @given(models(), st.integers(1, 4000), st.sampled_from([torch.float32, torch.bfloat16]))
 @settings(max_examples=100, deadline=None)
-def test_every_tensor_is_in_one_shard_and_no_shard_is_too_large_but_for_a_single_tensor(
+def test_every_tensor_is_in_one_shard_and_no_shard_is_too_large_but_for_one_fused_tensor(
     model: ModelConfig, max_shard_bytes: int, dtype: torch.dtype
 ) -> None:
     shards = plan_shards(model, dtype, max_shard_bytes)
-    names = [spec.name for specs in shards.values() for spec in specs]
-    assert names == [name for piece in pieces(model) for name in piece.names]
-    for specs in shards.values():
-        assert specs
-        assert len(specs) == 1 or sum(spec.num_bytes(dtype) for spec in specs) <= max_shard_bytes
+    assert [piece for shard in shards.values() for piece in shard] == list(pieces(model))
+    for shard in shards.values():
+        assert shard
+        assert len(shard) == 1 or sum(piece_bytes(piece, dtype) for piece in shard) <= max_shard_bytes
+
+
+def test_what_megatron_fuses_is_in_one_shard() -> None:
+    for shard in plan_shards(make_model(), torch.float32, 1).values():
+        assert len(shard) == 1
+        assert {name.split(".")[-2][1:] for name in shard[0].names} >= {"_proj"} or len(shard[0].names) != 3
 
 
 def test_shards_are_numbered_as_transformers_numbers_them() -> None:

@@ -1,67 +1,36 @@
-"""Megatron's tensors and Hugging Face's, both ways: names, shapes, and the cuts between them.
+"""Megatron's tensors and Hugging Face's: names, shapes, and which rows of one are which rows of the other.
 
 Megatron fuses what Hugging Face keeps apart: queries, keys and values in one matrix, ordered by query group, and gate
-and up in another. Everything here is a pure function of tensors, exact to the bit; ``join`` undoes ``split``. Letters:
-H query heads, K key-value heads (query groups), C dimensions of a head, E hidden size, F ffn hidden size, V vocabulary.
+and up in another. A fused tensor is described by its runs of rows, in order; export cuts along them, import gathers
+along them, so the two cannot differ. Needs no torch. Letters: H query heads, K key-value heads (query groups), C
+dimensions of a head, E hidden size, F ffn hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import NamedTuple
 
 from nemo_prolong.config.schema import ModelConfig
 
 Shape = tuple[int, ...]
 
 
-def split_qkv(fused: Tensor, model: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut Megatron's fused projection into Hugging Face's three.
+class Run(NamedTuple):
+    """Consecutive rows of a Megatron tensor that are consecutive rows of one Hugging Face tensor.
 
-    Args:
-        fused: [(H + 2K) * C, E]; for each query group its H/K query heads, then its key head, then its value head.
-        model: Sizes.
-
-    Returns:
-        Queries [H * C, E], keys [K * C, E], values [K * C, E].
+    Attributes:
+        start: First row in the Megatron tensor.
+        count: Rows.
+        part: Which of the Hugging Face tensors.
+        part_start: First row in that one.
     """
-    heads_per_group = model.num_attention_heads // model.num_query_groups
-    grouped = fused.reshape(model.num_query_groups, heads_per_group + 2, model.kv_channels, fused.shape[1])
-    query, key, value = grouped.split([heads_per_group, 1, 1], dim=1)
-    return query.reshape(-1, fused.shape[1]), key.reshape(-1, fused.shape[1]), value.reshape(-1, fused.shape[1])
 
-
-def join_qkv(parts: Sequence[Tensor], model: ModelConfig) -> Tensor:
-    """Undo ``split_qkv``."""
-    grouped = [part.reshape(model.num_query_groups, -1, model.kv_channels, part.shape[1]) for part in parts]
-    return torch.cat(grouped, dim=1).reshape(-1, parts[0].shape[1])
-
-
-def split_gate_up(fused: Tensor, model: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Cut [2F, E] into gate [F, E] and up [F, E]."""
-    gate, up = fused.split(model.ffn_hidden_size)
-    return gate, up
-
-
-def join_gate_up(parts: Sequence[Tensor], model: ModelConfig) -> Tensor:
-    """Undo ``split_gate_up``."""
-    return torch.cat(list(parts))
-
-
-def drop_padding(padded: Tensor, model: ModelConfig) -> tuple[Tensor]:
-    """Cut the rows that tensor parallelism added: [padded V, E] to [V, E]."""
-    return (padded[: model.vocab_size],)
-
-
-def _same(tensor: Tensor, model: ModelConfig) -> tuple[Tensor]:
-    return (tensor,)
-
-
-def _only(parts: Sequence[Tensor], model: ModelConfig) -> Tensor:
-    return parts[0]
+    start: int
+    count: int
+    part: int
+    part_start: int
 
 
 @dataclass(frozen=True)
@@ -72,20 +41,29 @@ class Rule:
         megatron: Name in the checkpoint.
         hugging_face: Names, with ``{layer}`` where there is one per layer.
         shapes: Shapes of the Hugging Face tensors.
-        split: From the Megatron tensor (of one layer) to the Hugging Face ones.
-        join: The reverse. The padding of a vocabulary is lost: [V, E] comes back.
+        group_rows: Rows that each Hugging Face tensor has in one group of the Megatron tensor; None if they follow
+            each other whole.
     """
 
     megatron: str
     hugging_face: tuple[str, ...]
     shapes: Callable[[ModelConfig], tuple[Shape, ...]]
-    split: Callable[[Tensor, ModelConfig], tuple[Tensor, ...]] = _same
-    join: Callable[[Sequence[Tensor], ModelConfig], Tensor] = _only
+    group_rows: Callable[[ModelConfig], tuple[int, ...]] | None = None
 
     @property
     def stacked(self) -> bool:
         """Whether the checkpoint holds all layers in one tensor, stacked in dim 0."""
         return self.megatron.startswith("decoder.layers.")
+
+    def runs(self, model: ModelConfig) -> Iterator[Run]:
+        """Yield the runs of the Megatron tensor (of one layer) in order; the padding of a vocabulary is in none."""
+        rows = [shape[0] for shape in self.shapes(model)]
+        each = rows if self.group_rows is None else self.group_rows(model)
+        start = 0
+        for group in range(rows[0] // each[0]):
+            for part, count in enumerate(each):
+                yield Run(start, count, part, group * count)
+                start += count
 
 
 @dataclass(frozen=True)
@@ -110,6 +88,11 @@ def _attention_shapes(model: ModelConfig) -> tuple[Shape, ...]:
     return (model.num_attention_heads * model.kv_channels, model.hidden_size), key_value, key_value
 
 
+def _rows_of_query_group(model: ModelConfig) -> tuple[int, ...]:
+    heads = model.num_attention_heads // model.num_query_groups
+    return heads * model.kv_channels, model.kv_channels, model.kv_channels
+
+
 def _norm_shape(model: ModelConfig) -> tuple[Shape, ...]:
     return ((model.hidden_size,),)
 
@@ -118,11 +101,9 @@ def _vocabulary_shape(model: ModelConfig) -> tuple[Shape, ...]:
     return ((model.vocab_size, model.hidden_size),)
 
 
-_EMBEDDING = Rule(
-    "embedding.word_embeddings.weight", ("model.embed_tokens.weight",), _vocabulary_shape, drop_padding
-)  # fmt: skip
+_EMBEDDING = Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), _vocabulary_shape)
 _FINAL_NORM = Rule("decoder.final_layernorm.weight", ("model.norm.weight",), _norm_shape)
-_LM_HEAD = Rule("output_layer.weight", ("lm_head.weight",), _vocabulary_shape, drop_padding)
+_LM_HEAD = Rule("output_layer.weight", ("lm_head.weight",), _vocabulary_shape)
 _LAYER = (
     Rule(
         "decoder.layers.self_attention.linear_qkv.layer_norm_weight",
@@ -133,8 +114,7 @@ _LAYER = (
         "decoder.layers.self_attention.linear_qkv.weight",
         tuple(f"model.layers.{{layer}}.self_attn.{part}_proj.weight" for part in "qkv"),
         _attention_shapes,
-        split_qkv,
-        join_qkv,
+        _rows_of_query_group,
     ),
     Rule(
         "decoder.layers.self_attention.linear_proj.weight",
@@ -150,8 +130,6 @@ _LAYER = (
         "decoder.layers.mlp.linear_fc1.weight",
         ("model.layers.{layer}.mlp.gate_proj.weight", "model.layers.{layer}.mlp.up_proj.weight"),
         lambda model: ((model.ffn_hidden_size, model.hidden_size),) * 2,
-        split_gate_up,
-        join_gate_up,
     ),
     Rule(
         "decoder.layers.mlp.linear_fc2.weight",
