@@ -2,7 +2,7 @@
 
 A job is ``{"config": RunConfig, "ranks": int, "parent": checkpoint or null, "reload": checkpoint or null}``. A run
 leaves its checkpoints, its metrics and, in ``validation/``, the token losses of every rank's first validation. A job
-with ``reload`` loads that checkpoint and saves what it then has as ``<run>/reloaded``.
+with ``reload`` loads that checkpoint and saves what it then has, before any step.
 
 This module imports little: the checkpoint writer starts a process that imports it again.
 """

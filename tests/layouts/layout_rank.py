@@ -8,39 +8,30 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from nemo_prolong.config.locations import checkpoint_directory
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine import cpu
 
 cpu.prepare()
 
 from nemo_prolong.engine import stage_training  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.checkpoint import CheckpointWriter  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.packed_step import ExactLossReduction  # noqa: E402 - after cpu.prepare()
 
 
-class SaveFirstAndLast(pl.Callback):
+class SaveFirstAndLast(CheckpointWriter):
     """Saves after the first and the last step: saving takes longer than all steps between."""
 
-    def __init__(self, cfg: RunConfig) -> None:
-        self.cfg = cfg
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Save when it is time."""
-        if trainer.global_step in (1, self.cfg.train.train_iters):
-            directory = checkpoint_directory(Path(self.cfg.run_dir), trainer.global_step)
-            trainer.save_checkpoint(directory)
+    def _is_due(self, step: int) -> bool:
+        return step in (1, self.cfg.train.train_iters)
 
 
-class SaveAndLeave(pl.Callback):
+class SaveAndLeave(CheckpointWriter):
     """Saves what was loaded, before any step, and ends the process."""
-
-    def __init__(self, cfg: RunConfig) -> None:
-        self.directory = Path(cfg.run_dir) / "reloaded"
 
     def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
         """Save and leave."""
-        trainer.save_checkpoint(self.directory)
-        torch.distributed.barrier()
+        self.save(trainer)
+        self.wait()
         sys.exit(0)
 
 
