@@ -33,13 +33,23 @@ _PACKAGES = (
 
 
 class ParentRecord(BaseModel):
-    """The checkpoint a stage started from."""
+    """The checkpoint a stage started from.
+
+    Attributes:
+        path: Run directory, or ``hf:DIR``.
+        step: Optimizer steps of the checkpoint; 0 for a Hugging Face directory.
+        transition: What was taken.
+        sha256: One hash over configuration, index and weights of a Hugging Face directory.
+        context_length: Tokens that a Hugging Face directory says its model is made for.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
     step: int
     transition: str
+    sha256: str | None = None
+    context_length: int | None = None
 
 
 class DataRecord(BaseModel):

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from nemo.collections import llm
+from nemo.collections.llm.gpt.model.llama import apply_rope_scaling
 
+from nemo_prolong.config.schema import RopeScaling
 from nemo_prolong.engine.packed_step import DocumentSeqParams
 from nemo_prolong.ops.linear_cross_entropy import HeadLoss, linear_cross_entropy
 
@@ -78,6 +80,22 @@ class DocumentPositionsGPTModel(ExactLossGPTModel):
         return decoder_input, table[:, 0].index_select(0, position_ids.flatten()), *rest
 
 
+def scaled_frequencies(inv_freq: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
+    """Return the RoPE frequencies of Llama-3.1.
+
+    Args:
+        inv_freq: float32 [C / 2], radians per position.
+        scaling: What Hugging Face calls ``rope_type: llama3``.
+    """
+    return apply_rope_scaling(
+        inv_freq,
+        factor=scaling.factor,
+        low_freq_factor=scaling.low_freq_factor,
+        high_freq_factor=scaling.high_freq_factor,
+        old_context_len=scaling.original_max_position_embeddings,
+    )
+
+
 @dataclasses.dataclass
 class ExactModelConfig:
     """What ours adds to a NeMo model configuration.
@@ -86,10 +104,13 @@ class ExactModelConfig:
         real_vocab_size: Vocabulary without padding: padded columns of the LM head take no part in the loss, as they
             take none in the exported model. None where the embedding is not padded.
         model_class: The class of the model, a subclass of Megatron's.
+        rope_scaling: Llama-3.1's scaling of the RoPE frequencies, or None. Megatron's own switch knows one original
+            context only, and NeMo's class for Llama-3.1 changes other settings too.
     """
 
     real_vocab_size: int | None = None
     model_class: type[GPTModel] = DocumentPositionsGPTModel
+    rope_scaling: RopeScaling | None = None
 
     def configure_model(self, *args: Any, **kwargs: Any) -> GPTModel:
         """Return the model that NeMo builds, as one of ours."""
@@ -97,6 +118,9 @@ class ExactModelConfig:
         assert type(model) is GPTModel, type(model)
         # NeMo names the class it builds; ours differs in methods alone.
         model.__class__ = self.model_class
+        if self.rope_scaling is not None:
+            rotary = model.rotary_pos_emb
+            rotary.inv_freq = scaled_frequencies(rotary.inv_freq, self.rope_scaling)
         return model
 
 

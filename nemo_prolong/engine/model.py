@@ -96,6 +96,7 @@ def build_nemo_config(
         seq_length=seq_length,
         vocab_size=model.padded_vocab_size(parallelism.tensor_model_parallel_size),
         real_vocab_size=model.vocab_size,
+        rope_scaling=model.rope_scaling,
         forward_step_fn=packed_forward_step,
         calculate_per_token_loss=True,
         params_dtype=dtype,
@@ -112,7 +113,7 @@ def build_nemo_config(
 
 def _architecture(model: ModelConfig) -> dict[str, Any]:
     """Return the fields of the model that NeMo calls by the same name."""
-    ours_alone = {"name", "nemo_config", "vocab_size", "license"}
+    ours_alone = {"name", "nemo_config", "vocab_size", "license", "rope_scaling"}
     return model.model_dump(exclude=ours_alone)
 
 

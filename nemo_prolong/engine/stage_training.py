@@ -9,6 +9,7 @@ import torch
 from torch.distributed import Store
 
 from nemo_prolong.config.checks import check_platform
+from nemo_prolong.config.locations import HF_PREFIX
 from nemo_prolong.config.schema import RunConfig, Transition
 from nemo_prolong.engine import cpu
 
@@ -20,6 +21,7 @@ from nemo.lightning.pytorch.strategies.utils import RestoreConfig  # noqa: E402 
 from nemo_prolong.engine.checkpoint import CheckpointWriter  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.checkpoint.pickles import check_pickles  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.data_module import PackedDataModule  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.hf_import import HuggingFaceRestore  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.metrics import StepMetrics  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.model import build_model  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.platform import current_platform  # noqa: E402 - after cpu.prepare()
@@ -71,8 +73,10 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
         cfg.train.log_every_n_steps,
         Path(cfg.run_dir) / "tensorboard" if cfg.tracker.tensorboard else None,
     )
-    restore = None
-    if parent_checkpoint is not None and resume is None:
+    restore: RestoreConfig | None = None
+    if resume is None and cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
+        restore = HuggingFaceRestore(path=cfg.parent.removeprefix(HF_PREFIX), model=cfg.model)
+    elif resume is None and parent_checkpoint is not None:
         restore = RestoreConfig(
             path=str(parent_checkpoint),
             load_model_state=True,

@@ -17,6 +17,7 @@ from torch.distributed import Store
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine.checkpoint.megatron_io import StageCheckpointIO
+from nemo_prolong.engine.hf_import import HuggingFaceRestore
 from nemo_prolong.engine.model import params_dtype
 from nemo_prolong.engine.te.fp8 import mixed_precision
 from nemo_prolong.engine.te.process_groups import hierarchical_context_parallel
@@ -42,6 +43,16 @@ class StageStrategy(nl.MegatronStrategy):
         if not torch.cuda.is_available():
             # NeMo seeds them where there is a GPU only. Nothing is drawn from them: Llama has no dropout.
             get_cuda_rng_tracker().set_states({"model-parallel-rng": torch.get_rng_state()})
+
+    def selective_restore(self) -> None:
+        """Take what the stage takes from its parent; a Hugging Face directory is read to where its tensors belong."""
+        if not isinstance(self.restore_config, HuggingFaceRestore):
+            super().selective_restore()
+            return
+        self.restore_config.load(self.megatron_parallel.sharded_state_dict())
+        for optimizer in self.optimizers:
+            optimizer.reload_model_params()
+        self.barrier("hf_import")
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
         """Load optimizer state; ``selective_restore`` means that it comes from a parent."""

@@ -19,7 +19,8 @@ def new_manifest(
     cfg: RunConfig, parent: StageManifest | None, parent_record: ParentRecord | None, command: str, world_size: int
 ) -> StageManifest:
     """Return the manifest of a stage that is about to start."""
-    trained = max(cfg.seq_length, parent.trained_context_length if parent else 0)
+    from_elsewhere = parent_record.context_length if parent_record else None
+    trained = max(cfg.seq_length, parent.trained_context_length if parent else from_elsewhere or 0)
     return StageManifest(
         name=cfg.name,
         stage=cfg.stage,

@@ -17,6 +17,7 @@ from nemo_prolong.config.schema import RunConfig, Transition
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.stages.hf_parent import check_hugging_face_parent
 from nemo_prolong.stages.manifest import data_manifest_sha256, read_data_manifest
 
 CONFIG_FILE = "config.json"
@@ -67,6 +68,9 @@ def check_files(cfg: RunConfig, rank: int = 0) -> Start:
     resume = _check_run_dir(cfg) if rank == 0 else CheckpointChoice(None)
     if cfg.transition == Transition.SCRATCH:
         return _start([resume], resume=resume.checkpoint)
+    if cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
+        record = check_hugging_face_parent(cfg, weights=rank == 0 and not resume.checkpoint)
+        return _start([resume], resume=resume.checkpoint, parent_record=record)
     parent_dir = _parent_dir(cfg)
     parent = StageManifest.read(parent_dir)
     _check_complete(parent_dir, parent)
@@ -196,12 +200,6 @@ def _differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") 
 
 def _parent_dir(cfg: RunConfig) -> Path:
     assert cfg.parent is not None, "checked with the configuration"
-    if cfg.parent.startswith(HF_PREFIX):
-        raise ConfigError(
-            f"parent={cfg.parent}",
-            "this version starts a stage from a run directory; reading a Hugging Face directory is not built yet.",
-            "Name a run directory such as parent=runs/stage1.",
-        )
     path = Path(cfg.parent)
     if not path.is_dir():
         raise CheckpointError(

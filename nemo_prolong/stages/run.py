@@ -112,7 +112,7 @@ def _announce(cfg: RunConfig, start: Start, manifest: StageManifest) -> None:
     if start.resume:
         log.info("continues from %s", start.resume)
     elif start.parent_record:
-        log.info("takes %s of %s", cfg.transition.replace("_", " "), start.parent_checkpoint)
+        log.info("takes %s of %s", cfg.transition.replace("_", " "), start.parent_checkpoint or cfg.parent)
     log.info("writes %s; library output goes to %s/train.log", cfg.run_dir, cfg.run_dir)
 
 

@@ -1,0 +1,67 @@
+"""A Hugging Face directory as the parent of a stage (``parent=hf:DIR``), judged before NeMo is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from nemo_prolong.config.locations import HF_PREFIX, tokenizer_directory
+from nemo_prolong.config.manifest import ParentRecord
+from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.engine.hf_directory import HuggingFaceDirectory
+from nemo_prolong.errors import CheckpointError, DataError
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def check_hugging_face_parent(cfg: RunConfig, *, weights: bool) -> ParentRecord:
+    """Return what is recorded of the directory after checking that the stage can start from it.
+
+    Args:
+        cfg: The stage, with ``parent=hf:DIR``.
+        weights: Also check the tensors and hash the files, which one rank does when the stage begins.
+
+    Raises:
+        CheckpointError: If the directory is no Llama in safetensors, or not whole.
+        ConfigError: If its model is not the one configured.
+        DataError: If the rows were made with another tokenizer than the model's.
+    """
+    assert cfg.parent is not None
+    directory = HuggingFaceDirectory(Path(cfg.parent.removeprefix(HF_PREFIX)))
+    directory.check_fields(cfg.model)
+    if weights:
+        directory.check_tensors(cfg.model)
+        _check_same_tokens(cfg, directory.path / TOKENIZER_FILE)
+    return ParentRecord(
+        path=cfg.parent,
+        step=0,
+        transition=cfg.transition,
+        sha256=directory.sha256() if weights else None,
+        context_length=directory.context_length,
+    )
+
+
+def _check_same_tokens(cfg: RunConfig, theirs: Path) -> None:
+    """Refuse rows whose ids mean other tokens than the model learned; a directory may come without a tokenizer."""
+    if not theirs.is_file():
+        return
+    ours = tokenizer_directory(cfg.data) / TOKENIZER_FILE
+    found, expected = _vocabulary(ours), _vocabulary(theirs)
+    differing = sorted((id_, token) for token, id_ in expected.items() if found.get(token) != id_)
+    if differing:
+        id_, token = differing[0]
+        raise DataError(
+            f"data.tokenizer={cfg.data.tokenizer}",
+            f"{len(differing)} tokens of {cfg.parent} have other ids in {ours.parent}: "
+            f"{token!r} is {id_} there and {found.get(token, 'missing')} here.",
+            "Prepare the data with the tokenizer of the model that the stage starts from.",
+        )
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    try:
+        return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    # The library raises a bare Exception for a file it cannot read.
+    except Exception as error:
+        raise CheckpointError(str(path), f"the tokenizer cannot be loaded ({error}).", "Restore the file.") from error
