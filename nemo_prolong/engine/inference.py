@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase  # noqa: E402 - 
 
 from nemo_prolong.config.schema import ParallelismConfig, PrecisionConfig  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.checkpoint import ModelDescription  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.checkpoint.pickles import check_pickles  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.hf_names import rules  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.model import build_nemo_config  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.packed_step import packed_seq_params  # noqa: E402 - after cpu.prepare()
@@ -38,8 +39,12 @@ def load_megatron_model(checkpoint: Path, description: ModelDescription) -> torc
     Args:
         checkpoint: A directory ``checkpoints/step_XXXXXXXX``.
         description: Its ``model.json``.
+
+    Raises:
+        CheckpointError: If it holds something that loading would execute.
     """
-    _start_single_process()
+    check_pickles(checkpoint)
+    start_single_process()
     config = build_nemo_config(
         model=description.model_config,
         seq_length=description.seq_length,
@@ -150,7 +155,7 @@ class MegatronScorer:
         )
 
 
-def _start_single_process() -> None:
+def start_single_process() -> None:
     """Give Megatron the process groups it asks for: one rank, once per process."""
     if parallel_state.model_parallel_is_initialized():
         return
