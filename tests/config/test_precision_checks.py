@@ -57,6 +57,19 @@ MESSAGES = [
     ),
     (
         "stage2",
+        [
+            "parallelism=h100_64_tp4_cp16",
+            "parallelism.cp_comm_type=a2a+p2p",
+            "parallelism.hierarchical_context_parallel_sizes=[2,4]",
+            "precision.backend=torch",
+        ],
+        "parallelism.hierarchical_context_parallel_sizes=[2,4]: a2a+p2p needs two sizes, [a2a, p2p], whose product is "
+        "CP = 16. Set parallelism.cp_comm_type=p2p, or parallelism.hierarchical_context_parallel_sizes=[2,8].\n"
+        "parallelism.cp_comm_type=a2a+p2p: the exchanges of the torch backend are p2p, all_gather and a2a. "
+        "Set parallelism.cp_comm_type=p2p.",
+    ),
+    (
+        "stage2",
         ["parallelism.hierarchical_context_parallel_sizes=[2,4]"],
         "parallelism.hierarchical_context_parallel_sizes=[2,4]: belongs to cp_comm_type=a2a+p2p, and it is p2p. "
         "Set parallelism.hierarchical_context_parallel_sizes=null.",
