@@ -27,7 +27,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # With a CUDA build of torch and no GPU, megatron.core cannot be imported unless this is set; it has no other effect here.
 export TORCH_CUDA_ARCH_LIST ?= 9.0
 
-.PHONY: help setup demo test test-layouts test-interop lint format lock clean
+.PHONY: help setup demo test test-layouts test-chaos test-interop lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: setup lint ## check imports, style and types, then run every test that nee
 
 test-layouts: setup ## compare every (TP, PP, CP, DP) layout on 2 and 4 ranks with one rank (about 10 minutes)
 	@$(BIN)/python -m pytest tests/layouts $(PYTEST_ARGS)
+
+test-chaos: setup ## kill a run in its save path and at 50 random times, and compare every bit (PROLONG_RANDOM_KILLS=N for more)
+	@PROLONG_RANDOM_KILLS=$${PROLONG_RANDOM_KILLS:-50} $(BIN)/python -m pytest tests/engine/test_checkpoint_kills.py $(PYTEST_ARGS)
 
 test-interop: $(INTEROP)/.installed ## compare MDS with mosaicml-streaming, in an environment of its own
 	@$(INTEROP)/bin/python -m pytest -c tests/interop/pytest.ini tests/interop $(PYTEST_ARGS)

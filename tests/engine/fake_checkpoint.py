@@ -29,5 +29,5 @@ def seal(checkpoint: Path, step: int) -> None:
         layout={"world_size": 2},
         versions={"nemo_prolong": "0.1.0"},
         saved_at="2026-11-24T14:00:00Z",
-        files=hash_files(checkpoint, list_files(checkpoint)),
+        files=hash_files(checkpoint, sorted(list_files(checkpoint))),
     ).write(checkpoint)

@@ -80,6 +80,8 @@ def check_pickles(checkpoint: Path) -> None:
     content = read_metadata(checkpoint)
     _load_archive(checkpoint / COMMON_FILE, (checkpoint / COMMON_FILE).read_bytes())
     for path, key, data in _objects(checkpoint, content):
+        if data.startswith(pickle.PROTO):
+            raise _refusal(path, "a bare pickle")
         value = _load_archive(path, data)
         if "_extra_state" in key:
             for state in _byte_strings(value):
@@ -184,7 +186,7 @@ def _load_archive(path: Path, data: bytes) -> Any:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise _refusal(path, named[1] if named else str(error).splitlines()[0]) from error
+        raise _refusal(path, named[1] if named else "something else than tensors and plain values") from error
     except Exception as error:  # a damaged archive raises anything
         raise _unreadable(path, error) from error
 
