@@ -19,7 +19,12 @@ from nemo_prolong.export.source import Source
 from nemo_prolong.units import format_tokens
 
 # Licences by the identifiers of the Hugging Face Hub; any other is "other" with its name.
-_HUB_LICENSES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Meta Llama 3 Community License": "llama3"}
+_HUB_LICENSES = {
+    "Apache-2.0": "apache-2.0",
+    "MIT": "mit",
+    "Meta Llama 3 Community License": "llama3",
+    "Llama 3.1 Community License": "llama3.1",
+}
 
 
 def read_lineage(manifest: StageManifest) -> list[StageManifest]:

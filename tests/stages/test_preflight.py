@@ -100,10 +100,9 @@ def test_a_parent_that_does_not_exist_is_refused(make_child, tmp_path):
     )
 
 
-def test_a_hugging_face_parent_is_refused_as_not_built_yet(make_child):
-    assert refusal(ConfigError, make_child("hf:models/llama")) == (
-        "parent=hf:models/llama: this version starts a stage from a run directory; reading a Hugging Face directory "
-        "is not built yet. Name a run directory such as parent=runs/stage1."
+def test_a_hugging_face_parent_that_does_not_exist_is_refused(make_child):
+    assert refusal(CheckpointError, make_child("hf:models/llama")) == (
+        "parent=hf:models/llama: the directory does not exist. Download the model, or correct the path."
     )
 
 

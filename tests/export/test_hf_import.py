@@ -1,0 +1,196 @@
+"""A Hugging Face directory becomes a stage and leaves it again with the same bits."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from export_tools import Workspace, export_config
+from hf_models import VARIANTS, copy_with_tokenizer, write_llama
+from launches import run_program
+from safetensors.torch import load_file
+from tiny import SEQ_LENGTH, read_metrics, tiny_config
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from nemo_prolong.config.locations import newest_checkpoint
+from nemo_prolong.config.manifest import StageManifest
+from nemo_prolong.config.schema import MixtureEntry, RunConfig
+from nemo_prolong.data.dataset import PackedRowDataset
+from nemo_prolong.engine.hf_directory import HuggingFaceDirectory
+from nemo_prolong.engine.hf_names import pieces
+from nemo_prolong.engine.hf_reader import HuggingFaceReader
+from nemo_prolong.export.run import export
+
+ROOT = Path(__file__).parents[2]
+
+# So small a step that no fp32 weight changes.
+NO_STEP = {"lr": 1e-30, "min_lr": 1e-30}
+
+
+def load_tensors(directory: Path) -> dict[str, torch.Tensor]:
+    files = sorted(directory.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def stage_from(workspace: Workspace, directory: Path, name: str, **changes: Any) -> RunConfig:
+    """Return a stage that starts from a directory and has its model."""
+    found = HuggingFaceDirectory(directory)
+    model = {**found.model_fields(), "rotary_base": found.rotary_base, **changes.pop("model", {})}
+    settings = {"train": {"train_iters": 1}, "optim": NO_STEP, **changes}
+    return tiny_config(
+        workspace.root / "data", workspace.root, name=name, stage="stage1", parent=f"hf:{directory}",
+        transition="weights", model=model, **settings,
+    )  # fmt: skip
+
+
+def mean_loss(directory: Path, data: Path, rows: range) -> float:
+    """Return what transformers computes for the target tokens of rows, each document by itself."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    dataset = PackedRowDataset(data, [MixtureEntry(path="rows", proportion=1.0)], SEQ_LENGTH, 42, len(rows))
+    total, targets = 0.0, 0.0
+    for row in (dataset[index] for index in rows):
+        bounds = row["cu_seqlens"].tolist()
+        for start, end in itertools.pairwise(bounds):
+            with torch.inference_mode():
+                logits = model(row["tokens"][None, start:end]).logits[0].double()
+            losses = cross_entropy(logits, row["labels"][start:end], reduction="none")
+            total += float((losses * row["loss_mask"][start:end]).sum())
+            targets += float(row["loss_mask"][start:end].sum())
+    return total / targets
+
+
+@pytest.fixture(scope="session")
+def llamas(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("llamas")
+    tokenizer = AutoTokenizer.from_pretrained(workspace.root / "data" / "tokenizer")
+    return {name: write_llama(root / name, tokenizer, **changes) for name, changes in VARIANTS.items()}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_llama_comes_back_from_megatron_with_every_tensor_and_every_field_of_its_configuration(
+    workspace: Workspace, llamas: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    from nemo_prolong.stages.run import run_stage
+
+    cfg = stage_from(workspace, llamas[name], name)
+    run_stage(cfg, [])
+    export(export_config(Path(cfg.run_dir), tmp_path / "hf"))
+
+    before, after = load_tensors(llamas[name]), load_tensors(tmp_path / "hf")
+    assert before.keys() == after.keys()
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+    configs = [AutoConfig.from_pretrained(directory).to_dict() for directory in (llamas[name], tmp_path / "hf")]
+    ours_alone = {"rope_parameters", "_name_or_path", "transformers_version", "torch_dtype"}
+    differing = {key for key in configs[0] | configs[1] if configs[0].get(key) != configs[1].get(key)}
+    assert differing - ours_alone == set()
+    loss = read_metrics(Path(cfg.run_dir))[0]["loss"]
+    assert loss == pytest.approx(mean_loss(llamas[name], workspace.root / "data", range(4)), abs=1e-5)
+
+
+def test_the_record_of_the_parent_has_the_hash_of_its_files_and_its_context(
+    workspace: Workspace, llamas: dict[str, Path]
+) -> None:
+    from nemo_prolong.stages.run import run_stage
+
+    cfg = stage_from(workspace, llamas["llama-3.1"], "record", model={"rotary_base": 80000.0})
+    run_stage(cfg, [])
+    manifest = StageManifest.read(Path(cfg.run_dir))
+    assert manifest.parent is not None
+    assert manifest.parent.model_dump() == {
+        "path": f"hf:{llamas['llama-3.1']}",
+        "step": 0,
+        "transition": "weights",
+        "sha256": HuggingFaceDirectory(llamas["llama-3.1"]).sha256(),
+        "context_length": 512,
+    }
+    assert (manifest.trained_context_length, manifest.rotary_base) == (512, 80000.0)
+
+
+def test_two_steps_from_an_exported_directory_begin_with_the_loss_of_transformers(
+    workspace: Workspace, exported: Path, tmp_path: Path
+) -> None:
+    model = HuggingFaceDirectory(exported).model_fields()
+    command = [
+        sys.executable, "scripts/train.py", "+exp=mini/stage1", f"parent=hf:{exported}", "name=two_steps",
+        f"runs_dir={tmp_path}", "seq_length=64", "train.train_iters=2", "train.global_batch_size=4",
+        "train.val_check_interval=0", "advertised_context_length=512K", f"data.root={workspace.root / 'data'}",
+        "data.mixture=[{path:rows,proportion:1.0}]", "data.validation=[]", "data.num_workers=0",
+        *(f"model.{key}={'null' if value is None else value}" for key, value in model.items()),
+        "optim.lr_warmup_iters=1",
+    ]  # fmt: skip
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"takes weights of hf:{exported}" in result.stdout
+    losses = [record["loss"] for record in read_metrics(tmp_path / "two_steps")]
+    expected = mean_loss(exported, workspace.root / "data", range(4))
+    assert len(losses) == 2 and losses[0] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_four_ranks_of_two_layers_and_two_slices_take_their_parts_and_leave_a_checkpoint_that_is_exported(
+    workspace: Workspace, llamas: dict[str, Path], tmp_path: Path
+) -> None:
+    directory = llamas["llama-3.2"]
+    layout = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+    # 768 rows of the embedding for 512 tokens: the last rank's slice ends in padding.
+    cfg = stage_from(workspace, directory, "layout", parallelism=layout, model={"make_vocab_size_divisible_by": 384})
+    (tmp_path / "config.json").write_text(cfg.model_dump_json())
+    program = ROOT / "tests/engine/stage_program.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    run_program([*launcher, str(program), str(tmp_path / "config.json")])
+
+    loss = read_metrics(Path(cfg.run_dir))[0]["loss"]
+    assert loss == pytest.approx(mean_loss(directory, workspace.root / "data", range(4)), abs=1e-5)
+    checkpoint = newest_checkpoint(Path(cfg.run_dir))
+    assert checkpoint is not None and len(list((checkpoint / "weights").glob("*.distcp"))) > 2
+    export(export_config(Path(cfg.run_dir), tmp_path / "hf"))
+    before, after = load_tensors(directory), load_tensors(tmp_path / "hf")
+    assert before.keys() == after.keys()
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+
+
+def test_any_box_of_a_tensor_is_read_as_it_lies_in_the_whole(workspace: Workspace, exported: Path) -> None:
+    model = StageManifest.read(workspace.child).model
+    reader = HuggingFaceReader(HuggingFaceDirectory(exported), model)
+    for piece in pieces(model):
+        name, layer = piece.rule.megatron, piece.layer
+        rows, *columns = sum(shape[0] for shape in piece.shapes), *piece.shapes[0][1:]
+        whole = torch.full((rows + 8, *columns), torch.nan)
+        reader.fill(whole, name, layer)
+        assert torch.equal(whole[rows:], torch.zeros(8, *columns)), "the padding of a vocabulary is zero"
+        part = torch.full((11, *(size // 2 for size in columns)), torch.nan)
+        reader.fill(part, name, layer, 7, *(size // 2 for size in columns))
+        expected = whole[7:18] if not columns else whole[7:18, columns[0] // 2 :]
+        assert torch.equal(part, expected), name
+
+
+def test_a_tokenizer_with_other_ids_than_the_models_is_refused(
+    workspace: Workspace, llamas: dict[str, Path], tmp_path: Path
+) -> None:
+    from nemo_prolong.errors import DataError
+    from nemo_prolong.stages.hf_parent import check_hugging_face_parent
+
+    directory = tmp_path / "llama"
+    directory.mkdir()
+    for path in llamas["llama-3"].iterdir():
+        (directory / path.name).symlink_to(path)
+    copy_with_tokenizer(directory, workspace.root / "data" / "tokenizer")
+    cfg = stage_from(workspace, directory, "tokens")
+    assert check_hugging_face_parent(cfg, weights=True).context_length == 128
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(DataError, match=r"2 tokens of hf:.* have other ids in .*: 'b' is \d+ there and \d+ here\."):
+        check_hugging_face_parent(cfg, weights=True)
