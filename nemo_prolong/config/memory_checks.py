@@ -18,7 +18,7 @@ def memory_findings(cfg: RunConfig, platform: Platform = ASSUMED_PLATFORM) -> li
     """Return every conflict between recomputation, offload, layout and the kernels that run on a platform."""
     granularity = cfg.precision.recompute.recompute_granularity
     backend = resolve_backend(cfg.precision, platform)
-    found = [*_modules(cfg, backend), *_distributed(cfg), *_offload(cfg, backend)]
+    found = [*_modules(cfg), *_distributed(cfg), *_offload(cfg, backend)]
     return [*(_full(cfg) if granularity == "full" else _without_full(cfg)), *found]
 
 
@@ -50,7 +50,7 @@ def _without_full(cfg: RunConfig) -> list[ConfigError]:
     ]
 
 
-def _modules(cfg: RunConfig, backend: KernelBackend) -> list[ConfigError]:
+def _modules(cfg: RunConfig) -> list[ConfigError]:
     """Check that selective recomputation has something to recompute."""
     recompute = cfg.precision.recompute
     modules, path = recompute.recompute_modules, f"{_RECOMPUTE}.recompute_modules"
@@ -64,9 +64,12 @@ def _modules(cfg: RunConfig, backend: KernelBackend) -> list[ConfigError]:
     if "core_attn" in modules:
         rule = "attention over documents keeps no scores, so core_attn would cost time and save nothing."
         found.append(ConfigError(what, rule, f"Set {path}=[mlp]."))
-    if "layernorm" in modules and backend is KernelBackend.TE:
-        rule = "Transformer Engine's layers hold norm and matrix in one, so that layernorm recomputes nothing."
-        found.append(ConfigError(what, rule, f"Set {path}=[mlp], or precision.backend=torch."))
+    if "layernorm" in modules:
+        rule = (
+            "layernorm has no use: Transformer Engine's layers hold norm and matrix in one, and without Transformer "
+            "Engine Megatron cannot recompute a norm."
+        )
+        found.append(ConfigError(what, rule, f"Set {path}=[mlp]."))
     return found
 
 

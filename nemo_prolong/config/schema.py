@@ -209,8 +209,7 @@ class RecomputeConfig(Section):
     recompute_num_layers: PositiveInt | None = None
     """With full: layers per block."""
     recompute_modules: list[Literal["core_attn", "layernorm", "mlp"]] | None = None
-    """With selective: parts of every layer to compute again; core_attn has nothing to gain, attention keeps no
-    scores."""
+    """With selective: parts of every layer to compute again. Only mlp saves something here."""
     distribute_saved_activations: bool = False
     """With full: keep the input of a block split over the TP ranks; sequence parallel already does."""
 
