@@ -105,6 +105,8 @@ def build_nemo_config(
         cp_comm_type=parallelism.cp_comm_type,
         # Padding of documents makes rows of different lengths out of equal ones.
         variable_seq_lengths=parallelism.context_parallel_size > 1 and parallelism.pipeline_model_parallel_size > 1,
+        # There are no experts, but Megatron refuses its own default together with rows of different lengths.
+        moe_token_dispatcher_type="alltoall",
         **precision.recompute.model_dump(),
         **precision.offload.model_dump(),
         **(te_fields(precision) if resolve_backend(precision) is KernelBackend.TE else _TORCH_FIELDS),
