@@ -77,6 +77,9 @@ def layout_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     jobs += [
         runs.job(name, layouts[name], "_reloads", runs.checkpoint(runs.reloaded_from(name))) for name in runs.names
     ]
+    per_device = runs.job("per_device", LAYOUTS["1112"])
+    per_device["config"]["train"] |= {"train_iters": 1, "loss_average": "per_device"}
+    jobs.append(per_device)
     path = runs.directory / "jobs.json"
     path.write_text(json.dumps(jobs))
     run_program([sys.executable, str(PROGRAM), str(path)], timeout_seconds=180 * len(runs.names))

@@ -60,17 +60,23 @@ def distance(ours: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.fixture(scope="session")
-def first_batch(layout_runs: Any) -> oracle.Scored:
-    """The rows of the first step, scored document by document in float64."""
+def first_rows(layout_runs: Any) -> list[list[torch.Tensor]]:
+    """The documents of each row of the first step."""
     cfg = stage_config(layout_runs.directory / "data", layout_runs.directory, "unused")
     rows = PackedRowDataset(cfg.data.root, cfg.data.mixture, cfg.seq_length, cfg.seed, num_rows=4)
-    samples = [rows[index] for index in range(4)]
-    documents = [
-        document
-        for row in samples
-        for document in oracle.documents_of(row["tokens"], row["cu_seqlens"], row["real_tokens"])
+    return [
+        oracle.documents_of(row["tokens"], row["cu_seqlens"], row["real_tokens"])
+        for row in (rows[index] for index in range(4))
     ]
-    return oracle.score(tensors(layout_runs.start, "module"), cfg.model, documents)
+
+
+@pytest.fixture(scope="session")
+def first_batch(layout_runs: Any, first_rows: list[list[torch.Tensor]]) -> oracle.Scored:
+    """The rows of the first step, scored document by document in float64."""
+    model = stage_config(layout_runs.directory / "data", layout_runs.directory, "unused").model
+    return oracle.score(
+        tensors(layout_runs.start, "module"), model, [document for row in first_rows for document in row]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -172,3 +178,21 @@ def test_a_checkpoint_of_another_layout_is_loaded_to_the_last_bit(layout_runs: A
         expected, ours = tensors(saved, part), tensors(loaded, part)
         assert expected.keys() == ours.keys() and len(expected) > 5, part
         assert all(torch.equal(expected[key], ours[key]) for key in expected), part
+
+
+def test_the_average_per_device_is_the_mean_of_the_means_of_the_micro_batches(
+    layout_runs: Any, first_rows: list[list[torch.Tensor]], first_batch: oracle.Scored
+) -> None:
+    model = stage_config(layout_runs.directory / "data", layout_runs.directory, "unused").model
+    weights = tensors(layout_runs.start, "module")
+    by_row = [oracle.score(weights, model, row).gradients for row in first_rows if max(map(len, row)) > 1]
+    ours = tensors(layout_runs.checkpoint("per_device", 1), GRADIENT)
+    for key in by_row[0]:
+        expected = torch.stack([row[key] for row in by_row]).mean(dim=0)
+        gradient = ours[key][: len(expected)] if ours[key].shape[1:] == expected.shape[1:] else ours[key]
+        assert distance(gradient / _ADAM_KEEPS, expected) < 1e-5, key
+        assert distance(expected, first_batch.gradients[key]) > 1e-3, "the two averages cannot be told apart here"
+    # What is reported is the mean over all targets either way.
+    assert records(layout_runs.directory / "per_device", "loss")[0] == pytest.approx(
+        records(layout_runs.directory / ONE_RANK, "loss")[0], rel=1e-6
+    )
