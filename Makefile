@@ -1,6 +1,7 @@
 # Every target works from a fresh clone: those that need the environment make it first.
 # Variables: PYTHON (a Python 3.11), TORCH_PIP_ARGS (such as an index with CPU wheels of torch), PYTEST_ARGS,
-# LOCK_ARGS (--upgrade takes newer versions; without it the locked ones stay where they still fit).
+# LOCK_ARGS (--upgrade takes newer versions; without it the locked ones stay where they still fit),
+# PYTHON312 (a Python 3.12, for test-te), TE_EXTENSION (a wheel of transformer-engine-torch, which is compiled otherwise).
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -11,6 +12,8 @@ PYTHON ?= python3.11
 TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
 LOCK_ARGS ?=
+PYTHON312 ?= python3.12
+TE_EXTENSION ?= -r requirements/te-extension.txt
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,14 +23,17 @@ LOG := $(VENV)/setup.log
 BOOTSTRAPPED := $(VENV)/.bootstrapped
 INSTALLED := $(VENV)/.installed
 INTEROP := .venv-interop
-LOCKS := requirements/bootstrap.lock requirements/cpu.lock requirements/gpu-py312.lock requirements/interop.lock
+TE := .venv-te
+TE_CUDA := $(CURDIR)/$(TE)/lib/python3.12/site-packages/nvidia
+LOCKS := requirements/bootstrap.lock requirements/cpu.lock requirements/gpu-py312.lock requirements/interop.lock \
+	requirements/te.lock
 
 # What runs inside the environment must not see another one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # With a CUDA build of torch and no GPU, megatron.core cannot be imported unless this is set; it has no other effect here.
 export TORCH_CUDA_ARCH_LIST ?= 9.0
 
-.PHONY: help setup demo test test-layouts test-chaos test-interop lint format lock clean
+.PHONY: help setup demo test test-layouts test-chaos test-interop test-te lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +55,9 @@ test-chaos: setup ## kill a run in its save path and at 50 random times, and com
 
 test-interop: $(INTEROP)/.installed ## compare MDS with mosaicml-streaming, in an environment of its own
 	@$(INTEROP)/bin/python -m pytest -c tests/interop/pytest.ini tests/interop $(PYTEST_ARGS)
+
+test-te: $(TE)/.installed ## build full-size Transformer Engine models without a GPU, in an environment of its own (6 GB)
+	@CUDA_HOME=$(TE_CUDA)/cu13 $(TE)/bin/python -m pytest -c tests/te/pytest.ini tests/te $(PYTEST_ARGS)
 
 lint: setup ## check import direction, style, formatting, types and YAML
 	@echo "lint: import-linter, ruff, mypy, yamllint"
@@ -74,9 +83,11 @@ lock: $(BOOTSTRAPPED) ## resolve the dependencies again and write requirements/*
 		--constraint requirements/cpu.lock -o requirements/gpu-py312.lock
 	@$(COMPILE) requirements/interop.in --python-version 3.11 \
 		--override requirements/interop.overrides.txt -o requirements/interop.lock
+	@$(COMPILE) requirements/te.in --python-version 3.12 --constraint requirements/gpu-py312.lock \
+		--override requirements/te.overrides.txt -o requirements/te.lock
 
-clean: ## delete both environments and every cache; runs/ and data/ stay
-	@rm -rf $(VENV) $(INTEROP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## delete every environment and every cache; runs/ and data/ stay
+	@rm -rf $(VENV) $(INTEROP) $(TE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Python of the right version, then the installer: uv installs the lock four times as fast as pip.
@@ -116,4 +127,24 @@ $(INTEROP)/.installed: $(BOOTSTRAPPED) requirements/interop.lock requirements/to
 		-r requirements/interop.lock
 	@$(INTEROP)/bin/python -m pip -qq --disable-pip-version-check install --no-warn-conflicts $(TORCH_PIP_ARGS) \
 		-r requirements/torch.txt
+	@touch $@
+
+# The lock of the container, with what the container brings itself: the CUDA build of torch and Transformer Engine. Its
+# torch extension has no wheel and is compiled unless TE_EXTENSION names one; that takes nvcc, headers are the packages'.
+$(TE)/.installed: $(BOOTSTRAPPED) requirements/gpu-py312.lock requirements/te.lock requirements/te-extension.txt
+	@python=; for candidate in $(PYTHON312) python3.12 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bin/python3.12; do \
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2> /dev/null; \
+		then python=$$candidate; break; fi; done; \
+	if [[ -z $$python ]]; then \
+		echo "error: no Python 3.12. Name one: make PYTHON312=/path/to/python3.12 test-te" >&2; exit 1; fi; \
+	echo "test-te: $(TE) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(TE)
+	@for lock in gpu-py312 te; do \
+		echo "test-te: packages of requirements/$$lock.lock"; \
+		$(UV) pip install --quiet --python $(TE)/bin/python --no-deps --require-hashes -r requirements/$$lock.lock || \
+		$(TE)/bin/python -m pip -qq install --no-deps --require-hashes -r requirements/$$lock.lock; done
+	@echo "test-te: torch extension of Transformer Engine ($(TE_EXTENSION))"
+	@NVTE_FRAMEWORK=pytorch CUDA_HOME=$${CUDA_HOME:-/usr/local/cuda} \
+		CPATH=$(TE_CUDA)/cu13/include:$(TE_CUDA)/cudnn/include:$(TE_CUDA)/nccl/include \
+		$(TE)/bin/python -m pip -q --disable-pip-version-check install --no-deps --no-build-isolation $(TE_EXTENSION)
 	@touch $@

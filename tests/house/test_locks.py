@@ -62,7 +62,7 @@ def test_both_platforms_run_the_same_versions():
     assert {name: (cpu[name], gpu[name]) for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]} == {}
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, "te.lock"])
 def test_every_pin_has_a_hash_and_no_line_names_a_host(lock):
     text = (REQUIREMENTS / lock).read_text()
     entries = re.split(r"\n(?=[a-z0-9])", text)[1:]
