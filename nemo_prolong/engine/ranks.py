@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.distributed import HashStore, Store
+
+_decisions = itertools.count()
 
 
 class RankFailure(Exception):
@@ -93,6 +96,8 @@ def decided_by_rank_zero(store: Store, key: str, value: str | None) -> str | Non
         key: Name of the decision.
         value: What rank 0 decided; ignored on other ranks.
     """
+    # A second stage of the same processes may meet at the same store.
+    key = f"{next(_decisions)}/{key}"
     if int(os.environ.get("RANK", "0")) == 0:
         store.set(key, value or "")
         return value
