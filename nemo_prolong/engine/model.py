@@ -10,6 +10,7 @@ from nemo.collections import llm
 from nemo.collections.llm.gpt.model.base import GPTConfig
 from nemo.lightning.pytorch.optim import MegatronOptimizerModule
 
+from nemo_prolong.config.legality import resolve_backend
 from nemo_prolong.config.schema import (
     KernelBackend,
     ModelConfig,
@@ -21,8 +22,8 @@ from nemo_prolong.config.schema import (
 from nemo_prolong.engine.gpt_model import Llama3Config8B, LlamaConfig
 from nemo_prolong.engine.layers import torch_layer_spec
 from nemo_prolong.engine.packed_step import ExactLossReduction, packed_data_step, packed_forward_step
+from nemo_prolong.engine.platform import current_platform
 from nemo_prolong.engine.schedule import WarmupCosine
-from nemo_prolong.engine.te.backend import resolve_backend
 from nemo_prolong.engine.te.layers import te_fields
 from nemo_prolong.errors import ConfigError
 
@@ -82,7 +83,7 @@ def build_nemo_config(
     """Return NeMo's configuration of the model.
 
     Raises:
-        ConfigError: If the class or the precision cannot be had, or the backend is not installed.
+        ConfigError: If the class cannot be had.
     """
     if model.nemo_config not in _NEMO_CONFIGS:
         raise ConfigError(
@@ -91,6 +92,7 @@ def build_nemo_config(
             "Set model.nemo_config=LlamaConfig.",
         )
     dtype = params_dtype(precision)
+    backend = resolve_backend(precision, current_platform())
     return _NEMO_CONFIGS[model.nemo_config](
         **_architecture(model),
         seq_length=seq_length,
@@ -109,7 +111,7 @@ def build_nemo_config(
         moe_token_dispatcher_type="alltoall",
         **precision.recompute.model_dump(),
         **precision.offload.model_dump(),
-        **(te_fields(precision) if resolve_backend(precision) is KernelBackend.TE else _TORCH_FIELDS),
+        **(te_fields(precision) if backend is KernelBackend.TE else _TORCH_FIELDS),
     )
 
 

@@ -78,7 +78,7 @@ def padded_lengths(precision: PrecisionConfig) -> list[int]:
 
 if __name__ == "__main__":
     # Transformer Engine itself is not needed to say what the model would be built with.
-    model.resolve_backend = lambda precision: KernelBackend.TE
+    model.resolve_backend = lambda precision, platform: KernelBackend.TE
     found = {"settings": [settings(precision) for precision in PRECISIONS], "strategy": strategy_arguments()}
     found["padded"] = [padded_lengths(precision) for precision in PRECISIONS]
     print(json.dumps(found, default=str))
