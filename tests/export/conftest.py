@@ -10,19 +10,8 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "engine")]
 
-from export_tools import Workspace, export_config  # noqa: E402
-from tiny import VOCAB_SIZE, tiny_config, write_data  # noqa: E402
-
-TOKENIZER_TEXT = ["def add(first, second):\n    return first + second\n", "A document about the number 12345.\n"]
-
-
-def write_tokenizer(directory: Path) -> None:
-    """Write a tokenizer with Llama-3's special tokens and exactly ``VOCAB_SIZE`` tokens."""
-    from nemo_prolong.data.tokenizer import train_tokenizer
-
-    # Enough different words for every merge asked for.
-    words = " ".join(f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst")
-    train_tokenizer([*TOKENIZER_TEXT, words], VOCAB_SIZE, directory)
+from export_tools import Workspace, export_config, write_tokenizer  # noqa: E402
+from tiny import tiny_config, write_data  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
+from tiny import VOCAB_SIZE
 
 from nemo_prolong.config.schema import ExportConfig, ModelConfig
+
+TOKENIZER_TEXT = ["def add(first, second):\n    return first + second\n", "A document about the number 12345.\n"]
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,12 @@ def models(draw: st.DrawFn) -> ModelConfig:
         vocab_size=draw(st.integers(1, 40)),
         share_embeddings_and_output_weights=draw(st.booleans()),
     )
+
+
+def write_tokenizer(directory: Path) -> None:
+    """Write a tokenizer with Llama-3's special tokens and exactly ``VOCAB_SIZE`` tokens."""
+    from nemo_prolong.data.tokenizer import train_tokenizer
+
+    # Enough different words for every merge asked for.
+    words = " ".join(f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst")
+    train_tokenizer([*TOKENIZER_TEXT, words], VOCAB_SIZE, directory)

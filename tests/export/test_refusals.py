@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 import torch
 from export_tools import Workspace, export_config
-from safetensors import safe_open
 
 from nemo_prolong.engine import hf_names
 from nemo_prolong.errors import CheckpointError, ExportError
-from nemo_prolong.export import assemble, hf_config, logits, run, source, verify, writer
+from nemo_prolong.export import assemble, hf_config, logits, run, source, writer
 from nemo_prolong.export.hf_config import load_tokenizer
 from nemo_prolong.export.source import Source, open_source
 
@@ -59,35 +58,14 @@ def edit_json(path: Path, *keys: str, value: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-CORRUPTIONS = [
-    ("config.json", ("rope_theta",), 10000.0),
-    ("config.json", ("rope_parameters", "rope_theta"), 10000.0),
-    ("config.json", ("rope_scaling",), {"rope_type": "linear", "factor": 8.0}),
-    ("config.json", ("max_position_embeddings",), 8192),
-    ("config.json", ("torch_dtype",), "float16"),
-    ("config.json", ("rms_norm_eps",), 1e-6),
-    ("config.json", ("auto_map",), {"AutoModelForCausalLM": "evil.Model"}),
-    ("generation_config.json", ("eos_token_id",), 497),
-    ("generation_config.json", ("do_sample",), True),
-]
-
-
-@pytest.mark.parametrize(("file", "keys", "value"), CORRUPTIONS)
 def test_a_wrong_value_in_a_configuration_file_is_refused(
-    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], file: str, keys: tuple[str, ...], value: Any
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
-    after_writing(monkeypatch, lambda directory: edit_json(directory / file, *keys, value=value))
-    message = refused()
-    assert message.startswith(f"{file} {keys[0]}=")
-    assert "the export does not equal the model" in message
-
-
-def test_a_changed_chat_template_is_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
-    def spoil(directory: Path) -> None:
-        (directory / "chat_template.jinja").write_text("{{ messages }}")
-
-    after_writing(monkeypatch, spoil)
-    assert "its chat template is not that of" in refused()
+    after_writing(monkeypatch, lambda directory: edit_json(directory / "config.json", "rope_theta", value=10000.0))
+    assert refused() == (
+        "config.json rope_theta=10000.0: the export does not equal the model: the checkpoint and its manifest say "
+        "80000.0. Nothing was written. Run the export again; if it fails again, please report it with export.log."
+    )
 
 
 def test_a_flipped_bit_in_a_shard_is_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
@@ -99,26 +77,6 @@ def test_a_flipped_bit_in_a_shard_is_refused(monkeypatch: pytest.MonkeyPatch, re
 
     after_writing(monkeypatch, spoil)
     assert ": the export does not equal the model: 1 values differ from decoder.layers." in refused()
-
-
-def test_a_truncated_or_missing_shard_is_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
-    def truncate(directory: Path) -> None:
-        path = sorted(directory.glob("*.safetensors"))[0]
-        path.write_bytes(path.read_bytes()[:-1])
-
-    with monkeypatch.context() as patch:
-        after_writing(patch, truncate)
-        assert "the file cannot be read back" in refused()
-    after_writing(monkeypatch, lambda directory: sorted(directory.glob("*.safetensors"))[0].unlink())
-    assert "tensors missing or too many: model.embed_tokens.weight" in refused()
-
-
-def test_a_wrong_index_is_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
-    index = "model.safetensors.index.json"
-    for keys, value in ((("metadata", "total_size"), 1), (("weight_map", "model.norm.weight"), "elsewhere")):
-        with monkeypatch.context() as patch:
-            after_writing(patch, lambda d, keys=keys, value=value: edit_json(d / index, *keys, value=value))
-            assert refused().startswith(index)
 
 
 @pytest.fixture
@@ -308,12 +266,3 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(workspace: Works
     tokenizer = load_tokenizer(workspace.root / "data" / "tokenizer")
     with pytest.raises(ExportError, match="it has 512 tokens, the model's vocabulary 511"):
         hf_config.special_tokens(tokenizer, 511)
-
-
-def test_a_tensor_in_two_shards_is_refused(workspace: Workspace, spoiled: Path) -> None:
-    first = sorted(spoiled.glob("*.safetensors"))[0]
-    shutil.copy(first, spoiled / "model-99999-of-99999.safetensors")
-    with safe_open(first, framework="pt") as file:
-        assert file.keys() == ["model.embed_tokens.weight"]
-    with pytest.raises(ExportError, match="holds it too"):
-        verify.verify_tensors(open_source(str(workspace.child)), spoiled, FP32)

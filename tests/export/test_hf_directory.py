@@ -1,0 +1,226 @@
+"""What a Hugging Face directory must be before a stage starts from it; every refusal names what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from export_tools import make_model
+from safetensors.torch import load_file, save_file
+
+from nemo_prolong.config.schema import ModelConfig, RopeScaling
+from nemo_prolong.engine.hf_directory import HuggingFaceDirectory
+from nemo_prolong.engine.hf_names import pieces
+from nemo_prolong.errors import CheckpointError, ConfigError
+
+MODEL = make_model(num_layers=2)
+INDEX = "model.safetensors.index.json"
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def config(model: ModelConfig = MODEL, **changes: Any) -> dict[str, Any]:
+    fields = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_hidden_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_query_groups,
+        "head_dim": model.kv_channels,
+        "vocab_size": model.vocab_size,
+        "rms_norm_eps": model.layernorm_epsilon,
+        "rope_theta": 500000.0,
+        "max_position_embeddings": 8192,
+    }
+    return {**fields, **changes}
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    """A directory of two shards."""
+    shapes = [(name, shape) for p in pieces(MODEL) for name, shape in zip(p.names, p.shapes, strict=True)]
+    files = {"a.safetensors": dict(shapes[:6]), "b.safetensors": dict(shapes[6:])}
+    for file, tensors in files.items():
+        save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, tmp_path / file)
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "config.json").write_text(json.dumps(config()))
+    return tmp_path
+
+
+def check(directory: Path, model: ModelConfig = MODEL) -> HuggingFaceDirectory:
+    found = HuggingFaceDirectory(directory)
+    found.check_fields(model)
+    found.check_tensors(model)
+    return found
+
+
+def refusal(kind: type[Exception], directory: Path, model: ModelConfig = MODEL) -> str:
+    with pytest.raises(kind) as error:
+        check(directory, model)
+    assert type(error.value) is kind
+    message = str(error.value)
+    assert message.startswith(f"parent=hf:{directory}: ")
+    return message
+
+
+def test_a_whole_directory_is_accepted(llama: Path) -> None:
+    found = check(llama)
+    assert (found.rotary_base, found.rope_scaling, found.context_length) == (500000.0, None, 8192)
+
+
+def test_one_file_without_an_index_and_one_in_half_precision_are_accepted(llama: Path) -> None:
+    tensors = load_file(llama / "a.safetensors") | load_file(llama / "b.safetensors")
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, llama / "model.safetensors")
+    for name in (INDEX, "a.safetensors", "b.safetensors"):
+        (llama / name).unlink()
+    check(llama)
+
+
+CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
+    ({"auto_map": {"AutoModel": "x.Y"}}, "config.json asks for code of its own (auto_map)"),
+    ({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, "it is a mistral (MistralForCausalLM), not a"),
+    ({"architectures": ["LlamaForSequenceClassification"]}, "it is a llama (LlamaForSequenceClassification), not a"),
+    ({"attention_bias": True}, "attention_bias=true (false is what can be trained)"),
+    ({"mlp_bias": True}, "mlp_bias=true (false is what can be trained)"),
+    ({"hidden_act": "gelu"}, 'hidden_act="gelu" ("silu" is what can be trained)'),
+    ({"quantization_config": {"bits": 4}}, "its weights are quantized"),
+    ({"partial_rotary_factor": 0.5}, "only a part of each head is rotated"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "its RoPE scaling is linear, and Megatron computes none but"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "its RoPE scaling is yarn"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "its RoPE scaling cannot be read"),
+    (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        "rope_theta (500000) and rope_param",
+    ),
+    ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": LLAMA3}, "rope_parameters (None) and rope_scaling"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CONFIGURATIONS, ids=[" ".join(c) for c, _ in CONFIGURATIONS])
+def test_a_configuration_that_megatron_would_compute_otherwise_is_refused(
+    llama: Path, changes: dict[str, Any], message: str
+) -> None:
+    (llama / "config.json").write_text(json.dumps(config(**changes)))
+    assert message in refusal(CheckpointError, llama)
+
+
+FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"num_hidden_layers": 4}, "model.num_layers (4 there, 2 here)"),
+    ({"vocab_size": 128}, "model.vocab_size (128 there, 100 here)"),
+    ({"num_key_value_heads": None}, "model.num_query_groups (6 there, 2 here)"),
+    ({"head_dim": None}, "model.kv_channels (4 there, 8 here)"),
+    ({"rms_norm_eps": 1e-6}, "model.layernorm_epsilon (1e-06 there, 1e-05 here)"),
+    ({"tie_word_embeddings": True}, "model.share_embeddings_and_output_weights (True there, False here)"),
+    ({"rope_scaling": LLAMA3}, "model.rope_scaling (factor=8.0 "),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), FIELDS, ids=[" ".join(c) for c, _ in FIELDS])
+def test_another_model_than_the_one_configured_is_refused_with_the_difference(
+    llama: Path, changes: dict[str, Any], message: str
+) -> None:
+    (llama / "config.json").write_text(json.dumps(config(**changes)))
+    assert message in refusal(ConfigError, llama)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope_scaling": LLAMA3},
+        {"rope_parameters": {**LLAMA3, "rope_theta": 500000.0}, "rope_theta": None},
+        {"rope_parameters": {**LLAMA3, "rope_theta": 500000.0}, "rope_scaling": LLAMA3},
+    ],
+    ids=["transformers 4", "transformers 5", "both"],
+)
+def test_the_scaling_of_llama_3_1_is_read_from_the_keys_of_both_versions(llama: Path, keys: dict[str, Any]) -> None:
+    (llama / "config.json").write_text(json.dumps(config(**keys)))
+    scaling = RopeScaling(**{key: value for key, value in LLAMA3.items() if key != "rope_type"})
+    found = check(llama, MODEL.model_copy(update={"rope_scaling": scaling}))
+    assert (found.rotary_base, found.rope_scaling) == (500000.0, scaling)
+
+
+def rewrite(path: Path, **changes: torch.Tensor | None) -> None:
+    """Replace tensors of a file, or take them out."""
+    tensors = {**load_file(path), **changes}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
+
+
+def set_in_index(directory: Path, name: str, file: str | None) -> None:
+    index = json.loads((directory / INDEX).read_text())
+    index["weight_map"] = {key: value for key, value in {**index["weight_map"], name: file}.items() if value}
+    (directory / INDEX).write_text(json.dumps(index))
+
+
+def only_pickles(directory: Path) -> None:
+    for name in (INDEX, "a.safetensors", "b.safetensors"):
+        (directory / name).unlink()
+    (directory / "pytorch_model.bin").write_bytes(b"\x80")
+
+
+def truncate(directory: Path) -> None:
+    (directory / "b.safetensors").write_bytes((directory / "b.safetensors").read_bytes()[:-1])
+
+
+def bias(directory: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.bias"
+    rewrite(directory / "a.safetensors", **{name: torch.zeros(48)})
+    set_in_index(directory, name, "a.safetensors")
+
+
+FILES: list[tuple[Callable[[Path], object], str]] = [
+    (only_pickles, "its weights are pickles (pytorch_model.bin), which can run code when they are opened"),
+    (truncate, "b.safetensors is not whole ("),
+    (lambda d: (d / "b.safetensors").unlink(), "b.safetensors is missing."),
+    (lambda d: (d / "config.json").unlink(), "config.json cannot be read ("),
+    (lambda d: (d / "config.json").write_text("{"), "config.json cannot be read ("),
+    (lambda d: (d / INDEX).write_text("{}"), f"{INDEX} has no weight_map of files beside it."),
+    (lambda d: set_in_index(d, "lm_head.weight", "../b.safetensors"), f"{INDEX} has no weight_map of files beside it."),
+    (lambda d: set_in_index(d, "lm_head.weight", "a.safetensors"), "lm_head.weight is not in a.safetensors."),
+    (lambda d: set_in_index(d, "lm_head.weight", None), "lm_head.weight is missing."),
+    (bias, "model.layers.0.self_attn.q_proj.bias is not part of a Llama."),
+    (
+        lambda d: rewrite(d / "b.safetensors", **{"lm_head.weight": torch.zeros(128, 24)}),
+        "lm_head.weight has shape [128, 24], not [100, 24].",
+    ),
+    (
+        lambda d: rewrite(d / "b.safetensors", **{"lm_head.weight": torch.zeros(100, 24, dtype=torch.int8)}),
+        "lm_head.weight is I8, not one of BF16, F16, F32.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), FILES, ids=[message[:30] for _, message in FILES])
+def test_files_that_are_not_a_whole_llama_are_refused(
+    llama: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(llama)
+    assert message in refusal(CheckpointError, llama)
+
+
+def test_frequencies_that_old_versions_saved_and_a_tied_head_are_not_read(llama: Path) -> None:
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    rewrite(llama / "a.safetensors", **{name: torch.zeros(4)})
+    set_in_index(llama, name, "a.safetensors")
+    (llama / "config.json").write_text(json.dumps(config(tie_word_embeddings=True)))
+    check(llama, MODEL.model_copy(update={"share_embeddings_and_output_weights": True}))
+
+
+def test_one_changed_byte_changes_the_hash(llama: Path) -> None:
+    before = HuggingFaceDirectory(llama).sha256()
+    assert before == HuggingFaceDirectory(llama).sha256()
+    data = bytearray((llama / "b.safetensors").read_bytes())
+    data[-1] ^= 1
+    (llama / "b.safetensors").write_bytes(data)
+    assert HuggingFaceDirectory(llama).sha256() != before
