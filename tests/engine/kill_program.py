@@ -5,6 +5,7 @@ uninterrupted run's time a run is killed. NeMo is imported once; every run is a 
 under way at a time.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -120,6 +121,7 @@ def arm_shards(point: str, trainer: int, current: dict[str, int]) -> None:
     write_shard = filesystem_async.FileSystemWriterAsync.write_preloaded_data
     items = iter(range(1000))
 
+    @functools.wraps(write_item)
     def half_a_shard(*args: Any, **kwargs: Any) -> Any:
         if current["step"] == KILLED_STEP and next(items) == 5:
             os.kill(trainer, signal.SIGKILL)
