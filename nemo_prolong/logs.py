@@ -1,7 +1,7 @@
 """Where output goes: ours to the console, everything else to the run's log file.
 
 NeMo, Lightning, Megatron and their C++ parts print hundreds of lines on import. They are kept in ``train.log``,
-together with our own lines, and stay off the console.
+together with our own lines, and stay off the console. Secrets are taken out of every logged line.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
+
+from nemo_prolong.redaction import redact
 
 _CONSOLE_FORMAT = "%(asctime)s  %(message)s"
 _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -63,12 +65,20 @@ def console_logging() -> Iterator[None]:
         ours.removeHandler(handler)
 
 
+class _RedactingFormatter(logging.Formatter):
+    """A record as text, without secrets; tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line or lines of a record."""
+        return redact(super().format(record))
+
+
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to whatever ``sys.stderr`` is at the moment: a progress bar puts itself in its place."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
-        self.setFormatter(logging.Formatter(_CONSOLE_FORMAT, datefmt="%H:%M:%S"))
+        self.setFormatter(_RedactingFormatter(_CONSOLE_FORMAT, datefmt="%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
@@ -92,5 +102,5 @@ def _install_handlers(file: TextIO, terminal: TextIO | None) -> list[tuple[loggi
 
 def _handler(stream: TextIO, line_format: str) -> logging.Handler:
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter(line_format, datefmt="%H:%M:%S"))
+    handler.setFormatter(_RedactingFormatter(line_format, datefmt="%H:%M:%S"))
     return handler

@@ -12,7 +12,8 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -26,6 +27,7 @@ from nemo_prolong.config.hydra_errors import COMPOSITION_ERRORS, check_experimen
 from nemo_prolong.config.load import load
 from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError, ProlongError
+from nemo_prolong.redaction import redact
 
 T = TypeVar("T", bound=Section)
 
@@ -67,7 +69,9 @@ def hydra_script(
             # Only a configuration that passes the checks is printed.
             with _arguments(*_config_flags(args), *args.overrides):
                 load_command_line(schema, config_name, args)
-            _hydra_main(schema, config_name, args, _ignore)
+            with redirect_stdout(StringIO()) as printed:
+                _hydra_main(schema, config_name, args, _ignore)
+            sys.stdout.write(redact(printed.getvalue()))
         elif args.hydra_help or args.info or args.shell_completion:
             _hydra_main(schema, config_name, args, _ignore)
         else:
@@ -163,5 +167,5 @@ def _help_text(description: str, examples: Sequence[str]) -> str:
 def _exit_with(error: ProlongError) -> NoReturn:
     """Print the message on the first rank only, and exit every rank with the error's code."""
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{redact(str(error))}\n")
     sys.exit(error.exit_code)

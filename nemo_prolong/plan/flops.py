@@ -15,6 +15,9 @@ from collections.abc import Iterable
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.plan.model_size import model_size
 
+CONVENTION = "causal, per document, forward + 2 x backward, no recomputation"
+"""What is counted, in the words that tables and reports print."""
+
 
 def training_flops(model: ModelConfig, document_lengths: Iterable[int]) -> int:
     """Return the FLOPs of forward and backward over these documents.
@@ -24,10 +27,19 @@ def training_flops(model: ModelConfig, document_lengths: Iterable[int]) -> int:
         document_lengths: Tokens of each document of the batch; padding is not one.
     """
     lengths = list(document_lengths)
-    products = 6 * model_size(model).in_matrix_products * sum(lengths)
+    return training_flops_of_sums(model, sum(lengths), sum(length * length for length in lengths))
+
+
+def training_flops_of_sums(model: ModelConfig, tokens: int, squared_tokens: int) -> int:
+    """Return what ``training_flops`` does, from the two sums that it depends on.
+
+    Args:
+        model: The model.
+        tokens: Tokens of all documents.
+        squared_tokens: Sum over the documents of the square of their tokens.
+    """
     width = model.num_attention_heads * model.kv_channels
-    attention = 6 * model.num_layers * width * sum(length * length for length in lengths)
-    return products + attention
+    return 6 * model_size(model).in_matrix_products * tokens + 6 * model.num_layers * width * squared_tokens
 
 
 def training_flops_per_token(model: ModelConfig, document_length: int) -> float:
