@@ -23,10 +23,12 @@ LOG := $(VENV)/setup.log
 BOOTSTRAPPED := $(VENV)/.bootstrapped
 INSTALLED := $(VENV)/.installed
 INTEROP := .venv-interop
+TRANSFORMERS5 := .venv-transformers5
 TE := .venv-te
 TE_CUDA := $(CURDIR)/$(TE)/lib/python3.12/site-packages/nvidia
 LOCKS := requirements/bootstrap.lock requirements/cpu.lock requirements/gpu-py312.lock requirements/interop.lock \
-	requirements/te.lock
+	requirements/te.lock \
+	requirements/transformers5.lock
 
 # What runs inside the environment must not see another one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -53,8 +55,12 @@ test-layouts: setup ## compare every (TP, PP, CP, DP) layout on 2 and 4 ranks wi
 test-chaos: setup ## kill a run in its save path and at 50 random times, and compare every bit (PROLONG_RANDOM_KILLS=N for more)
 	@PROLONG_RANDOM_KILLS=$${PROLONG_RANDOM_KILLS:-50} $(BIN)/python -m pytest tests/engine/test_checkpoint_kills.py $(PYTEST_ARGS)
 
-test-interop: $(INTEROP)/.installed ## compare MDS with mosaicml-streaming, in an environment of its own
-	@$(INTEROP)/bin/python -m pytest -c tests/interop/pytest.ini tests/interop $(PYTEST_ARGS)
+test-interop: $(INTEROP)/.installed $(TRANSFORMERS5)/.installed setup ## MDS against mosaicml-streaming, exports in transformers 4 and 5
+	@$(INTEROP)/bin/python -m pytest -c tests/interop/pytest.ini tests/interop/interop_mds.py $(PYTEST_ARGS)
+	@exports=$$(mktemp -d); trap 'rm -rf "$$exports"' EXIT; \
+	$(BIN)/python tests/interop/write_exports.py "$$exports" > "$$exports/log" 2>&1 || { cat "$$exports/log"; exit 1; }; \
+	INTEROP_EXPORTS=$$exports $(TRANSFORMERS5)/bin/python -m pytest -c tests/interop/pytest.ini \
+		tests/interop/interop_transformers.py $(PYTEST_ARGS)
 
 test-te: $(TE)/.installed ## build full-size Transformer Engine models without a GPU, in an environment of its own (6 GB)
 	@CUDA_HOME=$(TE_CUDA)/cu13 $(TE)/bin/python -m pytest -c tests/te/pytest.ini tests/te $(PYTEST_ARGS)
@@ -83,11 +89,13 @@ lock: $(BOOTSTRAPPED) ## resolve the dependencies again and write requirements/*
 		--constraint requirements/cpu.lock -o requirements/gpu-py312.lock
 	@$(COMPILE) requirements/interop.in --python-version 3.11 \
 		--override requirements/interop.overrides.txt -o requirements/interop.lock
+	@$(COMPILE) requirements/transformers5.in --python-version 3.11 \
+		--override requirements/transformers5.overrides.txt -o requirements/transformers5.lock
 	@$(COMPILE) requirements/te.in --python-version 3.12 --constraint requirements/gpu-py312.lock \
 		--override requirements/te.overrides.txt -o requirements/te.lock
 
 clean: ## delete every environment and every cache; runs/ and data/ stay
-	@rm -rf $(VENV) $(INTEROP) $(TE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(INTEROP) $(TRANSFORMERS5) $(TE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Python of the right version, then the installer: uv installs the lock four times as fast as pip.
@@ -126,6 +134,16 @@ $(INTEROP)/.installed: $(BOOTSTRAPPED) requirements/interop.lock requirements/to
 	@$(INTEROP)/bin/python -m pip -qq --disable-pip-version-check install --no-deps --require-hashes \
 		-r requirements/interop.lock
 	@$(INTEROP)/bin/python -m pip -qq --disable-pip-version-check install --no-warn-conflicts $(TORCH_PIP_ARGS) \
+		-r requirements/torch.txt
+	@touch $@
+
+# The other major version of transformers, for reading what was exported.
+$(TRANSFORMERS5)/.installed: $(BOOTSTRAPPED) requirements/transformers5.lock requirements/torch.txt
+	@echo "test-interop: $(TRANSFORMERS5) with requirements/transformers5.lock, $$(cat requirements/torch.txt)"
+	@$(BIN)/python -m venv $(TRANSFORMERS5)
+	@$(TRANSFORMERS5)/bin/python -m pip -qq --disable-pip-version-check install --no-deps --require-hashes \
+		-r requirements/transformers5.lock
+	@$(TRANSFORMERS5)/bin/python -m pip -qq --disable-pip-version-check install --no-warn-conflicts $(TORCH_PIP_ARGS) \
 		-r requirements/torch.txt
 	@touch $@
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
-LOCKS = ["bootstrap.lock", "cpu.lock", "gpu-py312.lock", "interop.lock"]
+LOCKS = ["bootstrap.lock", "cpu.lock", "gpu-py312.lock", "interop.lock", "transformers5.lock"]
 CONTAINERS_OWN = ("torch", "triton", "transformer-engine", "apex", "flash-attn")
 
 
