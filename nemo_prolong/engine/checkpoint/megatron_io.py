@@ -7,11 +7,14 @@ touch no files, and those that touch files do not communicate.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
 import queue
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +61,8 @@ class PlannedSave:
         if self.request.async_fn is None:
             return
         rank, _, results = self.request.async_fn_args
-        self.request.async_fn(rank, self.request.preload_fn(), results)
+        with _children_die_with_parent():
+            self.request.async_fn(rank, self.request.preload_fn(), results)
 
     def write_shards_in_background(self) -> Callable[[], None]:
         """Copy the shards of this rank out of the model, start to write them, and return what waits for the end."""
@@ -70,7 +74,8 @@ class PlannedSave:
         process = fork.Process(
             target=_write_and_send, args=(self.request.async_fn, rank, self.request.preload_fn(), results, sender)
         )
-        process.start()
+        with _children_die_with_parent():
+            process.start()
         sender.close()
 
         def wait() -> None:
@@ -112,6 +117,34 @@ class PlannedSave:
             json.dump(MEGATRON_FORMAT, file)
             file.flush()
             os.fsync(file.fileno())
+
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+_dying_with_parent = False
+
+
+@contextlib.contextmanager
+def _children_die_with_parent() -> Iterator[None]:
+    """Let the kernel kill what is forked here, and what that forks, when its parent dies.
+
+    Megatron's writers wait for their parent to take their results. When it is killed they would wait for ever, holding
+    the state that they were writing.
+    """
+    global _dying_with_parent
+    _dying_with_parent = True
+    try:
+        yield
+    finally:
+        _dying_with_parent = False
+
+
+def _after_fork() -> None:
+    if _dying_with_parent:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _write_and_send(write: Callable[..., None], rank: int, buckets: Any, results: queue.Queue, sender: Any) -> None:
