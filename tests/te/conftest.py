@@ -21,6 +21,8 @@ cpu.prepare()
 assert transformer_engine.pytorch and not torch.cuda.is_available(), "these tests are for machines without a GPU"
 # Its modules assert a GPU when they are built, and ask which one. After cpu.prepare(), which does nothing with a GPU.
 torch.cuda.is_available = lambda: True
+# Without a driver torch cannot ask cuDNN for its version.
+torch.backends.cudnn.version = lambda: None
 torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(major=9, minor=0)
 
 
