@@ -273,11 +273,35 @@ class CheckpointConfig(Section):
     """Saves that may fail in a row, on a full disk say, before training stops."""
 
 
+class WandbConfig(Section):
+    """Weights & Biases. The key comes from ``WANDB_API_KEY`` or ``wandb login``."""
+
+    project: str = "nemo_prolong"
+    """Project the runs belong to."""
+    entity: str | None = None
+    """User or team; null is the default one of the key."""
+    mode: Literal["online", "offline"] = "online"
+    """offline writes under ``<run>/wandb``, for ``wandb sync`` later."""
+
+
+class MlflowConfig(Section):
+    """MLflow. Credentials come from ``MLFLOW_TRACKING_TOKEN``, or user name and password likewise."""
+
+    tracking_uri: str
+    """Address of the server, or a directory or database: ``http://HOST:5000``, ``file:mlruns``, ``sqlite:///runs.db``."""
+    experiment: str = "nemo_prolong"
+    """Experiment the runs belong to."""
+
+
 class TrackerConfig(Section):
     """Where metrics go besides ``metrics.jsonl``."""
 
     tensorboard: bool = False
     """Write TensorBoard events under ``<run>/tensorboard``."""
+    wandb: WandbConfig | None = None
+    """Send them to Weights & Biases; needs the package wandb."""
+    mlflow: MlflowConfig | None = None
+    """Send them to MLflow; needs the package mlflow."""
 
 
 class ClusterConfig(Section):

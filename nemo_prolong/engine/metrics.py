@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from megatron.core import parallel_state
-from torch.utils.tensorboard import SummaryWriter
 
+from nemo_prolong.config.run_records import EVENTS_FILE, METRICS_FILE, Goodput, GrowingRecords, goodput
+from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.engine.checkpoint import CheckpointWriter
+from nemo_prolong.engine.telemetry.names import named_figures
+from nemo_prolong.engine.telemetry.performance import Performance, device_name, peak_memory_bytes
+from nemo_prolong.engine.telemetry.step_sums import GroupLoss, StepSums, StepTotals
+from nemo_prolong.engine.telemetry.trackers import Trackers, check_packages
 from nemo_prolong.units import format_seconds, format_tokens
 
 log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
 
 
 class StepMetrics(Callback):
@@ -31,32 +37,28 @@ class StepMetrics(Callback):
     NeMo hands Lightning's callbacks to Megatron's loop as well, which is why hooks of both kinds are here.
 
     Args:
-        path: ``metrics.jsonl`` of the run; lines are appended.
-        row_tokens_per_step: ``global_batch_size * seq_length``.
-        train_iters: Steps of the stage, for the estimate of the time left.
-        log_every_n_steps: Steps between progress lines.
-        tensorboard_dir: Directory for TensorBoard events; None writes none.
+        cfg: The stage.
+        writer: Knows how long training has waited for checkpoints.
+
+    Raises:
+        ConfigError: If the package of a tracker is not installed.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        row_tokens_per_step: int,
-        train_iters: int,
-        log_every_n_steps: int,
-        tensorboard_dir: Path | None = None,
-    ) -> None:
-        self.path = path
-        self.tensorboard_dir = tensorboard_dir
-        self._tensorboard: SummaryWriter | None = None
-        self.row_tokens_per_step = row_tokens_per_step
-        self.train_iters = train_iters
-        self.log_every_n_steps = log_every_n_steps
+    def __init__(self, cfg: RunConfig, writer: CheckpointWriter) -> None:
+        check_packages(cfg.tracker)
+        self.cfg = cfg
+        self.path = Path(cfg.run_dir) / METRICS_FILE
         self.consumed_train_tokens = 0
         self.consumed_target_tokens = 0
-        self._sums = torch.zeros(3, dtype=torch.float64)
+        self._writer = writer
+        self._checkpoint_seconds = 0.0
         self._step_started = 0.0
         self._recent_seconds: list[float] = []
+        # Made when training starts: it needs the process groups. All but the first are rank 0's alone.
+        self._sums: StepSums
+        self._performance: Performance
+        self._trackers: Trackers
+        self._goodput: Goodput
 
     # Counters continue after a resume: Lightning saves the state of its callbacks in every checkpoint.
 
@@ -69,26 +71,29 @@ class StepMetrics(Callback):
         self.consumed_train_tokens = state_dict["tokens"]
         self.consumed_target_tokens = state_dict["target_tokens"]
 
+    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Start with empty sums; on rank 0, open the trackers and find out when the run began."""
+        self._sums = StepSums(self.cfg.seq_length)
+        if trainer.is_global_zero:
+            self._performance = Performance(self.cfg, device_name(), trainer.world_size)
+            self._trackers = Trackers(self.cfg, trainer.global_step)
+            self._goodput = _goodput_so_far(self.path.parent)
+
+    # ---- what every rank adds ---------------------------------------------------------------------------------------
+
     def on_megatron_microbatch_end(self, step: Any, batch: dict[str, Any], **kwargs: Any) -> None:
-        """Count the real tokens of a micro-batch, once per data-parallel rank."""
+        """Count the sizes of a micro-batch, once per data-parallel rank."""
+        self._sums.add_data_wait(batch["data_wait_seconds"])
         if parallel_state.is_pipeline_last_stage() and _is_first_tensor_and_context_rank():
-            self._sums[2] += batch["real_tokens"]
+            self._sums.add_row(batch["real_tokens"], batch["squared_tokens"])
 
     def on_megatron_reduce_microbatches_end(self, microbatch_outputs: list[dict[str, Any]], **kwargs: Any) -> None:
         """Add the loss sums of this rank; only the last pipeline stage has any."""
         if parallel_state.get_tensor_model_parallel_rank() == 0:
             for output in microbatch_outputs:
-                self._sums[:2] += output["loss_sum_and_ub_size"].cpu()
+                self._sums.add_losses(output["loss_sum_and_ub_size"], output["loss_by_position"], output["domain"])
 
-    def _reduce_over_ranks(self) -> tuple[float, int, int]:
-        """Return (loss sum, target tokens, real tokens) of all ranks and start counting anew."""
-        sums = self._sums.clone()
-        self._sums.zero_()
-        if torch.cuda.is_available():
-            sums = sums.cuda()
-        torch.distributed.all_reduce(sums)
-        loss_sum, target_tokens, real_tokens = sums.tolist()
-        return loss_sum, int(target_tokens), int(real_tokens)
+    # ---- steps and validations --------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Start the clock of the step."""
@@ -96,76 +101,94 @@ class StepMetrics(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Write the record of the step, and a progress line when it is time."""
-        loss_sum, target_tokens, real_tokens = self._reduce_over_ranks()
+        totals = self._sums.reduce(peak_memory_bytes())
         seconds = time.perf_counter() - self._step_started
-        self.consumed_train_tokens += real_tokens
-        self.consumed_target_tokens += target_tokens
+        self.consumed_train_tokens += totals.real_tokens
+        self.consumed_target_tokens += totals.loss.target_tokens
         if not trainer.is_global_zero:
             return
-        record = {
-            "step": trainer.global_step,
-            "loss": loss_sum / target_tokens if target_tokens else 0.0,
-            "grad_norm": float(trainer.callback_metrics["grad_norm"]),
-            "learning_rate": float(trainer.callback_metrics["lr"]),
-            "target_tokens": target_tokens,
-            "real_tokens": real_tokens,
-            "row_tokens": self.row_tokens_per_step,
-            "consumed_train_tokens": self.consumed_train_tokens,
-            "step_seconds": round(seconds, 4),
-            "tokens_per_second": round(real_tokens / seconds, 1),
-            "memory_bytes": _peak_memory_bytes(),
-            "time": round(time.time(), 3),
-        }
+        record = self._record(trainer, totals, seconds)
         self._write(record)
         self._recent_seconds = [*self._recent_seconds[-19:], seconds]
-        if trainer.global_step % self.log_every_n_steps == 0 or trainer.global_step in (1, self.train_iters):
+        if record["step"] % self.cfg.train.log_every_n_steps == 0 or record["step"] in (1, self.cfg.train.train_iters):
             self._log_progress(record)
+
+    def _record(self, trainer: pl.Trainer, totals: StepTotals, seconds: float) -> Record:
+        now = time.time()
+        self._goodput = self._goodput._replace(useful_seconds=self._goodput.useful_seconds + seconds, ended=now)
+        return {
+            "step": trainer.global_step,
+            "loss": totals.loss.mean,
+            "grad_norm": float(trainer.callback_metrics["grad_norm"]),
+            "learning_rate": float(trainer.callback_metrics["lr"]),
+            "target_tokens": totals.loss.target_tokens,
+            "real_tokens": totals.real_tokens,
+            "row_tokens": self.cfg.global_batch_tokens,
+            "consumed_train_tokens": self.consumed_train_tokens,
+            "step_seconds": round(seconds, 4),
+            **self._performance.figures(totals, seconds),
+            "data_wait_seconds": round(totals.data_wait_seconds, 4),
+            "checkpoint_seconds": round(self._newly_waited_for_checkpoints(), 4),
+            "memory_bytes": totals.memory_bytes,
+            "goodput": round(self._goodput.fraction, 4),
+            "loss_by_position": _groups(totals.by_position),
+            "loss_by_domain": _groups(totals.by_domain),
+            "time": round(now, 3),
+        }
+
+    def _newly_waited_for_checkpoints(self) -> float:
+        """Return the seconds that training waited for checkpoints since the last record."""
+        before, self._checkpoint_seconds = self._checkpoint_seconds, self._writer.blocked_seconds
+        return self._checkpoint_seconds - before
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the exact validation loss: all token losses over all target tokens."""
-        loss_sum, target_tokens, _ = self._reduce_over_ranks()
-        if not trainer.is_global_zero or target_tokens == 0:
+        totals = self._sums.reduce(peak_memory_bytes())
+        if not trainer.is_global_zero or totals.loss.target_tokens == 0:
             return
         record = {
             "step": trainer.global_step,
-            "val_loss": loss_sum / target_tokens,
-            "val_target_tokens": target_tokens,
+            "val_loss": totals.loss.mean,
+            "val_target_tokens": totals.loss.target_tokens,
+            "val_loss_by_position": _groups(totals.by_position),
+            "val_loss_by_domain": _groups(totals.by_domain),
             "time": round(time.time(), 3),
         }
         self._write(record)
-        log.info("step %d  validation loss %.4f on %s tokens", record["step"], record["val_loss"], f"{target_tokens:,}")
+        tokens = f"{totals.loss.target_tokens:,}"
+        log.info("step %d  validation loss %.4f on %s tokens", record["step"], record["val_loss"], tokens)
 
-    def _write(self, record: dict[str, Any]) -> None:
+    # ---- where records go -------------------------------------------------------------------------------------------
+
+    def _write(self, record: Record) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        if self.tensorboard_dir is not None:
-            self._write_tensorboard(self.tensorboard_dir, record)
+        self._trackers.log(named_figures(record), record["step"], record["time"])
 
-    def _write_tensorboard(self, directory: Path, record: dict[str, Any]) -> None:
-        """Write the figures of a record as ``train/loss``, ``train/grad_norm``, ..., ``train/val_loss``."""
-        if self._tensorboard is None:
-            # Events of steps that a resumed run trains again are hidden.
-            self._tensorboard = SummaryWriter(str(directory), purge_step=record["step"])
-        for key, value in record.items():
-            if key not in ("step", "time"):
-                self._tensorboard.add_scalar(f"train/{key}", value, record["step"], walltime=record["time"])
+    def on_fit_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Close the trackers."""
+        if trainer.is_global_zero:
+            self._trackers.close(succeeded=True)
 
-    def on_fit_end(self, *args: Any) -> None:
-        """Close the TensorBoard events."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+    def on_exception(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Close the trackers of a run that failed, if it came that far."""
+        if hasattr(self, "_trackers"):
+            self._trackers.close(succeeded=False)
 
-    def _log_progress(self, record: dict[str, Any]) -> None:
-        left = (self.train_iters - record["step"]) * statistics.median(self._recent_seconds)
+    def _log_progress(self, record: Record) -> None:
+        train_iters = self.cfg.train.train_iters
+        left = (train_iters - record["step"]) * statistics.median(self._recent_seconds)
+        mfu = f"  MFU {record['mfu']:.1%}" if "mfu" in record else ""
         log.info(
-            "step %*d/%d  loss %.4f  grad norm %.3f  lr %.2e  %s tokens/s  %s tokens  ETA %s",
-            len(str(self.train_iters)),
+            "step %*d/%d  loss %.4f  grad norm %.3f  lr %.2e  %s tokens/s%s  %s tokens  ETA %s",
+            len(str(train_iters)),
             record["step"],
-            self.train_iters,
+            train_iters,
             record["loss"],
             record["grad_norm"],
             record["learning_rate"],
             f"{record['tokens_per_second']:,.0f}",
+            mfu,
             format_tokens(record["consumed_train_tokens"]),
             format_seconds(left),
         )
@@ -175,8 +198,15 @@ def _is_first_tensor_and_context_rank() -> bool:
     return parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_context_parallel_rank() == 0
 
 
-def _peak_memory_bytes() -> int:
-    """Return the peak of the device's memory, or of this process on a machine without one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _groups(losses: dict[str, GroupLoss]) -> dict[str, dict[str, float | int]]:
+    return {name: loss._asdict() for name, loss in losses.items()}
+
+
+def _goodput_so_far(run_dir: Path) -> Goodput:
+    """Return the goodput of a run that is about to go on."""
+    files = [GrowingRecords(run_dir / name) for name in (METRICS_FILE, EVENTS_FILE)]
+    for file in files:
+        file.refresh()
+    metrics, events = (file.records for file in files)
+    now = time.time()
+    return goodput(metrics, events) or Goodput(0.0, now, now)

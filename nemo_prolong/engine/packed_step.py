@@ -7,6 +7,7 @@ config.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,10 @@ from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
+from nemo_prolong.engine.telemetry.positions import position_starts, starts_on
 from nemo_prolong.ops.context_parallel import DocumentPartition
 from nemo_prolong.ops.linear_cross_entropy import HeadLoss
+from nemo_prolong.ops.token_loss import LossSums, loss_sums, position_buckets
 
 Batch = dict[str, Any]
 
@@ -32,15 +35,20 @@ def packed_data_step(dataloader_iter: Iterator[Any], tile_tokens: int = 1) -> Ba
     int32 [D+1], max_seqlen int, domain list of str, real_tokens int. Where context-parallel ranks share the row, every
     document is split over them: tokens, labels, loss_mask and position_ids are then [1, P / CP], cu_seqlens and
     max_seqlen are those of the padded row of P tokens, and ``partition`` says which tokens are here. ``max_seqlen``
-    comes out as the next power of two, see ``bucket_of``. ``equal_documents`` is new, see ``DocumentSeqParams``.
+    comes out as the next power of two, see ``bucket_of``. ``equal_documents`` is new, see ``DocumentSeqParams``, and so
+    is what telemetry wants to know: ``row_tokens`` (S), ``squared_tokens`` (sum over the documents of the square of
+    their tokens) and ``data_wait_seconds``.
 
     Args:
         dataloader_iter: Micro-batches.
         tile_tokens: Where ranks share the row, it is padded so that each rank's part comes in multiples of twice this.
     """
+    started = time.perf_counter()
     batch = next(dataloader_iter)
+    waited = time.perf_counter() - started
     if isinstance(batch, tuple):
         batch = batch[0]
+    batch = {**batch, **_sizes(batch), "data_wait_seconds": waited}
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     batch = {"partition": None, **_over_context_ranks(batch, device, tile_tokens)}
     partition = batch["partition"]
@@ -49,6 +57,14 @@ def packed_data_step(dataloader_iter: Iterator[Any], tile_tokens: int = 1) -> Ba
     batch["equal_documents"] = equal_documents(boundaries)
     batch["max_seqlen"] = bucket_of(batch["max_seqlen"])
     return {key: value.to(device, non_blocking=True) if key in _DEVICE_KEYS else value for key, value in batch.items()}
+
+
+def _sizes(batch: Batch) -> dict[str, int]:
+    """Return the tokens of the whole row and the sum of the squares of its documents' tokens, padding left out."""
+    lengths = np.diff(batch["cu_seqlens"].numpy()).astype(np.int64)
+    row_tokens = batch["tokens"].shape[1]
+    documents = lengths[:-1] if batch["real_tokens"] < row_tokens else lengths
+    return {"row_tokens": row_tokens, "squared_tokens": int((documents**2).sum())}
 
 
 def bucket_of(max_seqlen: int) -> int:
@@ -146,6 +162,14 @@ def packed_forward_step(model: torch.nn.Module, batch: Batch) -> HeadLoss | torc
     )
 
 
+def _loss_by_position(batch: Batch, token_losses: torch.Tensor) -> LossSums:
+    """Return the losses [G] of this rank's tokens by the position that each predicts."""
+    row_tokens = batch["row_tokens"]
+    predicted = batch["position_ids"].flatten() + 1
+    groups = position_buckets(predicted, starts_on(predicted.device, row_tokens))
+    return loss_sums(token_losses, batch["loss_mask"].flatten(), groups, len(position_starts(row_tokens)))
+
+
 class ExactLossReduction(MaskedTokenLossReduction):
     """Sums token losses; Megatron divides once, by the target tokens of the whole global batch.
 
@@ -163,24 +187,27 @@ class ExactLossReduction(MaskedTokenLossReduction):
         super().__init__(validation_step=validation_step)
         self.per_device = per_device
 
-    def forward(
-        self, batch: Batch, forward_out: HeadLoss
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Return (loss to differentiate, what Megatron divides the sum of all by, int32, {loss_sum_and_ub_size}).
+    def forward(self, batch: Batch, forward_out: HeadLoss) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Return (loss to differentiate, what Megatron divides the sum of all by, int32, report).
 
-        ``loss_sum_and_ub_size`` is float64 [2]: sum of token losses, target tokens.
+        The report holds ``loss_sum_and_ub_size``, float64 [2]: sum of token losses, target tokens; and what it is made
+        of: ``loss_by_position``, the ``LossSums`` of each bucket of positions of the predicted tokens, and ``domain``.
         """
         # Not by name: mixed precision makes a plain tuple of it.
         loss_sum, token_losses = forward_out
         loss_mask = batch["loss_mask"].flatten().double()
         target_tokens = loss_mask.sum()
-        report = torch.stack([(token_losses.double() * loss_mask).sum(), target_tokens])
+        report = {
+            "loss_sum_and_ub_size": torch.stack([(token_losses.double() * loss_mask).sum(), target_tokens]),
+            "loss_by_position": _loss_by_position(batch, token_losses),
+            "domain": batch["domain"][0],
+        }
         if self.per_device:
             has_targets = (target_tokens > 0).to(torch.int)
-            return loss_sum / target_tokens.clamp(min=1).float(), has_targets, {"loss_sum_and_ub_size": report}
-        return loss_sum, target_tokens.to(torch.int), {"loss_sum_and_ub_size": report}
+            return loss_sum / target_tokens.clamp(min=1).float(), has_targets, report
+        return loss_sum, target_tokens.to(torch.int), report
 
-    def reduce(self, losses_reduced_per_micro_batch: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    def reduce(self, losses_reduced_per_micro_batch: list[dict[str, Any]]) -> torch.Tensor:
         """Return the mean loss of the global batch, float32: what pipeline stages without a loss expect to receive.
 
         NeMo's own leaves out micro-batches without targets, and a rank with none but those then sends another dtype

@@ -53,7 +53,8 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
         parent_checkpoint: Verified checkpoint to take weights (and optimizer state) from when not resuming.
 
     Raises:
-        ConfigError: If the stage needs kernels that do not exist for this device and these versions.
+        ConfigError: If the stage needs kernels that do not exist for this device and these versions, or a tracker a
+            package that is not installed.
         CheckpointError: If the checkpoint holds something that loading would execute, or saving fails too often.
     """
     check_platform(cfg, current_platform())
@@ -66,13 +67,8 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
     torch.manual_seed(cfg.seed)
     torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
     data = PackedDataModule(cfg)
-    metrics = StepMetrics(
-        Path(cfg.run_dir) / "metrics.jsonl",
-        cfg.global_batch_tokens,
-        cfg.train.train_iters,
-        cfg.train.log_every_n_steps,
-        Path(cfg.run_dir) / "tensorboard" if cfg.tracker.tensorboard else None,
-    )
+    writer = CheckpointWriter(cfg)
+    metrics = StepMetrics(cfg, writer)
     restore: RestoreConfig | None = None
     if resume is None and cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
         restore = HuggingFaceRestore(path=cfg.parent.removeprefix(HF_PREFIX), model=cfg.model)
@@ -82,9 +78,7 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
             load_model_state=True,
             load_optim_state=cfg.transition == Transition.WEIGHTS_AND_OPTIMIZER,
         )
-    trainer = build_trainer(
-        cfg, [metrics, CheckpointWriter(cfg)], validate=data.validates, store=store, restore=restore
-    )
+    trainer = build_trainer(cfg, [metrics, writer], validate=data.validates, store=store, restore=restore)
     trainer.fit(build_model(cfg), datamodule=data, ckpt_path=str(resume) if resume else None)
     totals = StageTotals(trainer.global_step, metrics.consumed_train_tokens, metrics.consumed_target_tokens)
     _leave_process_groups()

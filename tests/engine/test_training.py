@@ -119,6 +119,12 @@ def test_the_loss_of_a_packed_step_is_the_mean_over_documents_scored_alone(one_r
     (record,) = read_metrics(one_rank_runs / "one_step")
     assert record["target_tokens"] == scores["target_tokens"]
     assert record["loss"] == pytest.approx(scores["loss_sum"] / scores["target_tokens"], rel=1e-6)
+    for name, sums in record["loss_by_position"].items():
+        first, last = map(int, name.split("-"))
+        expected = sum(scores["loss_by_position"][first : last + 1])
+        assert sums["loss_sum"] == pytest.approx(expected, rel=1e-6), name
+    by_domain = {name or "unnamed": expected for name, expected in scores["loss_by_domain"].items()}
+    assert {name: sums["loss_sum"] for name, sums in record["loss_by_domain"].items()} == pytest.approx(by_domain)
     assert scores["losses_agree_with_logits_within"] < 1e-5
 
 

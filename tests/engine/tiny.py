@@ -18,6 +18,9 @@ SEQ_LENGTH = 64
 VOCAB_SIZE = 512
 COLUMNS = {"input_ids": "ndarray:uint32", "indices": "ndarray:uint32", "domain": "str", "length": "uint64"}
 
+# One of them without a name.
+DOMAINS = ("walk", "stroll", "")
+
 # Odd lengths, one token, a whole row: every kind of document a packed row can hold.
 DOCUMENT_LENGTHS = ([1, 30, 33], [64], [7, 20, 20, 17], [63, 1], [32, 31], [5, 5, 5, 5, 5])
 
@@ -35,7 +38,7 @@ def write_data(root: Path, rows: int = 48, seq_length: int = SEQ_LENGTH) -> Path
                 {
                     "input_ids": ids.astype(np.uint32),
                     "indices": np.stack([bounds[:-1], bounds[1:]], axis=1).astype(np.uint32),
-                    "domain": "walk",
+                    "domain": DOMAINS[row % len(DOMAINS)],
                     "length": int(bounds[-1]),
                 }
             )

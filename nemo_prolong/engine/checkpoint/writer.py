@@ -31,10 +31,14 @@ class CheckpointWriter(Callback):
 
     Args:
         cfg: The stage.
+
+    Attributes:
+        blocked_seconds: How long training has waited for saves between steps, in this process.
     """
 
     def __init__(self, cfg: RunConfig) -> None:
         self.cfg = cfg
+        self.blocked_seconds = 0.0
         self.run_dir = Path(cfg.run_dir)
         on_gpu = torch.cuda.is_available()
         self.background = on_gpu if cfg.checkpoint.async_save is None else cfg.checkpoint.async_save
@@ -56,10 +60,12 @@ class CheckpointWriter(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Complete a save that has been written meanwhile; save when it is time."""
+        started = time.monotonic()
         if self._pending is not None and self._pending.is_written():
             self.wait()
         if self._is_due(trainer.global_step):
             self.save(trainer)
+        self.blocked_seconds += time.monotonic() - started
 
     def on_train_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Complete the last save."""

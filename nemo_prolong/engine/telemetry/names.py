@@ -1,0 +1,53 @@
+"""One record of ``metrics.jsonl`` as named numbers: the names that every tracker gets (docs/metrics.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+STEP_NAMES = {
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "learning_rate": "train/learning_rate",
+    "target_tokens": "train/target_tokens",
+    "real_tokens": "train/real_tokens",
+    "row_tokens": "train/row_tokens",
+    "consumed_train_tokens": "train/consumed_train_tokens",
+    "step_seconds": "perf/step_seconds",
+    "tokens_per_second": "perf/tokens_per_second",
+    "row_tokens_per_second": "perf/row_tokens_per_second",
+    "tokens_per_second_per_rank": "perf/tokens_per_second_per_rank",
+    "model_flops": "perf/model_flops",
+    "model_flops_per_second": "perf/model_flops_per_second",
+    "model_flops_per_second_per_rank": "perf/model_flops_per_second_per_rank",
+    "mfu": "perf/mfu",
+    "data_wait_seconds": "perf/data_wait_seconds",
+    "checkpoint_seconds": "perf/checkpoint_seconds",
+    "memory_bytes": "perf/memory_bytes",
+    "goodput": "perf/goodput",
+    "val_loss": "val/loss",
+    "val_target_tokens": "val/target_tokens",
+}
+"""Key of a record: name of the metric."""
+
+GROUP_NAMES = {
+    "loss_by_position": "train/loss_by_position",
+    "loss_by_domain": "train/loss_by_domain",
+    "val_loss_by_position": "val/loss_by_position",
+    "val_loss_by_domain": "val/loss_by_domain",
+}
+"""Key of a record that holds groups: what stands before the name of a group."""
+
+
+def named_figures(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a record; the mean of a group that had no target token is left out.
+
+    >>> named_figures({"step": 3, "loss": 4.5, "loss_by_domain": {"code": {"loss_sum": 9.0, "target_tokens": 2}}})
+    {'train/loss': 4.5, 'train/loss_by_domain/code': 4.5}
+    """
+    figures = {name: float(record[key]) for key, name in STEP_NAMES.items() if key in record}
+    for key, name in GROUP_NAMES.items():
+        for group, sums in record.get(key, {}).items():
+            if sums["target_tokens"]:
+                figures[f"{name}/{group}"] = sums["loss_sum"] / sums["target_tokens"]
+    return figures
