@@ -12,6 +12,10 @@ EXIT_PREEMPTED = 75
 """Exit code of a run that was asked to stop and saved its state first (``EX_TEMPFAIL``: run the same command again)."""
 
 
+EXIT_HUNG = 76
+"""Exit code of a rank that made no progress for ``faults.hang_seconds``: the launcher may start all ranks anew."""
+
+
 class ProlongError(Exception):
     """Base of every error that is the user's to fix; printed without a traceback.
 
@@ -56,3 +60,9 @@ class ExportError(ProlongError):
     """A model cannot be exported, or its export does not equal the model."""
 
     exit_code = 5
+
+
+class TrainingError(ProlongError):
+    """Training itself goes wrong: too many steps in a row would have harmed the model."""
+
+    exit_code = 6

@@ -83,6 +83,7 @@ class StageManifest(BaseModel):
     consumed_train_rows: int
     consumed_train_tokens: int
     consumed_target_tokens: int
+    skipped_steps: int = 0
     data: DataRecord
     versions: dict[str, str]
     git_commit: str | None

@@ -273,6 +273,20 @@ class CheckpointConfig(Section):
     """Saves that may fail in a row, on a full disk say, before training stops."""
 
 
+class FaultsConfig(Section):
+    """What is done about steps that would harm the model, and about ranks that hang."""
+
+    spike_sigmas: Annotated[float, Field(gt=0.0)] | None = 6.0
+    """A step whose loss or gradient norm is this many standard deviations above the mean of the last steps is skipped;
+    null skips only what is NaN or infinite."""
+    spike_window_steps: Annotated[int, Field(ge=2)] = 128
+    """Steps that mean and deviation are taken of; none is a spike before there are as many."""
+    max_skipped_in_a_row: PositiveInt = 8
+    """Skipped steps in a row after which training stops."""
+    hang_seconds: Annotated[float, Field(gt=0.0)] | None = 1800.0
+    """Time without the end of a step, a validation or a save after which a rank ends itself; null never does."""
+
+
 class WandbConfig(Section):
     """Weights & Biases. The key comes from ``WANDB_API_KEY`` or ``wandb login``."""
 
@@ -345,6 +359,7 @@ class RunConfig(Section):
     precision: PrecisionConfig
     optim: OptimConfig
     checkpoint: CheckpointConfig
+    faults: FaultsConfig = FaultsConfig()
     tracker: TrackerConfig = TrackerConfig()
     cluster: ClusterConfig = ClusterConfig()
 

@@ -108,7 +108,7 @@ def build_nemo_config(
         # Padding of documents makes rows of different lengths out of equal ones.
         variable_seq_lengths=parallelism.context_parallel_size > 1 and parallelism.pipeline_model_parallel_size > 1,
         # There are no experts, but Megatron refuses its own default together with rows of different lengths.
-        moe_token_dispatcher_type="alltoall",
+        moe_token_dispatcher_type="alltoall",  # noqa: S106 - no password
         **precision.recompute.model_dump(),
         **precision.offload.model_dump(),
         **(te_fields(precision) if backend is KernelBackend.TE else _TORCH_FIELDS),

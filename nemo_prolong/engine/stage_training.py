@@ -21,6 +21,9 @@ from nemo.lightning.pytorch.strategies.utils import RestoreConfig  # noqa: E402 
 from nemo_prolong.engine.checkpoint import CheckpointWriter  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.checkpoint.pickles import check_pickles  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.data_module import PackedDataModule  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.faults.step_guard import StepGuard  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.faults.stop_signal import StopOnSignal  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.faults.watchdog import HangWatchdog  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.hf_import import HuggingFaceRestore  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.metrics import StepMetrics  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.model import build_model  # noqa: E402 - after cpu.prepare()
@@ -37,11 +40,15 @@ class StageTotals:
         step: Optimizer steps.
         consumed_train_tokens: Tokens without padding.
         consumed_target_tokens: Tokens with a loss.
+        skipped_steps: Steps that were left out because they would have harmed the model.
+        stopped: Whether a signal ended training before its last step; the state is saved.
     """
 
     step: int
     consumed_train_tokens: int
     consumed_target_tokens: int
+    skipped_steps: int
+    stopped: bool
 
 
 def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | None) -> StageTotals:
@@ -56,6 +63,7 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
         ConfigError: If the stage needs kernels that do not exist for this device and these versions, or a tracker a
             package that is not installed.
         CheckpointError: If the checkpoint holds something that loading would execute, or saving fails too often.
+        TrainingError: If too many steps in a row would have harmed the model.
     """
     check_platform(cfg, current_platform())
     store = open_store()
@@ -78,9 +86,19 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
             load_model_state=True,
             load_optim_state=cfg.transition == Transition.WEIGHTS_AND_OPTIMIZER,
         )
-    trainer = build_trainer(cfg, [metrics, writer], validate=data.validates, store=store, restore=restore)
-    trainer.fit(build_model(cfg), datamodule=data, ckpt_path=str(resume) if resume else None)
-    totals = StageTotals(trainer.global_step, metrics.consumed_train_tokens, metrics.consumed_target_tokens)
+    run_dir = Path(cfg.run_dir)
+    guard = StepGuard(cfg.faults, run_dir)
+    stop = StopOnSignal(writer, run_dir)
+    # In this order: a step is recorded, then saved; a stop comes after both.
+    callbacks = [guard, metrics, writer, stop, HangWatchdog(cfg.faults.hang_seconds, run_dir)]
+    trainer = build_trainer(cfg, callbacks, validate=data.validates, store=store, restore=restore)
+    stop.listen()
+    try:
+        trainer.fit(build_model(cfg), datamodule=data, ckpt_path=str(resume) if resume else None)
+    finally:
+        stop.restore()
+    tokens = metrics.consumed_train_tokens, metrics.consumed_target_tokens
+    totals = StageTotals(trainer.global_step, *tokens, guard.skipped_steps, stop.stopped)
     _leave_process_groups()
     return totals
 

@@ -87,7 +87,8 @@ def build_strategy(cfg: RunConfig, store: Store, restore: RestoreConfig | None =
         pipeline_dtype=params_dtype(cfg.precision),
         process_group_backend="nccl" if on_gpu else "gloo",
         ddp=DistributedDataParallelConfig(
-            check_for_nan_in_grad=True,
+            # It would end one rank; the step guard has all of them skip the step.
+            check_for_nan_in_grad=False,
             # Gradients are sums until the end of the step, where they are divided by the target tokens of all ranks.
             average_in_collective=False,
             grad_reduce_in_fp32=True,

@@ -27,6 +27,7 @@ _MAY_CHANGE = ("parallelism", "tracker", "checkpoint", "cluster")
 _MAY_CHANGE_WITHIN = {
     "data": ("num_workers", "cache"),
     "train": ("log_every_n_steps", "val_check_interval", "limit_val_batches"),
+    "faults": ("max_skipped_in_a_row", "hang_seconds"),
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from nemo_prolong.config.locations import step_of
 from nemo_prolong.config.manifest import StageManifest, utc_now
 from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.errors import EXIT_PREEMPTED
 from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.logs import run_logging
 from nemo_prolong.stages.manifest import new_manifest
@@ -36,6 +37,8 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         ConfigError: If this version cannot train the stage, or the parent cannot be used.
         DataError: If the data is missing or does not fit.
         CheckpointError: If the parent is missing, or the run directory holds another run.
+        TrainingError: If too many steps in a row would have harmed the model.
+        SystemExit: With ``EXIT_PREEMPTED``, on every rank, if a signal asked to stop; the state is saved.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     check_supported(cfg)
@@ -63,6 +66,8 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
             finished = _finished(manifest, cfg, totals)
             finished.write(run_dir)
             _announce_end(finished, run_dir)
+    if totals.stopped:
+        raise SystemExit(EXIT_PREEMPTED)
 
 
 def _continued(manifest: StageManifest, run_dir: Path, resume: Path) -> StageManifest:
@@ -125,6 +130,7 @@ def _finished(manifest: StageManifest, cfg: RunConfig, totals: StageTotals) -> S
             "consumed_train_rows": totals.step * cfg.train.global_batch_size,
             "consumed_train_tokens": totals.consumed_train_tokens,
             "consumed_target_tokens": totals.consumed_target_tokens,
+            "skipped_steps": totals.skipped_steps,
             "finished_at": utc_now(),
         }
     )

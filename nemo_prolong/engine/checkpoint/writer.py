@@ -99,6 +99,16 @@ class CheckpointWriter(Callback):
         if not self.background:
             self.wait()
 
+    def save_unless_saved(self, trainer: pl.Trainer) -> None:
+        """Have the state of this step saved and complete, on all ranks.
+
+        Raises:
+            CheckpointError: On every rank, if it could not be saved and that was one failure too many.
+        """
+        if trainer.global_step != self._saved_step:
+            self.save(trainer)
+        self.wait()
+
     def wait(self) -> None:
         """Complete the save that is under way, if there is one.
 
