@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch.distributed import Store
 
-from nemo_prolong.config.checks import check_platform
 from nemo_prolong.config.locations import HF_PREFIX
 from nemo_prolong.config.schema import RunConfig, Transition
 from nemo_prolong.engine import cpu
@@ -27,7 +26,6 @@ from nemo_prolong.engine.faults.watchdog import HangWatchdog  # noqa: E402 - aft
 from nemo_prolong.engine.hf_import import HuggingFaceRestore  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.metrics import StepMetrics  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.model import build_model  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.platform import current_platform  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.ranks import decided_by_rank_zero, open_store  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.trainer import build_trainer  # noqa: E402 - after cpu.prepare()
 
@@ -65,7 +63,6 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
         CheckpointError: If the checkpoint holds something that loading would execute, or saving fails too often.
         TrainingError: If too many steps in a row would have harmed the model.
     """
-    check_platform(cfg, current_platform())
     store = open_store()
     resume = _rank_zero_path(store, "resume", resume)
     parent_checkpoint = _rank_zero_path(store, "parent_checkpoint", parent_checkpoint)
@@ -75,8 +72,9 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
     torch.manual_seed(cfg.seed)
     torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
     data = PackedDataModule(cfg)
-    writer = CheckpointWriter(cfg)
-    metrics = StepMetrics(cfg, writer)
+    run_dir, writer = Path(cfg.run_dir), CheckpointWriter(cfg)
+    guard = StepGuard(cfg.faults, run_dir)
+    metrics = StepMetrics(cfg, writer, guard)
     restore: RestoreConfig | None = None
     if resume is None and cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
         restore = HuggingFaceRestore(path=cfg.parent.removeprefix(HF_PREFIX), model=cfg.model)
@@ -86,8 +84,6 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
             load_model_state=True,
             load_optim_state=cfg.transition == Transition.WEIGHTS_AND_OPTIMIZER,
         )
-    run_dir = Path(cfg.run_dir)
-    guard = StepGuard(cfg.faults, run_dir)
     stop = StopOnSignal(writer, run_dir)
     # In this order: a step is recorded, then saved; a stop comes after both.
     callbacks = [guard, metrics, writer, stop, HangWatchdog(cfg.faults.hang_seconds, run_dir)]

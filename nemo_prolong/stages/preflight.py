@@ -17,6 +17,7 @@ from nemo_prolong.config.schema import RunConfig, Transition
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.redaction import redact_values
 from nemo_prolong.stages.hf_parent import check_hugging_face_parent
 from nemo_prolong.stages.manifest import data_manifest_sha256, read_data_manifest
 
@@ -175,8 +176,9 @@ def _check_same_data(cfg: RunConfig, manifest: StageManifest) -> None:
 
 
 def dump(cfg: RunConfig) -> dict[str, Any]:
-    """Return the configuration in plain JSON types."""
-    return cfg.model_dump(mode="json")
+    """Return the configuration in plain JSON types, without secrets."""
+    config: dict[str, Any] = redact_values(cfg.model_dump(mode="json"))
+    return config
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:

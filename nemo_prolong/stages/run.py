@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_prolong.config.checks import check_platform
 from nemo_prolong.config.locations import step_of
 from nemo_prolong.config.manifest import StageManifest, utc_now
 from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.engine.events import record_event
+from nemo_prolong.engine.platform import current_platform
 from nemo_prolong.errors import EXIT_PREEMPTED
 from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.logs import run_logging
+from nemo_prolong.redaction import redact
 from nemo_prolong.stages.manifest import new_manifest
 from nemo_prolong.stages.preflight import CONFIG_FILE, Start, check_files, dump
-from nemo_prolong.stages.supported import check_supported
 
 if TYPE_CHECKING:
     from nemo_prolong.engine.stage_training import StageTotals
@@ -34,14 +37,14 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         overrides: What the user typed, for the record.
 
     Raises:
-        ConfigError: If this version cannot train the stage, or the parent cannot be used.
+        ConfigError: If kernels the stage needs do not exist here, or the parent cannot be used.
         DataError: If the data is missing or does not fit.
         CheckpointError: If the parent is missing, or the run directory holds another run.
         TrainingError: If too many steps in a row would have harmed the model.
         SystemExit: With ``EXIT_PREEMPTED``, on every rank, if a signal asked to stop; the state is saved.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    check_supported(cfg)
+    check_platform(cfg, current_platform())
     start = check_files(cfg, rank)
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -53,8 +56,9 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         else:
             forget_steps_after(run_dir, 0)
         write_json_atomically(run_dir / CONFIG_FILE, dump(cfg))
-        write_text_atomically(run_dir / "overrides.txt", "".join(f"{line}\n" for line in overrides))
+        write_text_atomically(run_dir / "overrides.txt", redact("".join(f"{line}\n" for line in overrides)))
         manifest.write(run_dir)
+        _record_start(run_dir, start, world_size)
     log_file = run_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log")
     with run_logging(log_file, console=rank == 0):
         _announce(cfg, start, manifest)
@@ -65,9 +69,25 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         if rank == 0:
             finished = _finished(manifest, cfg, totals)
             finished.write(run_dir)
+            record_event(run_dir, finished.step, finished.status, f"{finished.step} of {finished.train_iters} steps")
             _announce_end(finished, run_dir)
     if totals.stopped:
         raise SystemExit(EXIT_PREEMPTED)
+
+
+def _record_start(run_dir: Path, start: Start, world_size: int) -> None:
+    """Record how the run begins or goes on; its goodput is counted from here."""
+    ranks = f"on {world_size} rank{'' if world_size == 1 else 's'}"
+    step = step_of(start.resume) if start.resume else 0
+    for refusal in start.refused:
+        record_event(run_dir, step, "checkpoint_refused", refusal)
+    if start.resume:
+        record_event(run_dir, step, "resumed", f"from {start.resume.name}, {ranks}")
+        return
+    taken = "from scratch"
+    if start.parent_record:
+        taken = f"with the {start.parent_record.transition.replace('_', ' ')} of {start.parent_record.path}"
+    record_event(run_dir, step, "started", f"{taken}, {ranks}")
 
 
 def _continued(manifest: StageManifest, run_dir: Path, resume: Path) -> StageManifest:
