@@ -15,7 +15,6 @@ from nemo_prolong.config.locations import step_of
 from nemo_prolong.config.manifest import StageManifest, utc_now
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine.events import record_event
-from nemo_prolong.engine.platform import current_platform
 from nemo_prolong.errors import EXIT_PREEMPTED
 from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.logs import run_logging
@@ -44,8 +43,8 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         SystemExit: With ``EXIT_PREEMPTED``, on every rank, if a signal asked to stop; the state is saved.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    check_platform(cfg, current_platform())
     start = check_files(cfg, rank)
+    _check_kernels(cfg)
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     manifest = new_manifest(cfg, start.parent, start.parent_record, _command(), world_size)
@@ -88,6 +87,13 @@ def _record_start(run_dir: Path, start: Start, world_size: int) -> None:
     if start.parent_record:
         taken = f"with the {start.parent_record.transition.replace('_', ' ')} of {start.parent_record.path}"
     record_event(run_dir, step, "started", f"{taken}, {ranks}")
+
+
+def _check_kernels(cfg: RunConfig) -> None:
+    """Refuse a stage whose kernels this machine has not; needs torch, but not NeMo."""
+    from nemo_prolong.engine.platform import current_platform
+
+    check_platform(cfg, current_platform())
 
 
 def _continued(manifest: StageManifest, run_dir: Path, resume: Path) -> StageManifest:

@@ -13,11 +13,11 @@ _PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from tiny import tiny_config
+from tiny import tiny_config, write_data
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.stages.run import run_stage
 try:
-    run_stage(tiny_config(Path("nowhere"), Path("runs"), precision={precision!r}), [])
+    run_stage(tiny_config(write_data(Path("data")), Path("runs"), precision={precision!r}), [])
 except ConfigError as error:
     print(error)
 print([name for name in ("nemo", "megatron", "transformer_engine") if name in sys.modules])
@@ -32,4 +32,4 @@ def test_transformer_engine_is_refused_where_there_is_no_gpu(precision: dict[str
     message, imported = output.stdout.strip().rsplit("\n", 1)
     assert "Transformer Engine computes on a GPU, and there is none here. Set precision=bf16" in message
     assert imported == "[]"
-    assert not any(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
