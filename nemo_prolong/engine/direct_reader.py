@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint import FileSystemReader, LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.futures import Future
@@ -60,13 +59,15 @@ class DirectReader(FileSystemReader):
         return True
 
     def _describe(self, file: IO[bytes], info: Any) -> _Chunk:
+        nothing = _Chunk(False, torch.Size(), torch.uint8, 0)
         if info.transform_descriptors:
-            return _Chunk(False, torch.Size(), torch.uint8, 0)
-        # Fake tensors have no data, and know where in the archive it lies.
-        with FakeTensorMode():
-            tensor = torch.load(self._slice_file(file, info), map_location="cpu", weights_only=True)
-        plain = tensor.dim() > 0 and tensor.storage_offset() == 0 and tensor.is_contiguous()
-        return _Chunk(plain, tensor.shape, tensor.dtype, info.offset + tensor.untyped_storage()._checkpoint_offset)
+            return nothing
+        # A tensor on the meta device has no data; its storage knows where in the archive that lies.
+        tensor = torch.load(self._slice_file(file, info), map_location="meta", weights_only=True)
+        in_archive = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+        if in_archive is None or not tensor.dim() or tensor.storage_offset() or not tensor.is_contiguous():
+            return nothing
+        return _Chunk(True, tensor.shape, tensor.dtype, info.offset + in_archive)
 
 
 def _is_row_range(item: ReadItem, shape: torch.Size) -> bool:
