@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 from launches import run_program
-from layouts import LAYOUTS, ONE_RANK, STEPS, stage_config, write_rows
+from layouts import LAYOUTS, ONE_RANK, RECOMPUTED, STEPS, stage_config, write_rows
 
 PROGRAM = Path(__file__).with_name("layout_program.py")
 
@@ -80,6 +80,10 @@ def layout_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     per_device = runs.job("per_device", LAYOUTS["1112"])
     per_device["config"]["train"] |= {"train_iters": 1, "loss_average": "per_device"}
     jobs.append(per_device)
+    for name, recompute in RECOMPUTED.items():
+        recomputed = runs.job(name, layouts[ONE_RANK])
+        recomputed["config"]["precision"]["recompute"] |= recompute
+        jobs.append(recomputed)
     path = runs.directory / "jobs.json"
     path.write_text(json.dumps(jobs))
     run_program([sys.executable, str(PROGRAM), str(path)], timeout_seconds=180 * len(runs.names))

@@ -69,6 +69,17 @@ LAYOUTS = _all_layouts()
 
 ONE_RANK = "1111"
 
+RECOMPUTED: dict[str, dict[str, Any]] = {
+    "recompute_uniform": {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    },
+    "recompute_block": {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1},
+    "recompute_mlp": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+}
+"""Policies of recomputation, on one rank."""
+
 
 def write_rows(root: Path) -> Path:
     """Write training rows, validation rows and an empty tokenizer file below ``root``."""

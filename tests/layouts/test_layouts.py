@@ -15,7 +15,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from layouts import LAYOUTS, ONE_RANK, PERTURBED_DOCUMENT, STEPS, VALIDATION_DOCUMENTS, stage_config
+from layouts import LAYOUTS, ONE_RANK, PERTURBED_DOCUMENT, RECOMPUTED, STEPS, VALIDATION_DOCUMENTS, stage_config
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint import load as load_distributed
 
@@ -196,3 +196,12 @@ def test_the_average_per_device_is_the_mean_of_the_means_of_the_micro_batches(
     assert records(layout_runs.directory / "per_device", "loss")[0] == pytest.approx(
         records(layout_runs.directory / ONE_RANK, "loss")[0], rel=1e-6
     )
+
+
+@pytest.mark.parametrize("policy", RECOMPUTED)
+def test_recomputation_changes_no_bit(layout_runs: Any, policy: str) -> None:
+    kept, recomputed = layout_runs.directory / ONE_RANK, layout_runs.directory / policy
+    for key in ("loss", "grad_norm"):
+        assert records(recomputed, key) == records(kept, key)
+    expected, ours = (tensors(layout_runs.checkpoint(name), "module") for name in (ONE_RANK, policy))
+    assert all(torch.equal(ours[key], expected[key]) for key in expected)
