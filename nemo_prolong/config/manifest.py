@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.files import write_text_atomically
+from nemo_prolong.redaction import redact_values
 
 MANIFEST_FILE = "stage.json"
 
@@ -114,8 +115,9 @@ class StageManifest(BaseModel):
             ) from error
 
     def write(self, run_dir: Path) -> None:
-        """Write the manifest; a reader never sees half of it."""
-        write_text_atomically(run_dir / MANIFEST_FILE, self.model_dump_json(indent=2) + "\n")
+        """Write the manifest, without secrets; a reader never sees half of it."""
+        content = redact_values(self.model_dump(mode="json"))
+        write_text_atomically(run_dir / MANIFEST_FILE, json.dumps(content, indent=2) + "\n")
 
 
 def utc_now() -> str:

@@ -71,7 +71,7 @@ class Goodput(NamedTuple):
 
     Attributes:
         useful_seconds: Time of the optimizer steps that count, each once: of a step that was trained again after a
-            restart, the last time.
+            restart, the last time; of a step that was skipped, none.
         began: Unix time of the first start of the run.
         ended: Unix time of its last record.
     """
@@ -98,10 +98,13 @@ def goodput(metrics: Iterable[Record], events: Iterable[Record]) -> Goodput | No
         metrics: Records of ``metrics.jsonl``.
         events: Records of ``events.jsonl``; the first one is the start of the run.
     """
-    steps: dict[int, float] = {}
+    useful: dict[int, float] = {}
     times = [record["time"] for record in events]
+    skipped_steps = 0
     for record in metrics:
         if "step_seconds" in record:
-            steps[record["step"]] = record["step_seconds"]
+            is_skipped = record.get("skipped_steps", 0) > skipped_steps
+            skipped_steps = record.get("skipped_steps", 0)
+            useful[record["step"]] = 0.0 if is_skipped else record["step_seconds"]
         times += [record["time"] - record.get("step_seconds", 0.0), record["time"]]
-    return Goodput(sum(steps.values()), min(times), max(times)) if times else None
+    return Goodput(sum(useful.values()), min(times), max(times)) if times else None

@@ -7,9 +7,10 @@ import logging
 import time
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from nemo_prolong.config.run_records import EVENTS_FILE
+from nemo_prolong.redaction import redact
 
-EVENTS_FILE = "events.jsonl"
+log = logging.getLogger(__name__)
 
 
 def record_event(run_dir: Path, step: int, event: str, detail: str) -> None:
@@ -23,7 +24,7 @@ def record_event(run_dir: Path, step: int, event: str, detail: str) -> None:
         event: Kind, such as ``checkpoint_failed``.
         detail: What happened, one sentence.
     """
-    record = {"time": round(time.time(), 3), "step": step, "event": event, "detail": detail}
+    record = {"time": round(time.time(), 3), "step": step, "event": event, "detail": redact(detail)}
     try:
         with (run_dir / EVENTS_FILE).open("a") as file:
             file.write(json.dumps(record) + "\n")

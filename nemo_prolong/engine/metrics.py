@@ -20,6 +20,7 @@ from megatron.core import parallel_state
 from nemo_prolong.config.run_records import EVENTS_FILE, METRICS_FILE, Goodput, GrowingRecords, goodput
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine.checkpoint import CheckpointWriter
+from nemo_prolong.engine.faults.step_guard import StepGuard
 from nemo_prolong.engine.telemetry.names import named_figures
 from nemo_prolong.engine.telemetry.performance import Performance, device_name, peak_memory_bytes
 from nemo_prolong.engine.telemetry.step_sums import GroupLoss, StepSums, StepTotals
@@ -39,19 +40,22 @@ class StepMetrics(Callback):
     Args:
         cfg: The stage.
         writer: Knows how long training has waited for checkpoints.
+        guard: Knows which steps were skipped; it comes before this among the callbacks.
 
     Raises:
         ConfigError: If the package of a tracker is not installed.
     """
 
-    def __init__(self, cfg: RunConfig, writer: CheckpointWriter) -> None:
+    def __init__(self, cfg: RunConfig, writer: CheckpointWriter, guard: StepGuard) -> None:
         check_packages(cfg.tracker)
         self.cfg = cfg
         self.path = Path(cfg.run_dir) / METRICS_FILE
         self.consumed_train_tokens = 0
         self.consumed_target_tokens = 0
         self._writer = writer
+        self._guard = guard
         self._checkpoint_seconds = 0.0
+        self._skipped_steps = 0
         self._step_started = 0.0
         self._recent_seconds: list[float] = []
         # Made when training starts: it needs the process groups. All but the first are rank 0's alone.
@@ -78,6 +82,7 @@ class StepMetrics(Callback):
             self._performance = Performance(self.cfg, device_name(), trainer.world_size)
             self._trackers = Trackers(self.cfg, trainer.global_step)
             self._goodput = _goodput_so_far(self.path.parent)
+            self._skipped_steps = self._guard.skipped_steps
 
     # ---- what every rank adds ---------------------------------------------------------------------------------------
 
@@ -115,7 +120,9 @@ class StepMetrics(Callback):
 
     def _record(self, trainer: pl.Trainer, totals: StepTotals, seconds: float) -> Record:
         now = time.time()
-        self._goodput = self._goodput._replace(useful_seconds=self._goodput.useful_seconds + seconds, ended=now)
+        skipped_before, self._skipped_steps = self._skipped_steps, self._guard.skipped_steps
+        useful = seconds if self._skipped_steps == skipped_before else 0.0
+        self._goodput = self._goodput._replace(useful_seconds=self._goodput.useful_seconds + useful, ended=now)
         return {
             "step": trainer.global_step,
             "loss": totals.loss.mean,
@@ -130,6 +137,7 @@ class StepMetrics(Callback):
             "data_wait_seconds": round(totals.data_wait_seconds, 4),
             "checkpoint_seconds": round(self._newly_waited_for_checkpoints(), 4),
             "memory_bytes": totals.memory_bytes,
+            "skipped_steps": self._skipped_steps,
             "goodput": round(self._goodput.fraction, 4),
             "loss_by_position": _groups(totals.by_position),
             "loss_by_domain": _groups(totals.by_domain),

@@ -16,6 +16,7 @@ from nemo_prolong.report.read import EvaluatedModel, Lineage, StageRun, Step
 from nemo_prolong.report.results import PerplexityResult, RecallEntry, RecallResult
 from nemo_prolong.report.scales import log_ticks, round_step, round_ticks, token_ticks
 from nemo_prolong.report.summary import WARMUP_STEPS, median_tokens_per_second, steady_throughput
+from nemo_prolong.report.telemetry import WINDOW_FRACTION, WINDOW_STEPS, changes, last_position
 from nemo_prolong.units import format_tokens
 
 WIDE, HALF, NARROW = 1032.0, 500.0, 360.0
@@ -147,6 +148,45 @@ def _extremes(steps: list[Step], at_most: int) -> list[Step]:
         for step in (min(part, key=lambda s: s.loss), max(part, key=lambda s: s.loss)):
             kept[step.step] = step
     return [kept[number] for number in sorted(kept)]
+
+
+def position_figure(stages: Sequence[StageRun]) -> Figure | None:
+    """Draw the training loss by position at the end of every stage; None where no stage recorded it."""
+    series: list[Series] = []
+    for style, stage in enumerate(stages):
+        points = [
+            Point(
+                last_position(change.name) + 1,
+                change.last_loss,
+                f"{stage.label}, positions {change.name}: loss {change.last_loss:.3f}, "
+                f"{numbers.loss(change.first_loss)} at the start",
+            )
+            for change in changes(stage.steps, "by_position")
+            if change.last_loss is not None and math.isfinite(change.last_loss)
+        ]
+        series.append(Series(style, sorted(points, key=lambda point: point.x), markers=True))
+    points = [point for line in series for point in line.points]
+    if not points:
+        return None
+    ends = sorted({int(point.x) for point in points})
+    x = Axis("Position of the predicted token, up to", 0.8 * ends[0], 1.25 * ends[-1], _power_ticks(ends), log=True)
+    y = _linear_axis("Loss, nats per target token", [point.y for point in points])
+    chart = LineChart("Training loss by position, at the end of every stage", x, y, series)
+    return Figure(
+        "Training loss by position",
+        f"Mean over the last {WINDOW_STEPS} steps of a stage or {WINDOW_FRACTION:.0%} of them, by how far into its "
+        "document the predicted token is. A stage that learns to use its context falls to the right.",
+        chart.render(WIDE, 320),
+        chart.render(NARROW, 280),
+        [LegendEntry(_swatch(style), stage.label) for style, stage in enumerate(stages) if series[style].points],
+    )
+
+
+def _power_ticks(ends: Sequence[int]) -> Sequence[tuple[float, str]]:
+    """Return powers of two among ``ends``, at most about eight of them."""
+    powers = [end for end in ends if end & (end - 1) == 0] or list(ends)
+    stride = math.ceil(len(powers) / 8)
+    return [(end, format_tokens(end)) for end in powers[::-1][::stride]][::-1]
 
 
 # ---- evaluations ----------------------------------------------------------------------------------------------------
@@ -350,6 +390,7 @@ def figures_of(lineage: Lineage) -> dict[str, Any]:
     models = [stage.evaluated for stage in lineage.stages]
     return {
         "loss": loss_figure(lineage.stages),
+        "position": position_figure(lineage.stages),
         "perplexity": perplexity_figure(models),
         "recall": recall_figures(models),
         "throughput": throughput_figure(lineage.stages),

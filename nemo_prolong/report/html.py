@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from nemo_prolong.config.schema import ReportConfig, Stage
-from nemo_prolong.report import numbers, tables
+from nemo_prolong.report import numbers, tables, telemetry_tables
 from nemo_prolong.report.figures import figures_of
 from nemo_prolong.report.read import Lineage, StageRun
 from nemo_prolong.report.summary import describe_machine
@@ -67,6 +67,11 @@ def render(lineage: Lineage, cfg: ReportConfig) -> str:
         lineage=lineage_steps(lineage),
         figures=figures_of(lineage),
         results=tables.results_table(lineage.stages),
+        window_words=telemetry_tables.WINDOW_WORDS,
+        domains=telemetry_tables.domain_table(lineage.stages),
+        positions=telemetry_tables.position_table(lineage.stages),
+        performance=telemetry_tables.performance_table(lineage.stages),
+        events=telemetry_tables.events_table(lineage.stages),
         perplexity=tables.perplexity_table(models),
         recall=tables.recall_table(models),
         settings=tables.settings_table(lineage.stages),

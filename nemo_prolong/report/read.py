@@ -16,13 +16,29 @@ from typing import Any
 
 from nemo_prolong.config.locations import HF_PREFIX, evaluation_directory
 from nemo_prolong.config.manifest import StageManifest
+from nemo_prolong.config.run_records import EVENTS_FILE, METRICS_FILE, Goodput, GrowingRecords, goodput
 from nemo_prolong.errors import ExportError
 from nemo_prolong.report.results import PerplexityResult, RecallResult, read_result
 
 
 @dataclass(frozen=True)
+class GroupLoss:
+    """Token losses of a group of tokens: their sum in nats and their number."""
+
+    loss_sum: float
+    target_tokens: int
+
+
+Groups = dict[str, GroupLoss]
+"""Losses by the name of their group."""
+
+
+@dataclass(frozen=True)
 class Step:
-    """One optimizer step of ``metrics.jsonl``; ``loss`` is NaN where the run recorded NaN."""
+    """One optimizer step of ``metrics.jsonl``; ``loss`` is NaN where the run recorded NaN.
+
+    The fields with defaults are those that earlier versions did not record.
+    """
 
     step: int
     loss: float
@@ -30,6 +46,14 @@ class Step:
     consumed_train_tokens: int
     step_seconds: float
     memory_bytes: int | None
+    row_tokens: int | None = None
+    mfu: float | None = None
+    model_flops_per_second_per_rank: float | None = None
+    data_wait_seconds: float | None = None
+    checkpoint_seconds: float | None = None
+    skipped_steps: int = 0
+    by_position: Groups = field(default_factory=dict)
+    by_domain: Groups = field(default_factory=dict)
 
     @property
     def tokens_per_second(self) -> float:
@@ -43,6 +67,16 @@ class Validation:
 
     step: int
     loss: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of ``events.jsonl``; ``time`` in Unix seconds."""
+
+    time: float
+    step: int
+    event: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -82,6 +116,8 @@ class StageRun:
         evaluated: The model it produced.
         data_manifest: ``manifest.json`` of its data root, empty if missing.
         notes: What a reader should know about the record.
+        events: In the order in which they happened.
+        goodput: Useful time and wall time; None where nothing was recorded.
     """
 
     directory: str
@@ -93,6 +129,8 @@ class StageRun:
     evaluated: EvaluatedModel
     data_manifest: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    goodput: Goodput | None = None
 
     @property
     def wall_seconds(self) -> float | None:
@@ -157,13 +195,25 @@ def read_lineage(runs: list[str], export: str | None) -> Lineage:
 
 def _read_stage(directory: str, label: str, manifest: StageManifest) -> StageRun:
     notes: list[str] = []
-    steps, validations = read_metrics(Path(directory) / "metrics.jsonl", notes)
+    steps, validations = read_metrics(Path(directory) / METRICS_FILE, notes)
     if manifest.status != "complete":
         notes.append(f"{directory}: status is {manifest.status}; figures show what was recorded so far.")
     data_manifest = _read_json_object(Path(manifest.data.root) / "manifest.json")
     evaluated = _read_evaluation(directory, label, manifest.trained_context_length, notes)
     config = _read_json_object(Path(directory) / "config.json") or {}
-    return StageRun(directory, label, manifest, config, steps, validations, evaluated, data_manifest or {}, notes)
+    return StageRun(
+        directory=directory,
+        label=label,
+        manifest=manifest,
+        config=config,
+        steps=steps,
+        validations=validations,
+        evaluated=evaluated,
+        data_manifest=data_manifest or {},
+        notes=notes,
+        events=read_events(Path(directory) / EVENTS_FILE, notes),
+        goodput=_read_goodput(Path(directory)),
+    )
 
 
 def _read_export(directory: str, last_stage: StageRun) -> ExportedModel:
@@ -205,11 +255,38 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[list[Step], list[Validat
                 validations[record["step"]] = Validation(int(record["step"]), float(record["val_loss"]))
             else:
                 steps[record["step"]] = _step(record)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             unreadable += 1
     if unreadable:
         notes.append(f"{path}: {unreadable} unreadable line(s) skipped; a run that is killed may leave one.")
     return _ascending(steps.values()), _ascending(validations.values())
+
+
+def read_events(path: Path, notes: list[str]) -> list[Event]:
+    """Read ``events.jsonl``; a run before its first event has none. Unreadable lines are counted in a note."""
+    file = GrowingRecords(path)
+    file.refresh()
+    events = []
+    for record in file.records:
+        try:
+            event = Event(float(record["time"]), int(record["step"]), str(record["event"]), str(record["detail"]))
+        except (ValueError, KeyError, TypeError):
+            file.unreadable += 1
+        else:
+            events.append(event)
+    if file.unreadable:
+        notes.append(f"{path}: {file.unreadable} unreadable line(s) skipped; a run that is killed may leave one.")
+    return events
+
+
+def _read_goodput(run_dir: Path) -> Goodput | None:
+    metrics, events = GrowingRecords(run_dir / METRICS_FILE), GrowingRecords(run_dir / EVENTS_FILE)
+    metrics.refresh()
+    events.refresh()
+    try:
+        return goodput(metrics.records, events.records)
+    except (KeyError, TypeError):  # records of other software, or damaged ones
+        return None
 
 
 def _step(record: dict[str, Any]) -> Step:
@@ -220,7 +297,19 @@ def _step(record: dict[str, Any]) -> Step:
         consumed_train_tokens=int(record["consumed_train_tokens"]),
         step_seconds=float(record["step_seconds"]),
         memory_bytes=record.get("memory_bytes"),
+        row_tokens=record.get("row_tokens"),
+        mfu=record.get("mfu"),
+        model_flops_per_second_per_rank=record.get("model_flops_per_second_per_rank"),
+        data_wait_seconds=record.get("data_wait_seconds"),
+        checkpoint_seconds=record.get("checkpoint_seconds"),
+        skipped_steps=int(record.get("skipped_steps", 0)),
+        by_position=_groups(record.get("loss_by_position", {})),
+        by_domain=_groups(record.get("loss_by_domain", {})),
     )
+
+
+def _groups(recorded: dict[str, dict[str, Any]]) -> Groups:
+    return {name: GroupLoss(float(group["loss_sum"]), int(group["target_tokens"])) for name, group in recorded.items()}
 
 
 def _ascending(records: Iterable[Any]) -> list[Any]:

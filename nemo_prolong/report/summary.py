@@ -11,6 +11,7 @@ from typing import Any
 
 from nemo_prolong.report.read import EvaluatedModel, Lineage, StageRun
 from nemo_prolong.report.results import PerplexityResult, RecallResult
+from nemo_prolong.report.telemetry import changes, event_counts, median_of
 
 WARMUP_STEPS = 3
 """First steps of a stage that throughput leaves out: they compile, allocate and fill caches."""
@@ -52,6 +53,24 @@ def summarize_stage(stage: StageRun) -> dict[str, Any]:
         "tokens_per_second": finite(median_tokens_per_second(stage)),
         "wall_seconds": stage.wall_seconds,
         "peak_memory_bytes": max(memory, default=None),
+        "mfu": finite(median_of(stage.steps, "mfu")),
+        "goodput": finite(stage.goodput.fraction) if stage.goodput else None,
+        "skipped_steps": stage.steps[-1].skipped_steps if stage.steps else 0,
+        "events": event_counts(stage),
+        "loss_by_position": _changes(stage, "by_position"),
+        "loss_by_domain": _changes(stage, "by_domain"),
+    }
+
+
+def _changes(stage: StageRun, key: str) -> dict[str, dict[str, float | int | None]]:
+    """Return the losses of every group over the first and the last steps of a stage."""
+    return {
+        change.name: {
+            "first_loss": finite(change.first_loss),
+            "last_loss": finite(change.last_loss),
+            "target_tokens": change.target_tokens,
+        }
+        for change in changes(stage.steps, key)
     }
 
 

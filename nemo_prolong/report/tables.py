@@ -47,7 +47,7 @@ def results_table(stages: Sequence[StageRun]) -> Table:
         facts = summarize_stage(stage)
         seconds = facts["wall_seconds"]
         rows.append(
-            _cells(
+            text_cells(
                 stage.label,
                 numbers.loss(facts["first_loss"]),
                 numbers.loss(facts["last_loss"]),
@@ -71,7 +71,7 @@ def perplexity_table(models: Sequence[EvaluatedModel]) -> Table | None:
     for model, result in measured:
         values = {bucket.span: bucket.perplexity for bucket in result.buckets}
         row = [Cell(numbers.significant(values.get(span)), model.is_beyond_training(span[1])) for span in spans]
-        rows.append([*_cells(model.label, result.through), *row])
+        rows.append([*text_cells(model.label, result.through), *row])
     return Table(["Model", "Through", *(numbers.span(*span) for span in spans)], rows, frozenset({0, 1}))
 
 
@@ -100,7 +100,7 @@ def recall_table(models: Sequence[EvaluatedModel]) -> Table | None:
 
 def settings_table(stages: Sequence[StageRun]) -> Table:
     """Return the settings that tell the stages apart or that a reader would ask for, one stage per column."""
-    rows = [_cells(title, *(show(stage) for stage in stages)) for title, show in _SETTINGS]
+    rows = [text_cells(title, *(show(stage) for stage in stages)) for title, show in _SETTINGS]
     shown = [row for row in rows if any(cell.text != numbers.MISSING for cell in row[1:])]
     return Table(["Setting", *(stage.label for stage in stages)], shown)
 
@@ -184,7 +184,7 @@ def mixture_table(stages: Sequence[StageRun]) -> Table | None:
         row_sets = stage.data_manifest.get("row_sets") or {}
         for number, entry in enumerate(stage.manifest.data.mixture):
             facts = row_sets.get(entry["path"], {})
-            cells = _cells(
+            cells = text_cells(
                 entry["path"],
                 facts.get("domain", numbers.MISSING),
                 numbers.percent(entry["proportion"]),
@@ -204,8 +204,8 @@ def versions_table(stages: Sequence[StageRun]) -> Table | None:
     if not names:
         return None
     if all(versions == every[0] for versions in every):
-        return Table(["Software", "Version"], [_cells(name, every[0][name]) for name in names])
-    rows = [_cells(name, *(versions.get(name, numbers.MISSING) for versions in every)) for name in names]
+        return Table(["Software", "Version"], [text_cells(name, every[0][name]) for name in names])
+    rows = [text_cells(name, *(versions.get(name, numbers.MISSING) for versions in every)) for name in names]
     return Table(["Software", *(stage.label for stage in stages)], rows)
 
 
@@ -213,7 +213,9 @@ def machine_table(machine: dict[str, Any]) -> Table:
     """Return the machine the report was written on."""
     memory = format_bytes(machine["memory_bytes"])
     rows = [("System", machine["system"]), ("Processor", machine["processor"]), ("CPU cores", machine["cpu_count"])]
-    return Table(["Machine", ""], [_cells(*row) for row in [*rows, ("Memory", memory), ("Python", machine["python"])]])
+    return Table(
+        ["Machine", ""], [text_cells(*row) for row in [*rows, ("Memory", memory), ("Python", machine["python"])]]
+    )
 
 
 def commands(lineage: Lineage, cfg: ReportConfig) -> list[str]:
@@ -248,7 +250,8 @@ def _override(value: Any) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
-def _cells(*texts: Any) -> list[Cell]:
+def text_cells(*texts: Any) -> list[Cell]:
+    """Return plain cells."""
     return [Cell(str(value)) for value in texts]
 
 

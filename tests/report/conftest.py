@@ -110,6 +110,7 @@ def _write_data(directory: Path) -> None:
 def _write_run(recipe: Recipe, run: Path, root: Path) -> None:
     number = RECIPES.index(recipe)
     tokens = write_metrics(recipe, run / "metrics.jsonl")
+    write_events(recipe, run / "events.jsonl")
     parent = None
     if recipe.transition:
         before = RECIPES[number - 1]
@@ -136,7 +137,8 @@ def _write_run(recipe: Recipe, run: Path, root: Path) -> None:
     config = {
         "train": {"global_batch_size": recipe.rows}, "seed": 42,
         "optim": {"lr": 3e-3 / (number + 1), "min_lr": 1e-4, "lr_warmup_iters": 5, "weight_decay": 0.1},
-        "parallelism": {"tensor_model_parallel_size": 1}, "precision": {"compute": "fp32", "backend": "torch"},
+        "parallelism": {"tensor_model_parallel_size": 1, "num_nodes": 1, "ranks_per_node": 2},
+        "precision": {"compute": "fp32", "backend": "torch"},
         "data": {"apply_instruct_masks": recipe.stage == "sft"},
     }  # fmt: skip
     _write_json(run / "config.json", config)
@@ -159,6 +161,7 @@ def write_metrics(recipe: Recipe, path: Path) -> int:
                 "target_tokens": real - recipe.rows, "real_tokens": real, "row_tokens": row_tokens,
                 "consumed_train_tokens": consumed, "step_seconds": real / rate, "tokens_per_second": rate,
                 "memory_bytes": int((1.3 + 0.1 * RECIPES.index(recipe)) * 2**30), "time": 1.79e9 + step,
+                **write_telemetry(recipe, step, loss, real - recipe.rows, real / rate),
             }
         )  # fmt: skip
         if step % (recipe.iters // 4) == 0:
@@ -166,6 +169,42 @@ def write_metrics(recipe: Recipe, path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return consumed
+
+
+def write_telemetry(recipe: Recipe, step: int, loss: float, target_tokens: int, seconds: float) -> dict[str, Any]:
+    """Return what a step records besides: earlier positions and the second domain are harder."""
+    quarter, share = target_tokens // 4, target_tokens // 3
+    length = recipe.seq_length
+    positions = {
+        f"0-{length // 2 - 1}": (loss + 0.3, quarter),
+        f"{length // 2}-{length - 1}": (loss - 0.1, target_tokens - quarter),
+    }
+    domains = {"code": (loss - 0.2, target_tokens - share), "docs": (loss + 0.4, share)}
+    sums = [
+        {name: {"loss_sum": mean * tokens, "target_tokens": tokens} for name, (mean, tokens) in groups.items()}
+        for groups in (positions, domains)
+    ]
+    return {
+        "loss_by_position": sums[0], "loss_by_domain": sums[1], "data_wait_seconds": 0.02 * seconds,
+        "checkpoint_seconds": seconds if step % 10 == 1 and step > 1 else 0.0, "mfu": 0.31,
+        "model_flops_per_second_per_rank": 3.07e14, "skipped_steps": int(step >= 15),
+    }  # fmt: skip
+
+
+def write_events(recipe: Recipe, path: Path) -> None:
+    """Write ``events.jsonl`` of a run that was stopped once and skipped a step."""
+    events = [
+        (0, 0, "started", "from scratch, on 1 rank"),
+        (10, 10, "checkpoint_saved", "step_00000010: 1.0 MiB in 0.5 s, training waited 0.1 s"),
+        (14, 14, "stopped_by_signal", "state saved"),
+        (14, 14, "resumed", "from step_00000014, on 1 rank"),
+        (15, 15, "step_skipped", "loss is nan"),
+        (recipe.iters, recipe.iters, "complete", f"{recipe.iters} of {recipe.iters} steps"),
+    ]
+    lines = [
+        {"time": 1.79e9 + at, "step": step, "event": event, "detail": detail} for at, step, event, detail in events
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _write_evaluation(recipe: Recipe, directory: Path, model: str, through: str, models: list[str]) -> None:

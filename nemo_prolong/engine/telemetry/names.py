@@ -13,6 +13,7 @@ STEP_NAMES = {
     "real_tokens": "train/real_tokens",
     "row_tokens": "train/row_tokens",
     "consumed_train_tokens": "train/consumed_train_tokens",
+    "skipped_steps": "train/skipped_steps",
     "step_seconds": "perf/step_seconds",
     "tokens_per_second": "perf/tokens_per_second",
     "row_tokens_per_second": "perf/row_tokens_per_second",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import uuid
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.files import write_json_atomically
+from nemo_prolong.files import write_text_atomically
 from nemo_prolong.redaction import redact_values
 
-_IDS_FILE = "trackers.json"
+_IDS_DIRECTORY = "tracker_ids"
+"""In the run directory, a file for each tracker: each is written by a thread of its own."""
 
 Figures = Mapping[str, float]
 """Name of a metric: its value."""
@@ -53,23 +53,20 @@ class RunRecord:
         config = redact_values(cfg.model_dump(mode="json"))
         return cls(Path(cfg.run_dir), cfg.name, str(cfg.stage), step, config)
 
-    def id_of(self, tracker: str, make: Callable[[], str] = lambda: uuid.uuid4().hex) -> tuple[str, bool]:
-        """Return the id of this run at a tracker, and whether it is new.
+    def forget_ids(self) -> None:
+        """Have every tracker begin a new series: none takes a step twice."""
+        shutil.rmtree(self.run_dir / _IDS_DIRECTORY, ignore_errors=True)
 
-        A resumed run goes on under the id it has. One that starts at step 0 gets a new one: trackers do not take a
-        step twice.
+    def id_of(self, tracker: str, make: Callable[[], str]) -> tuple[str, bool]:
+        """Return the id of this run at a tracker, and whether it is new; a resumed run keeps the one it has.
 
         Args:
             tracker: Name of the tracker.
             make: Makes a new id.
         """
-        path = self.run_dir / _IDS_FILE
-        try:
-            ids = json.loads(path.read_text())
-        except (OSError, ValueError):
-            ids = {}
-        if self.step > 0 and tracker in ids:
-            return ids[tracker], False
-        ids[tracker] = make()
-        write_json_atomically(path, ids)
-        return ids[tracker], True
+        path = self.run_dir / _IDS_DIRECTORY / tracker
+        if path.exists():
+            return path.read_text().strip(), False
+        made = make()
+        write_text_atomically(path, f"{made}\n")
+        return made, True

@@ -59,6 +59,8 @@ class Trackers:
 
     def __init__(self, cfg: RunConfig, step: int) -> None:
         run = RunRecord.of(cfg, step)
+        if step == 0:
+            run.forget_ids()
         makers: list[tuple[str, Callable[[], Tracker]]] = []
         if cfg.tracker.tensorboard:
             makers.append(("tensorboard", lambda: TensorBoardTracker(run)))

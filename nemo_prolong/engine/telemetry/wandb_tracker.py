@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from nemo_prolong.config.schema import WandbConfig
 from nemo_prolong.engine.telemetry.tracker import Figures, RunRecord
 
@@ -17,7 +19,7 @@ class WandbTracker:
     def __init__(self, cfg: WandbConfig, run: RunRecord) -> None:
         import wandb
 
-        run_id, _ = run.id_of("wandb")
+        run_id, _ = run.id_of("wandb", lambda: uuid.uuid4().hex)
         self._run = wandb.init(
             project=cfg.project,
             entity=cfg.entity,

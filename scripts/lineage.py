@@ -1,0 +1,22 @@
+"""Print the chain of runs that led to a run: tokens, RoPE bases, losses, versions of every stage."""
+
+import argparse
+import sys
+
+from nemo_prolong.errors import ProlongError
+from nemo_prolong.report.lineage import chain_of, describe_chain
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="run directory, such as runs/sft")
+    try:
+        print(describe_chain(chain_of(parser.parse_args().run)), end="")
+    except ProlongError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

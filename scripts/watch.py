@@ -1,0 +1,44 @@
+"""Watch a run in the terminal: progress, ETA, loss, tokens/s, MFU, memory, the last events. Ctrl-C ends it."""
+
+import argparse
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from nemo_prolong.errors import ProlongError
+from nemo_prolong.report.watch import RunWatch
+
+
+def watch(run: Path, seconds: float, once: bool) -> None:
+    """Print one frame, or renew it until the run is over."""
+    state, console = RunWatch(run), Console()
+    if once:
+        console.print(state.frame())
+        return
+    with contextlib.suppress(KeyboardInterrupt), Live(state.frame(), console=console, auto_refresh=False) as live:
+        while not state.is_over:
+            time.sleep(seconds)
+            state.refresh()
+            live.update(state.frame(), refresh=True)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="run directory, such as runs/stage1")
+    parser.add_argument("--once", action="store_true", help="print one frame and exit")
+    parser.add_argument("--seconds", type=float, default=2.0, help="between two frames (default: 2)")
+    args = parser.parse_args()
+    try:
+        watch(args.run, args.seconds, args.once)
+    except ProlongError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
