@@ -208,7 +208,8 @@ def seq_length_multiple(cfg: RunConfig, context_parallel_size: int) -> tuple[int
     """Return what ``seq_length`` must be a multiple of at this CP, and the rule in words."""
     tp, cp = cfg.parallelism.tensor_model_parallel_size, context_parallel_size
     if cfg.precision.compute.startswith("fp8"):
-        return 32 * cp * tp, "16*2*CP*TP, the tile of FP8 matrix products on every rank"
+        tile = 128 if cfg.precision.fp8_recipe == "blockwise" else 16
+        return 2 * tile * cp * tp, f"{tile}*2*CP*TP, the tile of FP8 matrix products on every rank"
     split_tp = tp if cfg.parallelism.sequence_parallel else 1
     halves = 2 * cp if cp > 1 else 1
     words = {

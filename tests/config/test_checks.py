@@ -44,6 +44,12 @@ MESSAGES = [
         "Set seq_length=64K.",
     ),
     (
+        "stage1",
+        ["parent=hf:llama", "precision=fp8", "precision.fp8_recipe=blockwise", "seq_length=66560"],
+        "seq_length=65K: must be a multiple of 2048 (128*2*CP*TP, the tile of FP8 matrix products on every rank). "
+        "Set seq_length=64K, or parallelism.context_parallel_size=1.",
+    ),
+    (
         "mini/base",
         ["seq_length=1"],
         "seq_length=1: a row of one token has nothing to predict. Set seq_length=2 or more.",
