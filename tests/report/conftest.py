@@ -57,7 +57,7 @@ class RunTree:
 
     def config(self, **changes: Any) -> ReportConfig:
         """Return the report's configuration for the whole tree."""
-        values = {"runs": self.runs, "export": self.export, "output": str(self.root / "report.html")}
+        values = {"runs": self.runs, "exported": self.export, "output": str(self.root / "report.html")}
         return ReportConfig(**{**values, **changes})
 
     def edit_manifest(self, number: int, **changes: Any) -> None:

@@ -79,19 +79,19 @@ def test_missing_evaluations_are_said_with_the_command_that_measures_them(tree):
 def test_without_any_evaluation_the_rest_of_the_report_is_there(tree):
     for run in tree.runs:
         shutil.rmtree(Path(run) / "eval")
-    text = report(tree, export=None).text
+    text = report(tree, exported=None).text
     assert text.count("no recall results") == 4 and "Training loss" in text and "Recall: exact match" not in text
 
 
 def test_when_no_model_answers_a_prompt_the_page_says_so_and_otherwise_not(tree):
     sentence = "None of these models answers a single prompt"
-    assert sentence not in report(tree, export=None).text
+    assert sentence not in report(tree, exported=None).text
     for path in (Path(run) / "eval" / "recall.json" for run in tree.runs):
         result = json.loads(path.read_text())
         for entry in result["lengths"]:
             entry["exact_match"] = 0.0
         path.write_text(json.dumps(result))
-    assert sentence in report(tree, export=None).text
+    assert sentence in report(tree, exported=None).text
 
 
 def test_a_cut_metrics_line_is_said_on_the_page(tree):
@@ -120,12 +120,12 @@ def test_an_export_that_was_not_verified_says_so(tree):
 
 
 def test_a_single_stage_is_not_said_to_extend_anything(tree):
-    assert "mini-llama: 2K tokens of context" in report(tree, runs=tree.runs[-1:], export=None).text
+    assert "mini-llama: 2K tokens of context" in report(tree, runs=tree.runs[-1:], exported=None).text
 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_any_chain_of_stages_makes_a_report(tree, number):
-    text = report(tree, runs=tree.runs[-number:], export=None).text
+    text = report(tree, runs=tree.runs[-number:], exported=None).text
     assert f"{number} stage{'s' if number > 1 else ''} (" in text
 
 

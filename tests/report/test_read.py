@@ -84,7 +84,7 @@ def test_a_directory_that_is_no_run_is_refused(tree, tmp_path):
 
 
 def test_a_directory_that_is_no_export_is_refused_with_the_way_out(tree, tmp_path):
-    with pytest.raises(ExportError, match=r"export=.*no readable export_manifest\.json.*set export=null"):
+    with pytest.raises(ExportError, match=r"exported=.*no readable export_manifest\.json.*set exported=null"):
         read_lineage(tree.runs, str(tmp_path))
 
 
