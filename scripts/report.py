@@ -8,7 +8,7 @@ Put the losses, perplexities, recall and throughput of a chain of runs on one of
 
 EXAMPLES = [
     "python scripts/report.py",
-    "python scripts/report.py 'runs=[runs/stage1,runs/stage2,runs/sft]' export=null output=report.html",
+    "python scripts/report.py 'runs=[runs/stage1,runs/stage2,runs/sft]' exported=null output=report.html",
 ]
 
 

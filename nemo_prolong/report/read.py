@@ -220,9 +220,9 @@ def _read_export(directory: str, last_stage: StageRun) -> ExportedModel:
     manifest = _read_json_object(Path(directory) / "export_manifest.json")
     if manifest is None:
         raise ExportError(
-            f"export={directory}",
+            f"exported={directory}",
             "There is no readable export_manifest.json in it.",
-            "Run scripts/export.py first, or set export=null.",
+            "Run scripts/export.py first, or set exported=null.",
         )
     trained = last_stage.manifest.trained_context_length
     evaluated = _read_evaluation(f"{HF_PREFIX}{directory}", "export", trained, last_stage.notes)

@@ -21,7 +21,7 @@ def write_report(cfg: ReportConfig) -> tuple[Path, Path]:
         CheckpointError: If a run directory is missing or its ``stage.json`` is unusable.
         ExportError: If ``export`` is set and is no exported directory.
     """
-    lineage = read_lineage(cfg.runs, cfg.export)
+    lineage = read_lineage(cfg.runs, cfg.exported)
     page = Path(cfg.output)
     summary = page.with_name("summary.json")
     write_json_atomically(summary, summarize(lineage))

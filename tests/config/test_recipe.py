@@ -112,10 +112,19 @@ def test_every_entry_point_composes_loads_and_passes_the_checks(name, load_confi
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_no_key_of_a_script_without_groups_has_the_name_of_a_group_or_hydra_would_look_for_a_file(name):
+def test_a_key_has_the_name_of_a_group_only_where_the_group_is_used_or_hydra_would_look_for_a_file(name):
     groups = {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
-    assert groups.isdisjoint(ENTRY_POINTS[name].model_fields)
+    assert groups & ENTRY_POINTS[name].model_fields.keys() == ({"export"} if name == "export" else set())
     assert groups.isdisjoint(PrepareConfig.model_fields)
+
+
+@pytest.mark.parametrize("target", [path.stem for path in (CONFIG_DIR / "export").iterdir()])
+def test_every_target_of_an_export_composes_with_every_key_written_out(target, load_config, compose_config):
+    cfg = load_config("export", ExportConfig, f"export={target}")
+    check(cfg)
+    composed = OmegaConf.to_container(compose_config("export", f"export={target}"))
+    assert cfg.export.format == target and composed["export"].keys() == cfg.export.model_dump().keys()
+    assert cfg.dtype == ("fp32" if target == "hf" else "bf16")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
