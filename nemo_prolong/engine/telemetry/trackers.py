@@ -30,7 +30,7 @@ _QUEUE_RECORDS = 1000
 _RETRY_SECONDS = 60.0
 """A tracker that failed is left alone for so long."""
 
-_CLOSE_SECONDS = 60.0
+_CLOSE_SECONDS = 30.0
 """How long the end of a run waits for its trackers."""
 
 
@@ -76,7 +76,7 @@ class Trackers:
             worker.log(_Sample(figures, step, unix_time))
 
     def close(self, *, succeeded: bool) -> None:
-        """Deliver what is left, for a minute at most. A second call does nothing."""
+        """Deliver what is left, for half a minute at most. A second call does nothing."""
         deadline = time.monotonic() + _CLOSE_SECONDS
         for worker in self._workers:
             worker.stop(succeeded)
