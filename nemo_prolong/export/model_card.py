@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nemo_prolong.config.locations import evaluation_directory
+from nemo_prolong.config.locations import HF_PREFIX, evaluation_directory
 from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.export.source import Source
@@ -53,7 +53,7 @@ def model_card(source: Source, dtype: torch.dtype, verification: dict[str, Any] 
         _summary(source, dtype),
         "## Use\n\n" + _usage(),
         "## Training\n\n" + _training(lineage),
-        *_evaluation(source.run_dir),
+        *_evaluation(source.run_dir, lineage),
         "## Verification\n\n" + _verification(verification),
         "## Software\n\n" + _versions(source.manifest),
         "## Licence\n\n" + _license(source.model.license),
@@ -110,9 +110,8 @@ def _training(lineage: list[StageManifest]) -> str:
     parts = [_table(header, rows), "Tokens are those of documents, without padding; target tokens have a loss."]
     parent = lineage[0].parent
     if parent is not None:
-        parts.append(
-            f"The first stage in the table continues `{parent.path}` (step {parent.step}), not described here."
-        )
+        step = "" if parent.path.startswith(HF_PREFIX) else f" (step {parent.step})"
+        parts.append(f"The first stage in the table continues `{parent.path}`{step}, not described here.")
     parts.append("Data mixture, as shares of the training rows:")
     mixtures = [
         (stage.stage, entry["path"], f"{entry['proportion']:.1%}") for stage in lineage for entry in stage.data.mixture
@@ -121,9 +120,17 @@ def _training(lineage: list[StageManifest]) -> str:
     return "\n\n".join(parts)
 
 
-def _evaluation(run_dir: Path) -> list[str]:
-    """Return the section with whatever results the run holds, or nothing."""
-    directory = evaluation_directory(str(run_dir))
+def _evaluation(run_dir: Path, lineage: list[StageManifest]) -> list[str]:
+    """Return the section with whatever results the runs hold, oldest first, or nothing."""
+    parents = [Path(stage.parent.path) for stage in lineage[1:] if stage.parent is not None]
+    tables: list[str] = []
+    for directory, stage in zip([*parents, run_dir], lineage, strict=True):
+        tables += _results(evaluation_directory(str(directory)), stage.name)
+    return ["\n\n".join(["## Evaluation", *tables])] if tables else []
+
+
+def _results(directory: Path, name: str) -> list[str]:
+    """Return the tables of one run with their headings."""
     tables = []
     if perplexity := _read_result(directory / "perplexity.json"):
         rows = [
@@ -131,16 +138,16 @@ def _evaluation(run_dir: Path) -> list[str]:
             for bucket in perplexity["buckets"]
             if bucket["perplexity"] is not None
         ]
-        tables.append(f"Perplexity by position, on `{perplexity['data']}`:")
+        tables.append(f"Perplexity of `{name}` by position, on `{perplexity['data']}`:")
         tables.append(_table(("positions", "tokens", "perplexity"), rows))
     if recall := _read_result(directory / "recall.json"):
         rows = [
             (entry["length"], entry["samples"], f"{entry['exact_match']:.0%}", f"{entry['answer_loss']:.2f}")
             for entry in recall["lengths"]
         ]
-        tables.append("Key-value recall by prompt length:")
+        tables.append(f"Key-value recall of `{name}` by prompt length:")
         tables.append(_table(("tokens", "prompts", "exact match", "answer loss (nats per token)"), rows))
-    return ["\n\n".join(["## Evaluation", *tables])] if tables else []
+    return tables
 
 
 def _read_result(path: Path) -> dict[str, Any] | None:

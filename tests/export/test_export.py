@@ -147,6 +147,16 @@ def test_the_model_card_shows_the_evaluation_that_the_run_holds(workspace: Works
     assert read_json(tmp_path / "hf" / "export_manifest.json")["verification"] is None
 
 
+def test_the_model_card_shows_the_evaluation_of_the_parents_too(workspace: Workspace, tmp_path: Path) -> None:
+    results = workspace.base / "eval"
+    results.mkdir()
+    bucket = {"start": 0, "end": 512, "documents": 2, "tokens": 600, "loss": 4.0, "perplexity": 54.6}
+    (results / "perplexity.json").write_text(json.dumps({"data": "data/validation", "buckets": [bucket]}))
+    export(export_config(workspace.child, tmp_path / "hf", verify=False))
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "Perplexity of `base` by position, on `data/validation`:" in card
+
+
 def test_a_bf16_export_holds_the_rounded_weights_and_passes_the_same_bound(
     workspace: Workspace, exported: Path, tmp_path: Path
 ) -> None:
