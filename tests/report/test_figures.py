@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nemo_prolong.report.figures import (
     loss_figure,
     perplexity_figure,
+    position_figure,
     recall_figures,
     smooth,
     throughput_figure,
@@ -32,6 +33,7 @@ def all_figures(lineage):
     return [
         loss_figure(lineage.stages),
         throughput_figure(lineage.stages),
+        position_figure(lineage.stages),
         perplexity_figure(models),
         *recall_figures(models),
     ]
