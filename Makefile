@@ -1,7 +1,8 @@
 # Every target works from a fresh clone: those that need the environment make it first.
 # Variables: PYTHON (a Python 3.11), TORCH_PIP_ARGS (such as an index with CPU wheels of torch), PYTEST_ARGS,
 # LOCK_ARGS (--upgrade takes newer versions; without it the locked ones stay where they still fit),
-# PYTHON312 (a Python 3.12, for test-te), TE_EXTENSION (a wheel of transformer-engine-torch, which is compiled otherwise).
+# PYTHON312 (a Python 3.12, for test-te), TE_EXTENSION (a wheel of transformer-engine-torch, which is compiled otherwise),
+# GPU_PYTHON (the Python of a machine with a GPU) and GPU_CHECK_ARGS, for gpu-check.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -11,6 +12,8 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3.11
 TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
+GPU_PYTHON ?= python3
+GPU_CHECK_ARGS ?=
 LOCK_ARGS ?=
 PYTHON312 ?= python3.12
 TE_EXTENSION ?= -r requirements/te-extension.txt
@@ -35,7 +38,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # With a CUDA build of torch and no GPU, megatron.core cannot be imported unless this is set; it has no other effect here.
 export TORCH_CUDA_ARCH_LIST ?= 9.0
 
-.PHONY: help setup demo test test-layouts test-chaos test-interop test-te lint format lock clean
+.PHONY: help setup demo test test-layouts test-chaos test-interop test-te gpu-check lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +67,9 @@ test-interop: $(INTEROP)/.installed $(TRANSFORMERS5)/.installed setup ## MDS aga
 
 test-te: $(TE)/.installed ## build full-size Transformer Engine models without a GPU, in an environment of its own (6 GB)
 	@CUDA_HOME=$(TE_CUDA)/cu13 $(TE)/bin/python -m pytest -c tests/te/pytest.ini tests/te $(PYTEST_ARGS)
+
+gpu-check: ## run the stages of benchmarks/hopper on the GPU of this machine, and write docs/verification/hopper.md
+	@PYTHONPATH="$(PYTHONPATH)" $(GPU_PYTHON) -m benchmarks.hopper $(GPU_CHECK_ARGS)
 
 lint: setup ## check import direction, style, formatting, types and YAML
 	@echo "lint: import-linter, ruff, mypy, yamllint"

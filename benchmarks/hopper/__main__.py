@@ -1,0 +1,87 @@
+"""``python -m benchmarks.hopper``: run the stages, print a table, write the card."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.hopper.bench import Stage
+from benchmarks.hopper.card import read_reports, write_card
+from benchmarks.hopper.records import Row, Verdict, line
+from benchmarks.hopper.runner import ROOT, run_stages
+from benchmarks.hopper.stages import STAGES
+from nemo_prolong.errors import ConfigError
+
+CARD = ROOT / "docs" / "verification" / "hopper.json"
+
+
+def chosen_stages(text: str) -> list[Stage]:
+    """Return the stages of a list of letters such as ``a,b``.
+
+    Raises:
+        ConfigError: If a letter is no stage.
+    """
+    letters = [letter.strip() for letter in text.split(",")]
+    for letter in letters:
+        if letter not in STAGES:
+            names = ", ".join(f"{key} ({stage.title})" for key, stage in STAGES.items())
+            raise ConfigError(f"--stages {text}", f"{letter!r} is no stage; there are {names}.", "Name some of these.")
+    return [STAGES[letter] for letter in letters]
+
+
+def check_device(device: str) -> None:
+    """Refuse a machine without a GPU.
+
+    Raises:
+        ConfigError: If ``device`` is a GPU and torch finds none.
+    """
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--device {device}",
+            f"torch {torch.__version__} finds no GPU here.",
+            "Run it on an H100 or H200, or add --device cpu for small sizes.",
+        )
+
+
+def show(stage: Stage, rows: list[Row]) -> None:
+    """Print the table of a stage."""
+    print(f"{stage.letter}. {stage.title}", *map(line, rows), sep="\n", flush=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the stages and return the exit code: 1 if something failed or missed its bound.
+
+    Raises:
+        ConfigError: If there is no such stage or no such device.
+    """
+    stages = chosen_stages(arguments.stages)
+    check_device(arguments.device)
+    path = arguments.json or (CARD if arguments.device != "cpu" else None)
+    flag = "" if arguments.device != "cpu" else " --device cpu"
+    command = f"python -m benchmarks.hopper{flag} --stages "
+    reports = run_stages(stages, arguments.device, lambda stage: command + stage.letter, show)
+    if path is not None:
+        write_card(path, {**read_reports(path), **reports})
+        print(f"card: {path.with_suffix('.md')}")
+    results = [row["result"] for report in reports.values() for row in report["rows"]]
+    return int(Verdict.FAILED in results or Verdict.MISSED in results)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hopper", description="Verify this software on a GPU.")
+    parser.add_argument("--stages", default=",".join(STAGES), help="letters with commas between them; default: all")
+    parser.add_argument("--device", default="cuda:0", choices=("cuda:0", "cpu"), help="cpu runs small sizes")
+    parser.add_argument("--json", type=Path, help="card to write or to add to; the page is written beside it")
+    try:
+        sys.exit(run(parser.parse_args()))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

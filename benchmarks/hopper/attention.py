@@ -1,0 +1,188 @@
+"""Stage a: document attention on the device, its numbers and its time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.hopper.bench import Bench, Stage
+from benchmarks.hopper.measure import largest_error, median_seconds
+from benchmarks.hopper.records import Row, at_least, at_most, attempt, measured
+from benchmarks.hopper.rows import short_documents
+from nemo_prolong.ops.attention import document_attention
+from nemo_prolong.plan.devices import dense_peak_flops_per_second
+
+# Relative to the largest entry, against float64. Sixteen-bit formats are compared with what torch makes of them.
+_EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
+_SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+_PEAK_SHARE = 0.3
+_SLOWER_THAN_ALONE = 1.15
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def random_row(
+    bench: Bench, lengths: Sequence[int], dtype: torch.dtype, seed: int = 0
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return query, key and value as slices of one projection, as a layer hands them over, and a gradient.
+
+    Returns:
+        Query [T, H, C], key and value [T, K, C], all leaves, and the gradient of the output [T, H, C].
+    """
+    heads, groups, channels = bench.sized(32, 4), bench.sized(8, 2), bench.sized(128, 16)
+    generator = torch.Generator(bench.device).manual_seed(seed)
+    shape = (sum(lengths), 2 * heads + 2 * groups, channels)
+    projection = torch.randn(shape, generator=generator, device=bench.device).to(dtype)
+    query, key, value, gradient = projection.split([heads, groups, groups, heads], dim=1)
+    return [part.detach().requires_grad_() for part in (query, key, value)], gradient
+
+
+def alone(lengths: Sequence[int], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return torch's causal attention of each document alone, [T, H, C]."""
+    outputs = []
+    for document in zip(*(x.split(list(lengths)) for x in (query, key, value)), strict=True):
+        batch = [x.transpose(0, 1)[None] for x in document]
+        outputs.append(F.scaled_dot_product_attention(*batch, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def dense(lengths: Sequence[int], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return causal attention of each document alone by its formula, [T, H, C]: all scores, no kernel of attention."""
+    group = query.size(1) // key.size(1)
+    outputs = []
+    for q, k, v in zip(*(x.split(list(lengths)) for x in (query, key, value)), strict=True):
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        scores = torch.einsum("qhc,khc->hqk", q, k) * q.size(-1) ** -0.5
+        future = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).triu(1)
+        outputs.append(torch.einsum("hqk,khc->qhc", scores.masked_fill(future, -torch.inf).softmax(-1), v))
+    return torch.cat(outputs)
+
+
+def ours(
+    lengths: Sequence[int], device: torch.device, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """Return our attention of the packed row, [T, H, C]."""
+    return document_attention(query, key, value, boundaries(lengths, device), max_seqlen=max(lengths))
+
+
+def boundaries(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return document boundaries, int32 [D+1]."""
+    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+
+
+def with_gradients(attention: Attention, inputs: list[torch.Tensor], gradient: torch.Tensor) -> list[torch.Tensor]:
+    """Return the output and the gradients of query, key and value."""
+    output = attention(*inputs)
+    return [output.detach(), *torch.autograd.grad(output, inputs, gradient)]
+
+
+def _error_rows(bench: Bench) -> Iterator[Row]:
+    """Compare output and gradients of rows of random documents with float64, in every number format."""
+    tokens = bench.sized(4096, 192)
+    packed = [1, *short_documents(tokens - 2, 1, bench.sized(65_536, 2048)), 1]
+    rows = {"short documents": packed, "equal documents": [tokens // 4] * 4, "one document": [tokens]}
+    for dtype in (*_EXACT, *_SIXTEEN_BIT):
+        errors = {name: _errors(bench, lengths, dtype) for name, lengths in rows.items()}
+        worst = max(errors, key=lambda name: _excess(errors[name], dtype))
+        error, peer = errors[worst]
+        name = f"{str(dtype).removeprefix('torch.')}: error of output and gradients"
+        if dtype in _EXACT:
+            yield at_most(name, error, _EXACT[dtype], note=f"worst of {len(rows)} rows: {worst}")
+        else:
+            note = f"the bound is twice the error of torch's own attention in this format; worst row: {worst}"
+            yield at_most(name, error, 2 * peer, peer=peer, note=note)
+
+
+def _excess(errors: tuple[float, float], dtype: torch.dtype) -> float:
+    """Return how much of its bound an error takes; infinity for what is not a number."""
+    error, peer = errors
+    taken = error / (_EXACT[dtype] if dtype in _EXACT else 2 * peer)
+    return taken if taken == taken else float("inf")
+
+
+def _errors(bench: Bench, lengths: Sequence[int], dtype: torch.dtype) -> tuple[float, float]:
+    """Return our error and that of torch's attention in the same format."""
+    inputs, gradient = random_row(bench, lengths, dtype, seed=len(lengths))
+    exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
+    expected = with_gradients(functools.partial(dense, lengths), exact_inputs, gradient.double())
+    packed = with_gradients(functools.partial(ours, lengths, bench.device), inputs, gradient)
+    peer = with_gradients(functools.partial(alone, lengths), inputs, gradient)
+    return largest_error(packed, expected), largest_error(peer, expected)
+
+
+def causal_flops(bench: Bench, lengths: Sequence[int]) -> float:
+    """Return the FLOPs of forward and backward that a causal mask leaves: two and five products of half a square."""
+    width = bench.sized(32 * 128, 4 * 16)
+    return 7 * width * float(sum(length * length for length in lengths))
+
+
+def _time_rows(bench: Bench) -> Iterator[Row]:
+    """Time forward and backward in bfloat16 against the FLOPs of the lengths, and against the documents alone."""
+    row = bench.sized(65_536, 512)
+    mixes = {
+        "one document of a row": [row],
+        "two rows, one document": [2 * row],
+        "eight equal documents": [row // 8] * 8,
+        "short documents": short_documents(row, 0, row),
+    }
+    for name, lengths in mixes.items():
+        yield from attempt(f"time, {name}", functools.partial(_times, bench, name, lengths))
+
+
+def _times(bench: Bench, name: str, lengths: Sequence[int]) -> Iterator[Row]:
+    inputs, gradient = random_row(bench, lengths, torch.bfloat16)
+    # Boundaries are on the device before the clock starts, as in a layer.
+    bounds = boundaries(lengths, bench.device)
+    sides = {
+        "ours": lambda: with_gradients(
+            lambda q, k, v: document_attention(q, k, v, bounds, max_seqlen=max(lengths)), inputs, gradient
+        ),
+        "alone": lambda: with_gradients(functools.partial(alone, lengths), inputs, gradient),
+    }
+    seconds = median_seconds(bench.device, sides)
+    size = f"{sum(lengths):,} tokens, {len(lengths):,} documents"
+    yield bench.speed_at_most(
+        f"{name}: time over that of its documents alone",
+        seconds["ours"] / seconds["alone"],
+        _SLOWER_THAN_ALONE,
+        note=f"{size}; {seconds['ours'] * 1e3:.4g} ms, alone {seconds['alone'] * 1e3:.4g} ms",
+    )
+    flops = causal_flops(bench, lengths)
+    yield from _rates(bench, name, flops / seconds["ours"], long=len(lengths) <= 8)
+
+
+def _rates(bench: Bench, name: str, flops_per_second: float, *, long: bool) -> Iterator[Row]:
+    """Yield the rate, and its share of the device's peak where that is known."""
+    yield measured(f"{name}: rate of causal FLOPs", flops_per_second / 1e12, "TFLOPS")
+    peak = _peak(bench)
+    if peak is None:
+        return
+    share = flops_per_second / peak
+    if long:
+        yield at_least(f"{name}: share of the dense bf16 peak", share, _PEAK_SHARE)
+    else:
+        yield measured(f"{name}: share of the dense bf16 peak", share, "", note="tiles reach beyond short documents")
+
+
+def _peak(bench: Bench) -> float | None:
+    if bench.device.type != "cuda":
+        return None
+    return dense_peak_flops_per_second(torch.cuda.get_device_name(bench.device), "bf16")
+
+
+def run(bench: Bench) -> Iterator[Row]:
+    """Yield errors, then times."""
+    yield from attempt("errors", lambda: _error_rows(bench))
+    yield from _time_rows(bench)
+
+
+STAGE = Stage(
+    letter="a",
+    title="Document attention",
+    shows="Output and gradients of packed rows against float64 in four number formats; time of forward and backward in "
+    "bfloat16 against the causal FLOPs of the lengths and against torch's attention of each document alone.",
+    run=run,
+)
