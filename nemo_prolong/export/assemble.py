@@ -15,6 +15,7 @@ from nemo_prolong.export.logits import verify_logits
 from nemo_prolong.export.manifest import write_manifest
 from nemo_prolong.export.model_card import model_card
 from nemo_prolong.export.output import working_directory
+from nemo_prolong.export.serving.target import describe_target, prepare_target
 from nemo_prolong.export.source import Source, open_source
 from nemo_prolong.export.verify import verify_configuration, verify_tensors
 from nemo_prolong.export.writer import write_weights
@@ -40,8 +41,13 @@ def write_export(cfg: ExportConfig) -> None:
         write_configuration(source, tokenizer, directory, dtype)
         weights = write_weights(source, directory, dtype, cfg.max_shard_bytes)
         verification = verify(source, tokenizer, directory, dtype) if cfg.verify else None
-        write_text_atomically(directory / "README.md", model_card(source, dtype, verification))
-        write_manifest(source, directory, dtype, weights, verification)
+        target = prepare_target(cfg, source.manifest, directory)
+        card = model_card(source, dtype, verification)
+        if target is not None:
+            # The weights may have been replaced, so they are hashed anew.
+            card, weights = f"{card}\n{describe_target(target)}", {}
+        write_text_atomically(directory / "README.md", card)
+        write_manifest(source, directory, dtype, weights, verification, target)
 
 
 def verify(source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype) -> dict[str, Any]:

@@ -21,6 +21,7 @@ def write_manifest(
     dtype: torch.dtype,
     weights: dict[str, WrittenFile],
     verification: dict[str, Any] | None,
+    target: dict[str, Any] | None,
 ) -> None:
     """Write the manifest of a directory that is otherwise finished.
 
@@ -30,6 +31,7 @@ def write_manifest(
         dtype: Number format of the weights.
         weights: The weight files, hashed while they were written.
         verification: What was compared, or None.
+        target: What the directory was prepared for, or None.
     """
     manifest = source.manifest
     write_json_atomically(
@@ -50,6 +52,7 @@ def write_manifest(
             "trained_context_length": manifest.trained_context_length,
             "advertised_context_length": manifest.advertised_context_length,
             "verification": verification,
+            "target": target,
             "versions": installed_versions(),
             "exported_at": utc_now(),
             "files": _describe_files(directory, weights),
@@ -67,5 +70,5 @@ def _describe_files(directory: Path, weights: dict[str, WrittenFile]) -> dict[st
 
 
 def _hash_file(path: Path) -> WrittenFile:
-    data = path.read_bytes()
-    return WrittenFile(hashlib.sha256(data).hexdigest(), len(data))
+    with path.open("rb") as file:
+        return WrittenFile(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)

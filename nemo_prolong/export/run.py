@@ -10,6 +10,7 @@ from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.config.schema import ExportConfig
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.export.output import check_output
+from nemo_prolong.export.serving.target import START_FILE, check_target
 from nemo_prolong.logs import run_logging
 from nemo_prolong.units import format_seconds
 
@@ -26,7 +27,9 @@ def export(cfg: ExportConfig) -> None:
 
     Raises:
         CheckpointError: If the run or its checkpoint is missing or incomplete.
-        ExportError: If the output is taken, the model cannot be exported, or the export does not equal it.
+        ConfigError: If settings of the target contradict each other.
+        ExportError: If the output is taken, the model cannot be exported or does not fit on the device that is to
+            serve it, or the export does not equal it.
     """
     check_output(Path(cfg.output), overwrite=cfg.overwrite)
     run_dir = Path(cfg.run)
@@ -34,7 +37,7 @@ def export(cfg: ExportConfig) -> None:
         raise CheckpointError(
             f"run={cfg.run}", "the run directory does not exist.", "Name a run such as run=runs/demo/sft."
         )
-    StageManifest.read(run_dir)
+    check_target(cfg, StageManifest.read(run_dir))
     started = time.monotonic()
     with run_logging(run_dir / LOG_FILE, console=True):
         log.info(
@@ -44,6 +47,18 @@ def export(cfg: ExportConfig) -> None:
         from nemo_prolong.export.assemble import write_export
 
         write_export(cfg)
-        log.info("exported in %s; load it with:", format_seconds(time.monotonic() - started))
+        if cfg.export.push_to_hub is not None:
+            from nemo_prolong.export.hub import publish
+
+            publish(Path(cfg.output), cfg.export)
+        log.info("exported in %s; %s", format_seconds(time.monotonic() - started), _use(cfg))
+
+
+def _use(cfg: ExportConfig) -> str:
+    """Return how the output is used."""
+    if cfg.export.format == "hf":
         call = f'from_pretrained("{cfg.output}")'
-        log.info("  AutoModelForCausalLM.%s, AutoTokenizer.%s", call, call)
+        return f"load it with:\n  AutoModelForCausalLM.{call}, AutoTokenizer.{call}"
+    if cfg.export.format == "trtllm_engine_checkpoint":
+        return f"build engines with:\n  trtllm-build --checkpoint_dir {cfg.output} --output_dir ENGINES"
+    return f"serve it with:\n  bash {cfg.output}/{START_FILE}"

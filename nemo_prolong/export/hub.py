@@ -1,0 +1,83 @@
+"""Publish an export on the Hugging Face Hub: only what was verified, and only the files that the manifest lists.
+
+The token is the one that ``hf auth login`` or ``HF_TOKEN`` left; it is never read here, written or printed. The address
+is huggingface_hub's: ``HF_ENDPOINT`` names another Hub.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from requests import RequestException
+
+from nemo_prolong.config.schema import ExportTargetConfig
+from nemo_prolong.errors import ExportError
+from nemo_prolong.export.output import MANIFEST_FILE
+from nemo_prolong.redaction import redact
+from nemo_prolong.units import format_bytes
+
+log = logging.getLogger(__name__)
+
+
+def publish(directory: Path, target: ExportTargetConfig, api: HfApi | None = None) -> str | None:
+    """Send a verified export in one commit, or say what would be sent.
+
+    Args:
+        directory: A finished export.
+        target: ``push_to_hub`` names the repository.
+        api: Client of the Hub; by default one with the environment's address and token.
+
+    Returns:
+        Address of the commit; None for a dry run.
+
+    Raises:
+        ExportError: If the export is not verified or was changed, or the Hub refuses it.
+    """
+    repository = target.push_to_hub
+    assert repository is not None
+    sizes = _listed_files(directory, repository)
+    visibility = "private" if target.hub_private else "public"
+    if target.hub_dry_run:
+        log.info("would send to %s (made %s if it does not exist):", repository, visibility)
+        for name, size in sizes.items():
+            log.info("  %s  %s", name, format_bytes(size))
+        return None
+    try:
+        return _send(api or HfApi(), directory, list(sizes), target)
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RequestException) as error:
+        raise ExportError(
+            f"export.push_to_hub={repository}",
+            f"the Hub did not take it: {redact(str(error)).strip().splitlines()[0]}",
+            f"The export is complete in {directory}. Check the name and the token (hf auth login), then export again.",
+        ) from error
+
+
+def _listed_files(directory: Path, repository: str) -> dict[str, int]:
+    """Return the files of the manifest, and itself, with their sizes in bytes."""
+    manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+    what = f"export.push_to_hub={repository}"
+    if manifest["verification"] is None:
+        raise ExportError(what, f"{directory} was exported without verification.", "Set verify=true.")
+    names = [*sorted(manifest["files"]), MANIFEST_FILE]
+    sizes = {name: (directory / name).stat().st_size for name in names if (directory / name).is_file()}
+    changed = [name for name, file in manifest["files"].items() if sizes.get(name) != file["bytes"]]
+    if changed:
+        raise ExportError(what, f"{directory} was changed after the export: {', '.join(changed[:3])}.", "Export again.")
+    return sizes
+
+
+def _send(api: HfApi, directory: Path, names: list[str], target: ExportTargetConfig) -> str:
+    repository = str(target.push_to_hub)
+    api.create_repo(repository, private=target.hub_private, exist_ok=True)
+    log.info("sending %d files to %s", len(names), repository)
+    commit = api.create_commit(
+        repository,
+        operations=[CommitOperationAdd(name, directory / name) for name in names],
+        commit_message="Export of nemo_prolong",
+    )
+    log.info("published: %s", commit.commit_url)
+    return commit.commit_url

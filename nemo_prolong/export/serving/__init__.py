@@ -1,0 +1,1 @@
+"""What a server needs beside an exported directory: settings sized for a GPU, start script, check; FP8 weights."""

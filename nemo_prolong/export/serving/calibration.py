@@ -1,0 +1,61 @@
+"""What FP8 is calibrated on: documents of the rows that the run itself was trained on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from nemo_prolong.config.manifest import StageManifest
+from nemo_prolong.config.schema import MixtureEntry
+from nemo_prolong.data.dataset import PackedRowDataset
+from nemo_prolong.errors import ExportError
+
+SEED = 0
+"""Of the order of rows; recorded with every export by being fixed."""
+
+
+def calibration_documents(manifest: StageManifest, rows: int, length: int) -> list[Tensor]:
+    """Return the documents of the first rows, each by itself, as training sees them.
+
+    Args:
+        manifest: Of the run.
+        rows: Packed rows to take.
+        length: Tokens of a document that are taken.
+
+    Returns:
+        int64 [T] each, ``1 < T <= length``.
+
+    Raises:
+        DataError: If the run's data is gone or damaged.
+        ExportError: If the rows hold no document of two tokens.
+    """
+    data = manifest.data
+    dataset = PackedRowDataset(
+        data.root,
+        [MixtureEntry(path=entry["path"], proportion=entry["proportion"]) for entry in data.mixture],
+        manifest.seq_length,
+        SEED,
+        rows,
+        vocab_size=manifest.model.vocab_size,
+    )
+    documents = [document for index in range(rows) for document in _documents(dataset[index], length)]
+    if not documents:
+        raise ExportError(
+            f"export.calibration_rows={rows}",
+            f"the rows of {data.root} hold no document of two tokens.",
+            "Calibrate on more rows.",
+        )
+    return documents
+
+
+def _documents(row: dict[str, object], length: int) -> Iterator[Tensor]:
+    """Yield the documents of a row without the padding at its end; a single token says nothing."""
+    tokens, bounds, real = row["tokens"], row["cu_seqlens"], row["real_tokens"]
+    assert isinstance(tokens, Tensor) and isinstance(bounds, Tensor) and isinstance(real, int)
+    edges = torch.clamp(bounds, max=real).tolist()
+    for start, end in itertools.pairwise(edges):
+        if end - start > 1:
+            yield tokens[start : min(end, start + length)]
