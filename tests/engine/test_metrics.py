@@ -11,7 +11,6 @@ import pytest
 from launches import TWO_RANK_LAYOUTS
 from tiny import DOMAINS, SEQ_LENGTH, read_metrics
 
-from nemo_prolong.config.run_records import GrowingRecords, goodput
 from nemo_prolong.config.schema import MixtureEntry
 from nemo_prolong.data.dataset import PackedRowDataset
 from nemo_prolong.plan.flops import training_flops
@@ -80,15 +79,17 @@ def test_waiting_for_rows_is_part_of_a_step_and_waiting_for_a_save_comes_after_i
     assert saved == [5]
 
 
-def test_goodput_of_a_record_is_that_of_the_files_so_far(one_rank_runs: Path) -> None:
-    records, events = GrowingRecords(one_rank_runs / "whole" / "metrics.jsonl"), []
-    records.refresh()
-    for number, record in enumerate(records.records, start=1):
-        so_far = goodput(records.records[:number], events)
-        assert so_far is not None and 0 < record["goodput"] <= 1
-        # The run began with the training loop, a moment before the first step.
-        assert record["goodput"] == pytest.approx(so_far.fraction, rel=0.1)
-        assert record["goodput"] <= so_far.fraction + 1e-3
+def test_goodput_counts_from_one_moment_before_the_first_step(one_rank_runs: Path) -> None:
+    records = read_metrics(one_rank_runs / "whole")
+    useful, begins = 0.0, []
+    for record in records:
+        useful += record["step_seconds"]
+        assert 0 < record["goodput"] <= 1
+        begins.append(record["time"] - useful / record["goodput"])
+    # Goodput is rounded to 1e-4, and its share of the time since is what a begin is uncertain by.
+    wall = records[-1]["time"] - begins[-1]
+    assert begins == pytest.approx([begins[-1]] * len(records), abs=2e-3 * wall / records[-1]["goodput"])
+    assert begins[-1] <= records[0]["time"] - records[0]["step_seconds"] + 2e-3 * wall
 
 
 @pytest.mark.distributed
