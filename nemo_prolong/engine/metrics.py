@@ -24,7 +24,7 @@ from nemo_prolong.engine.faults.step_guard import StepGuard
 from nemo_prolong.engine.telemetry.names import named_figures
 from nemo_prolong.engine.telemetry.performance import Performance, device_name, peak_memory_bytes
 from nemo_prolong.engine.telemetry.step_sums import GroupLoss, StepSums, StepTotals
-from nemo_prolong.engine.telemetry.trackers import Trackers, check_packages
+from nemo_prolong.engine.telemetry.trackers import Trackers
 from nemo_prolong.units import format_seconds, format_tokens
 
 log = logging.getLogger(__name__)
@@ -41,13 +41,9 @@ class StepMetrics(Callback):
         cfg: The stage.
         writer: Knows how long training has waited for checkpoints.
         guard: Knows which steps were skipped; it comes before this among the callbacks.
-
-    Raises:
-        ConfigError: If the package of a tracker is not installed.
     """
 
     def __init__(self, cfg: RunConfig, writer: CheckpointWriter, guard: StepGuard) -> None:
-        check_packages(cfg.tracker)
         self.cfg = cfg
         self.path = Path(cfg.run_dir) / METRICS_FILE
         self.consumed_train_tokens = 0

@@ -58,8 +58,7 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
         parent_checkpoint: Verified checkpoint to take weights (and optimizer state) from when not resuming.
 
     Raises:
-        ConfigError: If the stage needs kernels that do not exist for this device and these versions, or a tracker a
-            package that is not installed.
+        ConfigError: If the stage needs kernels that do not exist for this device and these versions.
         CheckpointError: If the checkpoint holds something that loading would execute, or saving fails too often.
         TrainingError: If too many steps in a row would have harmed the model.
     """

@@ -15,6 +15,7 @@ from nemo_prolong.config.locations import step_of
 from nemo_prolong.config.manifest import StageManifest, utc_now
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine.events import record_event
+from nemo_prolong.engine.telemetry.trackers import check_packages
 from nemo_prolong.errors import EXIT_PREEMPTED
 from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.logs import run_logging
@@ -36,7 +37,8 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         overrides: What the user typed, for the record.
 
     Raises:
-        ConfigError: If kernels the stage needs do not exist here, or the parent cannot be used.
+        ConfigError: If kernels the stage needs do not exist here, the package of a tracker is not installed, or the
+            parent cannot be used.
         DataError: If the data is missing or does not fit.
         CheckpointError: If the parent is missing, or the run directory holds another run.
         TrainingError: If too many steps in a row would have harmed the model.
@@ -45,6 +47,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     start = check_files(cfg, rank)
     _check_kernels(cfg)
+    check_packages(cfg.tracker)
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     manifest = new_manifest(cfg, start.parent, start.parent_record, _command(), world_size)

@@ -35,7 +35,7 @@ _CLOSE_SECONDS = 30.0
 
 
 def check_packages(cfg: TrackerConfig) -> None:
-    """Refuse a tracker whose package is missing; on every rank, so that none waits for one that was refused.
+    """Refuse a tracker whose package is missing; on every rank, so that none waits for one that refused.
 
     Raises:
         ConfigError: With the command that installs it.
