@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch.utils.tensorboard import SummaryWriter
+
 from nemo_prolong.engine.telemetry.tracker import Figures, RunRecord
 
 
@@ -13,8 +15,6 @@ class TensorBoardTracker:
     """
 
     def __init__(self, run: RunRecord) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         # Events of steps that a resumed run trains again are hidden.
         self._writer = SummaryWriter(str(run.run_dir / "tensorboard"), purge_step=run.step + 1)
 

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from nemo_prolong.config.schema import RunConfig, TrackerConfig
 from nemo_prolong.engine.telemetry.mlflow_tracker import MlflowTracker
-from nemo_prolong.engine.telemetry.tensorboard_tracker import TensorBoardTracker
 from nemo_prolong.engine.telemetry.tracker import Figures, RunRecord, Tracker
 from nemo_prolong.engine.telemetry.wandb_tracker import WandbTracker
 from nemo_prolong.errors import ConfigError
@@ -63,6 +62,9 @@ class Trackers:
             run.forget_ids()
         makers: list[tuple[str, Callable[[], Tracker]]] = []
         if cfg.tracker.tensorboard:
+            # Needs torch, which whoever only checks packages does without.
+            from nemo_prolong.engine.telemetry.tensorboard_tracker import TensorBoardTracker
+
             makers.append(("tensorboard", lambda: TensorBoardTracker(run)))
         if (wandb := cfg.tracker.wandb) is not None:
             makers.append(("wandb", lambda: WandbTracker(wandb, run)))
