@@ -98,6 +98,27 @@ def load_command_line(schema: type[T], config_name: str, args: Namespace) -> tup
     return typed, overrides
 
 
+def typed_config_dir() -> list[str]:
+    """Return the ``--config-dir`` of the command line as it was typed, for a script that starts other scripts."""
+    directory = get_args_parser().parse_args().config_dir
+    return ["--config-dir", directory] if directory else []
+
+
+def compose(schema: type[T], config_name: str, arguments: Sequence[str]) -> T:
+    """Return the checked configuration that a script of this project would get from these arguments.
+
+    Args:
+        schema: What the configuration must be.
+        config_name: Entry point in ``conf/``, without ``.yaml``.
+        arguments: What would be typed after the script.
+
+    Raises:
+        ConfigError: For everything that cannot be composed, loaded or run.
+    """
+    with _arguments(*arguments):
+        return load_command_line(schema, config_name, get_args_parser().parse_args())[0]
+
+
 def _hydra_main(
     schema: type[Section], config_name: str, args: Namespace, receive: Callable[[DictConfig], None]
 ) -> None:

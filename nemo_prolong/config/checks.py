@@ -10,6 +10,7 @@ import math
 from pathlib import PurePosixPath
 
 from nemo_prolong.config.findings import raise_all
+from nemo_prolong.config.keys import all_keys, nearest_key
 from nemo_prolong.config.layout_checks import check_world, exact_tokens, layout_findings, world_size_from_environment
 from nemo_prolong.config.legality import Platform, legality_findings
 from nemo_prolong.config.locations import HF_PREFIX
@@ -63,6 +64,7 @@ def _run_findings(cfg: RunConfig) -> list[ConfigError]:
         *_name(cfg),
         *_parent(cfg),
         *_advertised_length(cfg),
+        *_resume(cfg),
         *_mixture(cfg),
         *_masks(cfg),
         *_batch(cfg),
@@ -108,6 +110,16 @@ def _advertised_length(cfg: RunConfig) -> list[ConfigError]:
     rule = f"is less than the rows it trains on (seq_length={exact_tokens(cfg.seq_length)})."
     remedy = f"Set advertised_context_length={exact_tokens(cfg.seq_length)}, or null."
     return [ConfigError(f"advertised_context_length={exact_tokens(advertised)}", rule, remedy)]
+
+
+def _resume(cfg: RunConfig) -> list[ConfigError]:
+    keys, found = set(all_keys(RunConfig)), []
+    for key in cfg.resume.allow:
+        if key not in keys:
+            nearest = nearest_key(RunConfig, key)
+            remedy = f"Did you mean {nearest}?" if nearest else "Name keys as they are typed, such as optim.lr."
+            found.append(ConfigError(f"resume.allow=[{key}]", "no such key in the configuration.", remedy))
+    return found
 
 
 def _mixture(cfg: RunConfig) -> list[ConfigError]:

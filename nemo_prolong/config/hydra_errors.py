@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_prolong.config.keys import location_of, nearest_name, unknown_key
 from nemo_prolong.config.prepare_schema import PrepareConfig
-from nemo_prolong.config.schema import RunConfig, Section
+from nemo_prolong.config.recipe_schema import RecipeConfig
+from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
@@ -25,6 +26,9 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, Va
 
 _EXPERIMENTS = "exp"
 _DATA_EXPERIMENTS = "data/"
+_RECIPES = "recipe"
+_TRAIN = "scripts/train.py"
+_SCRIPTS: dict[type[Section], str] = {PrepareConfig: "scripts/prepare_data.py", RecipeConfig: "scripts/recipe.py"}
 
 
 def explain(
@@ -84,13 +88,21 @@ def experiments(config_dirs: Sequence[Path], schema: type[Section]) -> list[str]
 
     Args:
         config_dirs: Directories that hold the groups.
-        schema: What the script reads; those below ``data/`` are for ``PrepareConfig``, all others for ``RunConfig``.
+        schema: What the script reads; those below ``data/`` are for ``PrepareConfig``, those whose last name begins
+            with ``recipe`` for ``RecipeConfig``, all others for ``RunConfig``.
     """
     names: set[str] = set()
     for directory in config_dirs:
         root = directory / _EXPERIMENTS
         names.update(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
-    return sorted(name for name in names if name.startswith(_DATA_EXPERIMENTS) == (schema is PrepareConfig))
+    script = _SCRIPTS.get(schema, _TRAIN)
+    return sorted(name for name in names if _script_of(name) == script)
+
+
+def _script_of(experiment: str) -> str:
+    if experiment.startswith(_DATA_EXPERIMENTS):
+        return _SCRIPTS[PrepareConfig]
+    return _SCRIPTS[RecipeConfig] if experiment.rpartition("/")[2].startswith(_RECIPES) else _TRAIN
 
 
 def check_experiment(schema: type[Section], overrides: Sequence[str], config_dirs: Sequence[Path]) -> None:
@@ -101,11 +113,15 @@ def check_experiment(schema: type[Section], overrides: Sequence[str], config_dir
     """
     for override in overrides:
         name = override.removeprefix("+exp=")
-        other = RunConfig if schema is PrepareConfig else PrepareConfig
-        if name != override and name in experiments(config_dirs, other):
-            script = "scripts/train.py" if other is RunConfig else "scripts/prepare_data.py"
-            available = ", ".join(experiments(config_dirs, schema))
-            raise ConfigError(override, f"is an experiment of {script}.", f"Type +exp=NAME, one of: {available}.")
+        script = _script_of(name)
+        if name == override or script == _SCRIPTS.get(schema, _TRAIN) or not _exists(name, config_dirs):
+            continue
+        available = ", ".join(experiments(config_dirs, schema))
+        raise ConfigError(override, f"is an experiment of {script}.", f"Type +exp=NAME, one of: {available}.")
+
+
+def _exists(experiment: str, config_dirs: Sequence[Path]) -> bool:
+    return any((directory / _EXPERIMENTS / f"{experiment}.yaml").is_file() for directory in config_dirs)
 
 
 def _unreadable(error: OverrideParseException) -> ConfigError:

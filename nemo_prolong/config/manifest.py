@@ -42,6 +42,8 @@ class ParentRecord(BaseModel):
         transition: What was taken.
         sha256: One hash over configuration, index and weights of a Hugging Face directory.
         context_length: Tokens that a Hugging Face directory says its model is made for.
+        taken: What the stage took, in words.
+        not_taken: What it did not take, and started anew.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,6 +53,29 @@ class ParentRecord(BaseModel):
     transition: str
     sha256: str | None = None
     context_length: int | None = None
+    taken: list[str] = []
+    not_taken: list[str] = []
+
+
+class SettingChange(BaseModel):
+    """A setting that a run was continued with although it was started with another.
+
+    Attributes:
+        step: Optimizer steps done with the old value.
+        key: As it is typed on the command line.
+        before: Old value, in plain JSON types.
+        after: New value.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} ({self.before} -> {self.after})"
 
 
 class DataRecord(BaseModel):
@@ -85,6 +110,7 @@ class StageManifest(BaseModel):
     consumed_train_tokens: int
     consumed_target_tokens: int
     skipped_steps: int = 0
+    changes: list[SettingChange] = []
     data: DataRecord
     versions: dict[str, str]
     git_commit: str | None

@@ -52,5 +52,19 @@ class WarmupCosine(LRSchedulerModule):
         optimizer = optimizers[0] if isinstance(optimizers, list) else optimizers
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._factor), "interval": "step", "frequency": 1},
+            "lr_scheduler": {"scheduler": _StageLR(optimizer, self._factor), "interval": "step", "frequency": 1},
         }
+
+
+class _StageLR(LambdaLR):
+    """A schedule whose peak is that of the configuration: a checkpoint brings along the number of steps only."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the steps of the checkpoint; comes after the optimizer has loaded its state."""
+        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
+        for group, rate in zip(self.optimizer.param_groups, self._closed_form_rates(), strict=True):
+            group["lr"] = rate
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _closed_form_rates(self) -> list[float]:
+        return [base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]

@@ -28,9 +28,9 @@ _STATE_OF_THE_STAGE = ("lr", "initial_lr", "max_lr", "min_lr", "weight_decay", "
 class StageStrategy(nl.MegatronStrategy):
     """Megatron's strategy with three differences.
 
-    A parent's optimizer state brings no hyperparameters along: moments, fp32 weights and the step counter of Adam are
-    taken; learning rate, decay and betas stay those of the stage. Megatron's random states exist on CPU too. And the
-    groups of hierarchical context parallelism are formed.
+    Optimizer state brings no hyperparameters along, a parent's as little as this run's own: moments, fp32 weights and
+    the step counter of Adam are taken; learning rate, decay and betas are those of the configuration. Megatron's
+    random states exist on CPU too. And the groups of hierarchical context parallelism are formed.
     """
 
     hierarchical_context_parallel_sizes: list[int] | None = None
@@ -55,11 +55,9 @@ class StageStrategy(nl.MegatronStrategy):
         self.barrier("hf_import")
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
-        """Load optimizer state; ``selective_restore`` means that it comes from a parent."""
+        """Load optimizer state, of this run or, with ``selective_restore``, of a parent."""
         kept = [_hyperparameters(group) for optimizer in self.optimizers for group in optimizer.param_groups]
         super().load_optimizer_state_dict(checkpoint, selective_restore=selective_restore)
-        if not selective_restore:
-            return
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, hyperparameters in zip(groups, kept, strict=True):
             group.update(hyperparameters)

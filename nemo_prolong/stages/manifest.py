@@ -4,28 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_prolong.config.locations import is_address
-from nemo_prolong.config.manifest import DataRecord, ParentRecord, StageManifest, installed_versions, utc_now
-from nemo_prolong.config.schema import DataConfig, RunConfig
+from nemo_prolong.config.manifest import (
+    DataRecord,
+    ParentRecord,
+    SettingChange,
+    StageManifest,
+    installed_versions,
+    utc_now,
+)
+from nemo_prolong.config.schema import DataConfig, RunConfig, Transition
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.errors import DataError
 
 DATA_MANIFEST = "manifest.json"
 
+_ANEW = ("learning-rate schedule", "data position", "random states")
+_OPTIMIZER = ("fp32 master weights", "moments of Adam", "step counter of Adam")
+_TAKEN = {Transition.WEIGHTS: ("weights",), Transition.WEIGHTS_AND_OPTIMIZER: ("weights", *_OPTIMIZER)}
+_NOT_TAKEN = {Transition.WEIGHTS: (*_OPTIMIZER, *_ANEW), Transition.WEIGHTS_AND_OPTIMIZER: _ANEW}
+
 
 def new_manifest(
-    cfg: RunConfig, parent: StageManifest | None, parent_record: ParentRecord | None, command: str, world_size: int
+    cfg: RunConfig, before: StageManifest | None, parent_record: ParentRecord | None, command: str, world_size: int
 ) -> StageManifest:
-    """Return the manifest of a stage that is about to start."""
+    """Return the manifest of a stage that is about to start.
+
+    Args:
+        cfg: The stage.
+        before: Manifest of its parent, or of the run itself where it goes on; None where there is neither.
+        parent_record: What it takes from its parent.
+        command: What was typed.
+        world_size: Number of ranks.
+    """
     from_elsewhere = parent_record.context_length if parent_record else None
-    trained = max(cfg.seq_length, parent.trained_context_length if parent else from_elsewhere or 0)
+    trained = max(cfg.seq_length, before.trained_context_length if before else from_elsewhere or 0)
     return StageManifest(
         name=cfg.name,
         stage=cfg.stage,
         status="running",
-        parent=parent_record,
+        parent=_with_what_is_taken(parent_record) if parent_record else None,
         model=cfg.model,
         seq_length=cfg.seq_length,
         trained_context_length=trained,
@@ -44,6 +65,33 @@ def new_manifest(
         finished_at=None,
         command=command,
     )
+
+
+def continued(
+    manifest: StageManifest, before: StageManifest, step: int, changes: Sequence[SettingChange]
+) -> StageManifest:
+    """Return the manifest of a run that goes on.
+
+    Args:
+        manifest: Of the run as it is configured now.
+        before: As the run was left: its start and what it took from its parent stay as they were.
+        step: Steps of the checkpoint it goes on from.
+        changes: Settings that are not as they were.
+    """
+    return manifest.model_copy(
+        update={
+            "started_at": before.started_at,
+            "parent": before.parent,
+            "step": step,
+            # A process that was killed between the two files of a start has recorded a change already.
+            "changes": [*before.changes, *(change for change in changes if change not in before.changes)],
+        }
+    )
+
+
+def _with_what_is_taken(record: ParentRecord) -> ParentRecord:
+    transition = Transition(record.transition)
+    return record.model_copy(update={"taken": list(_TAKEN[transition]), "not_taken": list(_NOT_TAKEN[transition])})
 
 
 def data_manifest_sha256(root: str) -> str | None:

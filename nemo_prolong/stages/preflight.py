@@ -6,30 +6,37 @@ A stage that cannot run is refused in a second, by one message, before NeMo is i
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo_prolong.config.checkpoint_files import CheckpointChoice, choose_checkpoint
+from nemo_prolong.config.checkpoint_manifest import listed_steps
 from nemo_prolong.config.locations import HF_PREFIX, is_address, step_of, tokenizer_directory
-from nemo_prolong.config.manifest import MANIFEST_FILE, ParentRecord, StageManifest
-from nemo_prolong.config.schema import RunConfig, Transition
+from nemo_prolong.config.manifest import MANIFEST_FILE, ParentRecord, SettingChange, StageManifest
+from nemo_prolong.config.schema import ModelConfig, RunConfig, Transition
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.redaction import redact_values
+from nemo_prolong.stages.differences import (
+    check_changeable,
+    differences,
+    differing,
+    is_within,
+    not_allowed,
+    unchangeable,
+)
 from nemo_prolong.stages.hf_parent import check_hugging_face_parent
 from nemo_prolong.stages.manifest import data_manifest_sha256, read_data_manifest
 
 CONFIG_FILE = "config.json"
 
-# What may differ between the first start of a run and its continuation: none of it changes which rows are trained on.
-_MAY_CHANGE = ("parallelism", "tracker", "checkpoint", "cluster")
-_MAY_CHANGE_WITHIN = {
-    "data": ("num_workers", "cache"),
-    "train": ("log_every_n_steps", "val_check_interval", "limit_val_batches"),
-    "faults": ("max_skipped_in_a_row", "hang_seconds"),
-}
+_NO_CHECKPOINT = CheckpointChoice(None)
+_NEW_NAME = "Give the run another name=..., or remove the directory."
+_NO_RUN_YET = ("train.rank*.log", f".{MANIFEST_FILE}.*.tmp")
+"""What may lie in a run directory before there is a run."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Start:
 
     Attributes:
         resume: Verified checkpoint of this run to continue from, or None.
+        run: Manifest of this run as it was left, when it continues.
+        changes: Settings that are not as they were when this run was started.
         parent: Manifest of the parent, or None.
         parent_record: What is taken from the parent, or None.
         parent_checkpoint: Verified checkpoint of the parent, or None.
@@ -46,6 +55,8 @@ class Start:
     """
 
     resume: Path | None = None
+    run: StageManifest | None = None
+    changes: tuple[SettingChange, ...] = ()
     parent: StageManifest | None = None
     parent_record: ParentRecord | None = None
     parent_checkpoint: Path | None = None
@@ -64,40 +75,48 @@ def check_files(cfg: RunConfig, rank: int = 0) -> Start:
     Raises:
         DataError: If data or tokenizer are missing or the data is empty.
         CheckpointError: If the parent is missing or unfinished, or the run directory holds another run.
-        ConfigError: If the parent is of a kind this version cannot read, or of another shape.
+        ConfigError: If the parent is of a kind this version cannot read, or of another shape, or a setting is changed
+            that a run cannot be continued with.
     """
-    _check_data(cfg)
-    resume = _check_run_dir(cfg) if rank == 0 else CheckpointChoice(None)
-    if cfg.transition == Transition.SCRATCH:
-        return _start([resume], resume=resume.checkpoint)
+    check_data(cfg)
+    found = _check_run_dir(cfg) if rank == 0 else _Continued()
+    if found.run is not None:
+        # It has taken what it takes from its parent, which need not exist any more.
+        return _start(found, resume=found.choice.checkpoint, run=found.run, parent_record=found.run.parent)
+    if cfg.transition == Transition.SCRATCH or (rank != 0 and listed_steps(Path(cfg.run_dir))):
+        return _start(found)
     if cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
-        record = check_hugging_face_parent(cfg, weights=rank == 0 and not resume.checkpoint)
-        return _start([resume], resume=resume.checkpoint, parent_record=record)
+        return _start(found, parent_record=check_hugging_face_parent(cfg, weights=rank == 0))
     parent_dir = _parent_dir(cfg)
     parent = StageManifest.read(parent_dir)
     _check_complete(parent_dir, parent)
-    _check_same_shape(cfg, parent)
-    # A run that continues takes nothing from its parent any more.
-    taken = _parent_checkpoint(parent_dir, parent) if rank == 0 and not resume.checkpoint else CheckpointChoice(None)
-    record = ParentRecord(path=str(parent_dir), step=parent.step, transition=cfg.transition)
+    check_same_shape(cfg, parent.model)
+    taken = _parent_checkpoint(parent_dir, parent) if rank == 0 else _NO_CHECKPOINT
     return _start(
-        [resume, taken],
-        resume=resume.checkpoint,
+        found,
+        taken,
         parent=parent,
-        parent_record=record,
+        parent_record=ParentRecord(path=str(parent_dir), step=parent.step, transition=cfg.transition),
         parent_checkpoint=taken.checkpoint,
     )
 
 
-def _start(choices: list[CheckpointChoice], **what: Any) -> Start:
+def _start(found: _Continued, taken: CheckpointChoice = _NO_CHECKPOINT, **what: Any) -> Start:
+    choices = [found.choice, taken]
     return Start(
+        changes=found.changes,
         verified=tuple(choice.summary for choice in choices if choice.summary),
         refused=tuple(refusal for choice in choices for refusal in choice.refused),
         **what,
     )
 
 
-def _check_data(cfg: RunConfig) -> None:
+def check_data(cfg: RunConfig) -> None:
+    """Check that rows and tokenizer are there.
+
+    Raises:
+        DataError: If something is missing, or the tokenizer is not the one of the rows.
+    """
     root = cfg.data.root
     remedy = f"Write it with: python scripts/prepare_data.py +exp=data/NAME output={root}"
     if not is_address(root) and not Path(root).is_dir():
@@ -132,35 +151,101 @@ def _check_tokenizer(cfg: RunConfig, tokenizer: Path) -> None:
         )
 
 
-def _check_run_dir(cfg: RunConfig) -> CheckpointChoice:
-    """Return the checkpoint to resume from if the directory holds an unfinished run of the same configuration.
+def stored_run(cfg: RunConfig) -> StageManifest | None:
+    """Return the manifest of the run in the run directory, or None where none has begun.
+
+    A process that was killed while it wrote the first files of a run has not begun it.
+
+    Raises:
+        CheckpointError: If something else is in the place of the run.
+    """
+    run_dir = Path(cfg.run_dir)
+    if run_dir.is_file():
+        rule, remedy = f"{run_dir} is a file.", _NEW_NAME.replace("directory", "file")
+        raise CheckpointError(f"name={cfg.name}", rule, remedy)
+    # Other ranks of this launch may have opened their logs already.
+    if not run_dir.exists() or all(any(path.match(name) for name in _NO_RUN_YET) for path in run_dir.iterdir()):
+        return None
+    manifest = StageManifest.read(run_dir) if (run_dir / MANIFEST_FILE).is_file() else None
+    if manifest is not None and (run_dir / CONFIG_FILE).is_file():
+        return manifest
+    if manifest is None or listed_steps(run_dir):
+        raise CheckpointError(f"name={cfg.name}", f"{run_dir} exists and is not the directory of a run.", _NEW_NAME)
+    return None
+
+
+def changed_settings(cfg: RunConfig, step: int) -> list[SettingChange]:
+    """Return what is not as it was when the run in the run directory was started.
+
+    Args:
+        cfg: The stage as it is to be continued.
+        step: Optimizer steps done.
+    """
+    return differences(json.loads((Path(cfg.run_dir) / CONFIG_FILE).read_text()), dump(cfg), step)
+
+
+def refuse_other_run(cfg: RunConfig, changes: Sequence[SettingChange]) -> None:
+    """Refuse to take the run in the run directory for the one that is configured, if there are changes.
+
+    Raises:
+        CheckpointError: With every change.
+    """
+    if not changes:
+        return
+    remedy = f"Repeat that run's command to continue it, or {_NEW_NAME[0].lower()}{_NEW_NAME[1:]}"
+    if StageManifest.read(Path(cfg.run_dir)).status != "complete" and not unchangeable(changes):
+        allowed = ",".join(change.key for change in changes)
+        remedy = f"{remedy[:-1]}, or continue it with the new values: 'resume.allow=[{allowed}]'."
+    raise CheckpointError(
+        f"name={cfg.name}",
+        f"{cfg.run_dir} holds another run; it differs in {', '.join(map(str, changes))}.",
+        remedy,
+    )
+
+
+@dataclass(frozen=True)
+class _Continued:
+    """The run that goes on, if there is one."""
+
+    choice: CheckpointChoice = _NO_CHECKPOINT
+    run: StageManifest | None = None
+    changes: tuple[SettingChange, ...] = ()
+
+
+def _check_run_dir(cfg: RunConfig) -> _Continued:
+    """Return what to continue if the directory holds an unfinished run of the same configuration.
 
     A finished one whose last checkpoint is damaged is unfinished again: it is trained from the newest good one on.
     """
+    manifest = stored_run(cfg)
+    if manifest is None:
+        return _Continued()
     run_dir = Path(cfg.run_dir)
-    # Other ranks of this launch may have opened their logs already.
-    new_name = "Give the run another name=..., or remove the directory."
-    if run_dir.is_file():
-        raise CheckpointError(f"name={cfg.name}", f"{run_dir} is a file.", new_name.replace("directory", "file"))
-    if not run_dir.exists() or all(path.match("train.rank*.log") for path in run_dir.iterdir()):
-        return CheckpointChoice(None)
-    if not (run_dir / MANIFEST_FILE).is_file() or not (run_dir / CONFIG_FILE).is_file():
-        raise CheckpointError(f"name={cfg.name}", f"{run_dir} exists and is not the directory of a run.", new_name)
-    manifest = StageManifest.read(run_dir)
     choice = choose_checkpoint(run_dir)
-    if manifest.status == "complete" and not (choice.checkpoint and step_of(choice.checkpoint) < manifest.step):
-        raise CheckpointError(
-            f"name={cfg.name}", f"{run_dir} already holds a complete run of {manifest.stage}.", new_name
-        )
-    differing = _differing_keys(_comparable(json.loads((run_dir / CONFIG_FILE).read_text())), _comparable(dump(cfg)))
-    if differing:
-        raise CheckpointError(
-            f"name={cfg.name}",
-            f"{run_dir} holds another run; it differs in {', '.join(differing)}.",
-            "Repeat that run's command to continue it, or " + new_name[0].lower() + new_name[1:],
-        )
+    step = step_of(choice.checkpoint) if choice.checkpoint else 0
+    if manifest.status == "complete" and not (choice.checkpoint and step < manifest.step):
+        rule = f"{run_dir} already holds a complete run of {manifest.stage}."
+        raise CheckpointError(f"name={cfg.name}", rule, _NEW_NAME)
+    changes = changed_settings(cfg, step)
+    refuse_other_run(cfg, not_allowed(changes, cfg.resume.allow))
+    if choice.checkpoint is None:
+        # It starts over: whatever is named may be different.
+        if not any(is_within("data.root", name) for name in cfg.resume.allow):
+            _check_same_data(cfg, manifest)
+        return _Continued(choice, changes=tuple(changes))
+    check_changeable(changes)
     _check_same_data(cfg, manifest)
-    return choice
+    _check_steps_left(cfg, step)
+    return _Continued(choice, manifest, tuple(changes))
+
+
+def _check_steps_left(cfg: RunConfig, step: int) -> None:
+    if cfg.train.train_iters < step:
+        raise ConfigError(
+            f"train.train_iters={cfg.train.train_iters}",
+            f"{step} steps have been trained already.",
+            f"Set train.train_iters={step} or more.",
+        )
 
 
 def _check_same_data(cfg: RunConfig, manifest: StageManifest) -> None:
@@ -179,26 +264,6 @@ def dump(cfg: RunConfig) -> dict[str, Any]:
     """Return the configuration in plain JSON types, without secrets."""
     config: dict[str, Any] = redact_values(cfg.model_dump(mode="json"))
     return config
-
-
-def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides the training: the configuration without what may change."""
-    kept = {key: value for key, value in config.items() if key not in _MAY_CHANGE}
-    for section, keys in _MAY_CHANGE_WITHIN.items():
-        kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
-    return kept
-
-
-def _differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys whose values differ."""
-    differing = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            differing += _differing_keys(before, after, f"{prefix}{key}.")
-        elif before != after:
-            differing.append(f"{prefix}{key} ({before} -> {after})")
-    return differing
 
 
 def _parent_dir(cfg: RunConfig) -> Path:
@@ -239,14 +304,18 @@ def _parent_checkpoint(parent_dir: Path, parent: StageManifest) -> CheckpointCho
     return choice
 
 
-def _check_same_shape(cfg: RunConfig, parent: StageManifest) -> None:
-    """Refuse a model whose tensors the parent's checkpoint does not have."""
+def check_same_shape(cfg: RunConfig, parent: ModelConfig) -> None:
+    """Check that the parent's checkpoint has the tensors of the model.
+
+    Raises:
+        ConfigError: With every difference.
+    """
     free = {"name", "rotary_base", "init_method_std", "license", "nemo_config"}
-    ours, theirs = cfg.model.model_dump(exclude=free), parent.model.model_dump(exclude=free)
-    differing = _differing_keys(theirs, ours, "model.")
-    if differing:
+    ours, theirs = cfg.model.model_dump(exclude=free), parent.model_dump(exclude=free)
+    changes = [f"{key} ({before} -> {after})" for key, before, after in differing(theirs, ours, "model.")]
+    if changes:
         raise ConfigError(
             f"parent={cfg.parent}",
-            f"the model differs from the parent's in {', '.join(differing)}.",
-            f"Use the parent's model, {parent.model.name}.",
+            f"the model differs from the parent's in {', '.join(changes)}.",
+            f"Use the parent's model, {parent.name}.",
         )

@@ -20,7 +20,7 @@ from nemo_prolong.errors import EXIT_PREEMPTED
 from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.logs import run_logging
 from nemo_prolong.redaction import redact
-from nemo_prolong.stages.manifest import new_manifest
+from nemo_prolong.stages.manifest import continued, new_manifest
 from nemo_prolong.stages.preflight import CONFIG_FILE, Start, check_files, dump
 
 if TYPE_CHECKING:
@@ -50,16 +50,15 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
     check_packages(cfg.tracker)
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    manifest = new_manifest(cfg, start.parent, start.parent_record, _command(), world_size)
+    manifest = new_manifest(cfg, start.run or start.parent, start.parent_record, _command(), world_size)
+    if start.run and start.resume:
+        manifest = continued(manifest, start.run, step_of(start.resume), start.changes)
     if rank == 0:
-        if start.resume:
-            manifest = _continued(manifest, run_dir, start.resume)
-            forget_steps_after(run_dir, step_of(start.resume))
-        else:
-            forget_steps_after(run_dir, 0)
-        write_json_atomically(run_dir / CONFIG_FILE, dump(cfg))
-        write_text_atomically(run_dir / "overrides.txt", redact("".join(f"{line}\n" for line in overrides)))
+        forget_steps_after(run_dir, manifest.step)
+        # In this order: a manifest without a configuration is known to be a run that has not begun.
         manifest.write(run_dir)
+        write_text_atomically(run_dir / "overrides.txt", redact("".join(f"{line}\n" for line in overrides)))
+        write_json_atomically(run_dir / CONFIG_FILE, dump(cfg))
         _record_start(run_dir, start, world_size)
     log_file = run_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log")
     with run_logging(log_file, console=rank == 0):
@@ -83,6 +82,8 @@ def _record_start(run_dir: Path, start: Start, world_size: int) -> None:
     step = step_of(start.resume) if start.resume else 0
     for refusal in start.refused:
         record_event(run_dir, step, "checkpoint_refused", refusal)
+    for change in start.changes:
+        record_event(run_dir, step, "setting_changed", str(change))
     if start.resume:
         record_event(run_dir, step, "resumed", f"from {start.resume.name}, {ranks}")
         return
@@ -97,12 +98,6 @@ def _check_kernels(cfg: RunConfig) -> None:
     from nemo_prolong.engine.platform import current_platform
 
     check_platform(cfg, current_platform())
-
-
-def _continued(manifest: StageManifest, run_dir: Path, resume: Path) -> StageManifest:
-    """Return the manifest of a run that goes on: it started when it first did, and has the steps of its checkpoint."""
-    started_at = StageManifest.read(run_dir).started_at
-    return manifest.model_copy(update={"started_at": started_at, "step": step_of(resume)})
 
 
 def forget_steps_after(run_dir: Path, step: int) -> None:
@@ -143,10 +138,13 @@ def _announce(cfg: RunConfig, start: Start, manifest: StageManifest) -> None:
         log.warning("refused %s", refusal)
     for verified in start.verified:
         log.info(verified)
+    for change in start.changes:
+        log.warning("goes on with another setting: %s", change)
     if start.resume:
         log.info("continues from %s", start.resume)
-    elif start.parent_record:
-        log.info("takes %s of %s", cfg.transition.replace("_", " "), start.parent_checkpoint or cfg.parent)
+    elif manifest.parent:
+        log.info("takes %s of %s", ", ".join(manifest.parent.taken), start.parent_checkpoint or cfg.parent)
+        log.info("starts anew: %s", ", ".join(manifest.parent.not_taken))
     log.info("writes %s; library output goes to %s/train.log", cfg.run_dir, cfg.run_dir)
 
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from fake_checkpoint import write_checkpoint
 from tiny import tiny_config, write_data
 
+from nemo_prolong.config.manifest import ParentRecord
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.files import write_json_atomically
 from nemo_prolong.stages.manifest import new_manifest
@@ -36,9 +37,9 @@ def make_config(tmp_path: Path, data_root: Path) -> Callable[..., RunConfig]:
 def make_run() -> Callable[..., Path]:
     """A function that writes what a run leaves: configuration, manifest, checkpoints of ``steps``."""
 
-    def make(cfg: RunConfig, status: str, steps: tuple[int, ...]) -> Path:
+    def make(cfg: RunConfig, status: str, steps: tuple[int, ...], parent_record: ParentRecord | None = None) -> Path:
         run_dir = Path(cfg.run_dir)
-        manifest = new_manifest(cfg, None, None, "python scripts/train.py +exp=tiny", 1)
+        manifest = new_manifest(cfg, None, parent_record, "python scripts/train.py +exp=tiny", 1)
         manifest.model_copy(update={"status": status, "step": max(steps, default=0)}).write(run_dir)
         write_json_atomically(run_dir / CONFIG_FILE, dump(cfg))
         for step in steps:

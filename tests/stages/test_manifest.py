@@ -65,7 +65,19 @@ def test_the_trained_length_is_handed_down_over_two_generations(make_config):
 
 def test_the_record_of_the_parent_is_kept(make_config):
     record = ParentRecord(path="runs/base", step=4, transition="weights")
-    assert new_manifest(make_config(), None, record, COMMAND, 1).parent == record
+    kept = new_manifest(make_config(), None, record, COMMAND, 1).parent
+    assert kept.model_copy(update={"taken": [], "not_taken": []}) == record
+
+
+def test_the_record_of_the_parent_says_what_was_taken_and_what_started_anew(make_config):
+    weights, everything = (
+        new_manifest(make_config(), None, ParentRecord(path="runs/base", step=4, transition=kind), COMMAND, 1).parent
+        for kind in ("weights", "weights_and_optimizer")
+    )
+    optimizer = ["fp32 master weights", "moments of Adam", "step counter of Adam"]
+    anew = ["learning-rate schedule", "data position", "random states"]
+    assert (everything.taken, everything.not_taken) == (["weights", *optimizer], anew)
+    assert (weights.taken, weights.not_taken) == (["weights"], [*optimizer, *anew])
 
 
 def test_the_data_is_recorded_with_the_hash_of_its_manifest(make_config, data_root):

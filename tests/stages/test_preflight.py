@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_prolong.config.locations import checkpoint_directory
-from nemo_prolong.config.manifest import MANIFEST_FILE, ParentRecord
+from nemo_prolong.config.manifest import MANIFEST_FILE, ParentRecord, StageManifest
 from nemo_prolong.data.tokenizer import TextEncoder, train_tokenizer
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.stages.preflight import Start, check_files
@@ -239,11 +239,11 @@ def test_a_run_is_not_continued_on_other_data(make_config, make_run, data_root):
 
 @pytest.mark.parametrize("status", ["running", "stopped"])
 def test_the_same_configuration_resumes_from_the_checkpoint_of_the_highest_step(status, make_config, make_run):
-    cfg = make_config()
+    cfg = make_config(train={"train_iters": 12})
     # Neither the order of writing nor the number of digits decides.
     run_dir = make_run(cfg, status, (2, 10, 3))
     start, checkpoint = check_files(cfg), checkpoint_directory(run_dir, 10)
-    assert start == Start(resume=checkpoint, verified=start.verified)
+    assert start == Start(resume=checkpoint, run=StageManifest.read(run_dir), verified=start.verified)
     (verified,) = start.verified
     assert verified.startswith(f"verified {checkpoint}: 7 files, 4.4 KiB in ")
 
@@ -323,13 +323,16 @@ def test_a_parent_whose_last_checkpoint_is_damaged_is_refused_with_the_command_t
     )
 
 
-def test_a_resumed_child_still_knows_its_parent(make_config, make_child, make_run):
-    parent = make_run(make_config(name="parent"), "complete", (4,))
-    child = make_child(parent)
-    run_dir = make_run(child, "running", (1,))
-    start = check_files(child)
-    assert start.resume == checkpoint_directory(run_dir, 1)
-    assert start.parent_record == ParentRecord(path=str(parent), step=4, transition="weights")
+def test_a_child_that_goes_on_knows_its_parent_from_its_own_manifest_and_needs_it_no_more(make_child, make_run):
+    record = ParentRecord(path="runs/gone", step=4, transition="weights", sha256="1" * 64, context_length=8192)
+    child = make_child("runs/gone")
+    run_dir = make_run(child, "running", (1,), record)
+    for rank in (0, 1):
+        start = check_files(child, rank)
+        assert start.resume == (None if rank else checkpoint_directory(run_dir, 1))
+    kept = check_files(child).parent_record
+    assert kept is not None and kept == StageManifest.read(run_dir).parent
+    assert (kept.path, kept.step, kept.sha256, kept.context_length) == ("runs/gone", 4, "1" * 64, 8192)
 
 
 # Ranks.

@@ -1,0 +1,38 @@
+"""The typed configuration of ``scripts/recipe.py``: a chain of stages and an export, as one would type them."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveInt
+
+from nemo_prolong.config.schema import Section
+
+
+class RecipeStage(Section):
+    """One stage of the chain."""
+
+    exp: str
+    """Experiment of ``scripts/train.py``, such as mini/stage1."""
+    overrides: list[str] = Field(default=[])
+    """What else would be typed after it; wins over the overrides of the recipe."""
+
+
+class RecipeExport(Section):
+    """The export of the last stage."""
+
+    overrides: list[str] = Field(default=[])
+    """What would be typed after ``scripts/export.py``, such as output=DIR; run is the last stage."""
+
+
+class RecipeConfig(Section):
+    """The whole recipe as one command: the configuration of ``scripts/recipe.py``."""
+
+    stages: list[RecipeStage] = Field(min_length=1)
+    """Stages in their order; the parent of each is the one before it."""
+    overrides: list[str] = Field(default=[])
+    """What would be typed after every stage, such as runs_dir=DIR."""
+    export: RecipeExport | None = None
+    """Export of the last stage; null exports nothing."""
+    ranks: PositiveInt = 1
+    """Processes of this machine that train a stage together, as torchrun --nproc-per-node would start."""
+    dry_run: bool = False
+    """Print what would be done, and do nothing."""

@@ -1,0 +1,176 @@
+"""What a recipe consists of, and what of it is left to do; needs no torch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_prolong.config.app import compose
+from nemo_prolong.config.checkpoint_files import choose_checkpoint
+from nemo_prolong.config.checkpoint_manifest import listed_steps
+from nemo_prolong.config.checks import check_world
+from nemo_prolong.config.locations import step_of
+from nemo_prolong.config.manifest import StageManifest
+from nemo_prolong.config.recipe_schema import RecipeConfig, RecipeExport
+from nemo_prolong.config.schema import ExportConfig, RunConfig
+from nemo_prolong.errors import ConfigError
+from nemo_prolong.stages.preflight import changed_settings, check_data, check_same_shape, refuse_other_run, stored_run
+
+EXPORT_MANIFEST = "export_manifest.json"
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a recipe.
+
+    Attributes:
+        cfg: The stage.
+        arguments: What is typed after ``scripts/train.py``.
+    """
+
+    cfg: RunConfig
+    arguments: tuple[str, ...]
+
+    @property
+    def manifest(self) -> StageManifest | None:
+        """How far it is; None where it has not begun."""
+        return stored_run(self.cfg)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its last step is trained; says nothing about the files of its checkpoint."""
+        manifest = self.manifest
+        return manifest is not None and manifest.status == "complete"
+
+    def is_usable(self) -> bool:
+        """Return whether it is complete and its last checkpoint is whole; reads every file of it."""
+        manifest = self.manifest
+        if manifest is None or manifest.status != "complete":
+            return False
+        checkpoint = choose_checkpoint(Path(self.cfg.run_dir)).checkpoint
+        return checkpoint is not None and step_of(checkpoint) == manifest.step
+
+    def describe(self) -> str:
+        """Return its name and how far it is, in one line."""
+        steps = listed_steps(Path(self.cfg.run_dir))
+        done = self.cfg.train.train_iters if self.is_complete else max(steps, default=0)
+        state = "complete" if self.is_complete else f"goes on after step {done}" if steps else "starts"
+        return f"{self.cfg.stage} {self.cfg.run_dir}: {state}, {done} of {self.cfg.train.train_iters} steps"
+
+
+@dataclass(frozen=True)
+class PlannedExport:
+    """The export of a recipe's last stage.
+
+    Attributes:
+        cfg: The export.
+        arguments: What is typed after ``scripts/export.py``.
+    """
+
+    cfg: ExportConfig
+    arguments: tuple[str, ...]
+
+    def is_complete(self, last: PlannedStage) -> bool:
+        """Return whether the output is this export of the last stage as it is now."""
+        manifest = last.manifest
+        try:
+            written: dict[str, Any] = json.loads((Path(self.cfg.output) / EXPORT_MANIFEST).read_text())
+        except (OSError, ValueError):
+            return False
+        source = written.get("source", {})
+        expected = (self.cfg.run, manifest and manifest.step, _DTYPES[self.cfg.dtype])
+        return (source.get("run"), source.get("step"), written.get("dtype")) == expected
+
+    def describe(self, last: PlannedStage) -> str:
+        """Return what is written and whether it is, in one line."""
+        return f"export {self.cfg.output}: {'complete' if self.is_complete(last) else 'starts'}"
+
+
+@dataclass(frozen=True)
+class RecipePlan:
+    """A recipe whose parts fit together."""
+
+    stages: tuple[PlannedStage, ...]
+    export: PlannedExport | None
+
+    def describe(self) -> list[str]:
+        """Return one line a part."""
+        export = [self.export.describe(self.stages[-1])] if self.export else []
+        return [*(stage.describe() for stage in self.stages), *export]
+
+    def next_stage(self) -> int | None:
+        """Return the number of the stage that is to be trained next, or None when all are complete.
+
+        That is the first that is not complete, or the one before it if its checkpoint is damaged and still needed.
+        """
+        number = next((number for number, stage in enumerate(self.stages) if not stage.is_complete), None)
+        if number and not listed_steps(Path(self.stages[number].cfg.run_dir)):
+            while number and not self.stages[number - 1].is_usable():
+                number -= 1
+        return number
+
+
+def plan_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = ()) -> RecipePlan:
+    """Return the plan of a recipe; changes nothing.
+
+    Args:
+        cfg: The recipe.
+        config_flags: Hydra's flags that say where the experiments are, for every part.
+
+    Raises:
+        ConfigError: If a stage cannot be composed, or the parents do not make a chain.
+        DataError: If rows that a stage needs are missing.
+        CheckpointError: If a run directory holds something else.
+    """
+    stages = []
+    for stage in cfg.stages:
+        arguments = (*config_flags, f"+exp={stage.exp}", *cfg.overrides, *stage.overrides)
+        stages.append(PlannedStage(compose(RunConfig, "train", arguments), arguments))
+    _check_chain(stages)
+    for stage in stages:
+        check_world(stage.cfg, cfg.ranks, stage.arguments)
+        _check_run(stage)
+    return RecipePlan(tuple(stages), _plan_export(cfg.export, stages[-1]))
+
+
+def _plan_export(export: RecipeExport | None, last: PlannedStage) -> PlannedExport | None:
+    if export is None:
+        return None
+    arguments = (*export.overrides, f"run={last.cfg.run_dir}")
+    return PlannedExport(compose(ExportConfig, "export", arguments), arguments)
+
+
+def _check_run(stage: PlannedStage) -> None:
+    """Check what can be checked hours before the stage starts."""
+    if stage.is_complete:
+        manifest = stage.manifest
+        assert manifest is not None
+        refuse_other_run(stage.cfg, changed_settings(stage.cfg, manifest.step))
+    else:
+        check_data(stage.cfg)
+
+
+def _check_chain(stages: Sequence[PlannedStage]) -> None:
+    """Refuse stages that do not start from the one before them."""
+    for number, (before, stage) in enumerate(itertools.pairwise(stages), start=1):
+        parent, expected = stage.cfg.parent, before.cfg.run_dir
+        if parent is None or Path(parent) != Path(expected):
+            raise ConfigError(
+                f"stages[{number}] parent={parent or 'null'}",
+                f"the stage before it is {expected}, and {stage.cfg.name} does not start from that.",
+                f"Add parent={expected} to stages[{number}].overrides, or put the stages in order.",
+            )
+        check_same_shape(stage.cfg, before.cfg.model)
+    directories = [Path(stage.cfg.run_dir) for stage in stages]
+    for number, directory in enumerate(directories):
+        if directory in directories[:number]:
+            raise ConfigError(
+                f"stages[{number}] name={stages[number].cfg.name}",
+                "another stage of the recipe has the same run directory.",
+                f"Add name=... to stages[{number}].overrides.",
+            )
