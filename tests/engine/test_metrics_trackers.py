@@ -196,12 +196,13 @@ def test_a_resumed_run_keeps_its_id_and_one_from_the_start_gets_a_new_one(tmp_pa
 
 
 def test_mlflow_gets_an_experiment_a_run_parameters_and_metrics_with_their_time(tmp_path, mlflow):
-    track(config(tmp_path, mlflow={"tracking_uri": "http://server:5000", "experiment": "long"}), 7)
+    cfg = config(tmp_path, mlflow={"tracking_uri": "http://server:5000", "experiment": "long"})
+    track(cfg.model_copy(update={"parent": 900 * "x"}), 7)
     run = mlflow.runs["run1"]
     assert mlflow.uris == ["http://server:5000"] and list(mlflow.experiments) == ["long"]
     assert (run["name"], run["tags"], run["status"]) == ("run", {"stage": "base"}, "FINISHED")
     assert ("metric", "train/loss_by_position/0-2047", 4.5, 1_790_000_000_000, 7) in run["metrics"]
-    assert run["params"]["train.train_iters"] == "4"
+    assert run["params"]["train.train_iters"] == "4" and run["params"]["parent"] == 500 * "x"
     assert run["params"]["data.mixture"].startswith("[{'path': 'rows'")
 
 
