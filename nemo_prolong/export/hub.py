@@ -10,9 +10,7 @@ import json
 import logging
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from requests import RequestException
+from huggingface_hub import HfApi
 
 from nemo_prolong.config.schema import ExportTargetConfig
 from nemo_prolong.errors import ExportError
@@ -23,13 +21,12 @@ from nemo_prolong.units import format_bytes
 log = logging.getLogger(__name__)
 
 
-def publish(directory: Path, target: ExportTargetConfig, api: HfApi | None = None) -> str | None:
-    """Send a verified export in one commit, or say what would be sent.
+def publish(directory: Path, target: ExportTargetConfig) -> str | None:
+    """Send a verified export in one commit, which replaces whatever the repository holds; or say what would be sent.
 
     Args:
         directory: A finished export.
         target: ``push_to_hub`` names the repository.
-        api: Client of the Hub; by default one with the environment's address and token.
 
     Returns:
         Address of the commit; None for a dry run.
@@ -47,8 +44,8 @@ def publish(directory: Path, target: ExportTargetConfig, api: HfApi | None = Non
             log.info("  %s  %s", name, format_bytes(size))
         return None
     try:
-        return _send(api or HfApi(), directory, list(sizes), target)
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RequestException) as error:
+        return _send(directory, list(sizes), target)
+    except (OSError, ValueError) as error:
         raise ExportError(
             f"export.push_to_hub={repository}",
             f"the Hub did not take it: {redact(str(error)).strip().splitlines()[0]}",
@@ -70,13 +67,16 @@ def _listed_files(directory: Path, repository: str) -> dict[str, int]:
     return sizes
 
 
-def _send(api: HfApi, directory: Path, names: list[str], target: ExportTargetConfig) -> str:
-    repository = str(target.push_to_hub)
+def _send(directory: Path, names: list[str], target: ExportTargetConfig) -> str:
+    api, repository = HfApi(), str(target.push_to_hub)
     api.create_repo(repository, private=target.hub_private, exist_ok=True)
     log.info("sending %d files to %s", len(names), repository)
-    commit = api.create_commit(
-        repository,
-        operations=[CommitOperationAdd(name, directory / name) for name in names],
+    # What an earlier export left there goes: of two sets of weights, loaders would take the wrong one.
+    commit = api.upload_folder(
+        repo_id=repository,
+        folder_path=directory,
+        allow_patterns=names,
+        delete_patterns="*",
         commit_message="Export of nemo_prolong",
     )
     log.info("published: %s", commit.commit_url)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+
 from export_tools import Workspace, export_config
+from serving_tools import target_config
 
 from nemo_prolong.config.app import CONFIG_DIR
 from nemo_prolong.config.schema import ModelConfig
@@ -17,12 +21,6 @@ from nemo_prolong.config.schema import ModelConfig
 @pytest.fixture(scope="session")
 def llama3_8b() -> ModelConfig:
     return ModelConfig(**yaml.safe_load((CONFIG_DIR / "model" / "llama3_8b_instruct.yaml").read_text()))
-
-
-def target_config(run: Path, output: Path, format: str, **changes: Any):
-    """Return a bf16 export for a server; ``changes`` replace keys of ``export``."""
-    target = {"format": format, "calibration_rows": 6, "calibration_length": 48, **changes}
-    return export_config(run, output, dtype="bf16", export=target)
 
 
 @pytest.fixture(scope="session")
