@@ -58,12 +58,12 @@ test-layouts: setup ## compare every (TP, PP, CP, DP) layout on 2 and 4 ranks wi
 test-chaos: setup ## kill a run in its save path and at 50 random times, and compare every bit (PROLONG_RANDOM_KILLS=N for more)
 	@PROLONG_RANDOM_KILLS=$${PROLONG_RANDOM_KILLS:-50} $(BIN)/python -m pytest tests/engine/test_checkpoint_kills.py $(PYTEST_ARGS)
 
-test-interop: $(INTEROP)/.installed $(TRANSFORMERS5)/.installed setup ## MDS against mosaicml-streaming, exports in transformers 4 and 5
+test-interop: $(INTEROP)/.installed $(TRANSFORMERS5)/.installed setup ## MDS against mosaicml-streaming; exports in transformers 4 and 5, served, in FP8
 	@$(INTEROP)/bin/python -m pytest -c tests/interop/pytest.ini tests/interop/interop_mds.py $(PYTEST_ARGS)
 	@exports=$$(mktemp -d); trap 'rm -rf "$$exports"' EXIT; \
 	$(BIN)/python tests/interop/write_exports.py "$$exports" > "$$exports/log" 2>&1 || { cat "$$exports/log"; exit 1; }; \
 	INTEROP_EXPORTS=$$exports $(TRANSFORMERS5)/bin/python -m pytest -c tests/interop/pytest.ini \
-		tests/interop/interop_transformers.py $(PYTEST_ARGS)
+		tests/interop/interop_transformers.py tests/interop/interop_serving.py $(PYTEST_ARGS)
 
 test-te: $(TE)/.installed ## build full-size Transformer Engine models without a GPU, in an environment of its own (6 GB)
 	@CUDA_HOME=$(TE_CUDA)/cu13 $(TE)/bin/python -m pytest -c tests/te/pytest.ini tests/te $(PYTEST_ARGS)

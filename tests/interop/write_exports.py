@@ -1,4 +1,4 @@
-"""Export tiny models and record what this environment's transformers makes of them: ``write_exports.py DIR``.
+"""Export tiny models, one also in FP8, and record what transformers makes of them: ``write_exports.py DIR``.
 
 For ``make test-interop``: another version of transformers must make the same of the same directories
 (``interop_transformers.py``, which runs there).
@@ -47,6 +47,10 @@ def main() -> None:
         run_stage(cfg, [])
         export(export_config(Path(cfg.run_dir), root / name))
         (root / f"{name}.json").write_text(json.dumps(record(root / name)))
+    untied = root / "runs" / "untied"
+    export(export_config(untied, root / "bf16", dtype="bf16"))
+    target = {"format": "trtllm", "quantization": "fp8", "calibration_rows": 6}
+    export(export_config(untied, root / "fp8", dtype="bf16", export=target))
 
 
 if __name__ == "__main__":
