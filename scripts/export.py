@@ -4,11 +4,13 @@ from nemo_prolong.config.app import hydra_script
 from nemo_prolong.config.schema import ExportConfig
 
 DESCRIPTION = """\
-Write a run as a Hugging Face directory (weights, config, tokenizer) and compare it with the Megatron model."""
+Write a run as a Hugging Face directory, compare it with the Megatron model, and prepare it for a server if asked."""
 
 EXAMPLES = [
     "python scripts/export.py",
     "python scripts/export.py run=runs/sft output=exports/llama3-8b-512k dtype=bf16",
+    "python scripts/export.py export=trtllm run=runs/sft output=exports/llama3-8b-512k-fp8",
+    "python scripts/export.py run=runs/sft dtype=bf16 export.push_to_hub=ORG/NAME export.hub_dry_run=true",
 ]
 
 
