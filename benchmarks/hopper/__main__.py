@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0", choices=("cuda:0", "cpu"), help="cpu runs small sizes")
     parser.add_argument("--json", type=Path, help="card to write or to add to; the page is written beside it")
     try:
+        # Asked to end, the runner ends the stage that it waits for.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         sys.exit(run(parser.parse_args()))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from benchmarks.hopper import attention, loss_head
+from benchmarks.hopper import (
+    attention,
+    data_loader,
+    engine,
+    fp8_export,
+    layers,
+    loss_head,
+    resume,
+    transformer_engine,
+)
 from benchmarks.hopper.bench import Stage
 
-STAGES: dict[str, Stage] = {module.STAGE.letter: module.STAGE for module in (attention, loss_head)}
+STAGES: dict[str, Stage] = {
+    module.STAGE.letter: module.STAGE
+    for module in (attention, loss_head, engine, layers, transformer_engine, data_loader, resume, fp8_export)
+}

@@ -1,0 +1,57 @@
+"""Run the stages that need NeMo on CPU tensors, one after the other in this process, and write their rows as JSON.
+
+``python stages_program.py FILE``: letter -> rows. The Transformer Engine stage itself needs a GPU; its parts run here
+with the torch backend on both sides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from benchmarks.hopper import transformer_engine
+from benchmarks.hopper.bench import Bench
+from benchmarks.hopper.records import Row, attempt
+from benchmarks.hopper.stages import STAGES
+from nemo_prolong.config.schema import PrecisionConfig
+
+DEVICE = torch.device("cpu")
+
+
+def torch_for_both(bench: Bench) -> Iterable[Row]:
+    """Run every part of the Transformer Engine stage that the torch backend can stand in for."""
+    bf16 = PrecisionConfig(compute="bf16", backend="torch")
+    yield from transformer_engine.attention_rows(bench, bf16, contextlib.nullcontext, "attention")
+    yield from transformer_engine.checkpoint_rows(bench, bf16, bf16, "torch and torch")
+    cases = {
+        "torch fp32": ({"compute": "fp32"}, 0.0),
+        "torch bf16": ({"compute": "bf16"}, 0.01),
+        "no kernels": ({"compute": "bf16", "backend": "te"}, 0.01),
+    }
+    yield from transformer_engine.run_rows(bench, cases, "torch fp32")
+
+
+def main() -> None:
+    """Run them, those that train first: they leave the process as they found it."""
+    parts: dict[str, Callable[[Bench], Iterable[Row]]] = {letter: STAGES[letter].run for letter in "cgdefh"}
+    parts["e, torch for both"] = torch_for_both
+    results = {}
+    for name in ("c", "g", "e, torch for both", "d", "e", "f", "h"):
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as scratch:
+            part = parts[name]
+            rows = list(attempt(name, lambda part=part, scratch=scratch: part(Bench(DEVICE, Path(scratch)))))
+        results[name] = [row.as_json() for row in rows]
+        print(f"{name}: {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    Path(sys.argv[1]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
