@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def test_the_manifest_describes_the_calibration_and_hashes_the_new_files(fp8):
     assert quantization["calibration_rows"] == 6 and quantization["calibration_length"] == 48
     assert quantization["calibration_documents"] > 6 and quantization["modelopt"] == "0.37.0"
     assert manifest["files"].keys() | {"export_manifest.json"} == {path.name for path in fp8.iterdir()}
+    for name, file in manifest["files"].items():
+        assert hashlib.sha256((fp8 / name).read_bytes()).hexdigest() == file["sha256"], name
 
 
 def test_an_untouched_copy_passes(bf16, damaged):

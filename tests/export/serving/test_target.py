@@ -132,11 +132,10 @@ def test_layouts_that_an_engine_cannot_have_are_refused(workspace, tmp_path, cha
     assert message in str(caught.value)
 
 
-def test_what_does_not_fit_is_refused_before_the_output_is_touched(workspace, tmp_path):
+def test_what_does_not_fit_is_refused_before_the_export_begins(workspace, tmp_path):
     cfg = target_config(workspace.child, tmp_path / "out", "vllm", max_batch_size=10_000)
     with pytest.raises(ExportError, match=r"10000 x 512K tokens do not fit.*Set export\.max_batch_size="):
-        export(cfg)
-    assert list(tmp_path.iterdir()) == []
+        check_target(cfg, StageManifest.read(workspace.child))
 
 
 def test_a_failed_quantization_leaves_nothing(workspace, tmp_path, monkeypatch):
