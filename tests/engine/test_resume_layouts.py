@@ -1,0 +1,152 @@
+"""A run goes on with the same rows and the same losses on any number of ranks, and its settings where they are named.
+
+The domain of every row is its number, so that ``loss_by_domain`` of ``metrics.jsonl`` names the rows of every step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from launches import run_program
+from tiny import COLUMNS, DOCUMENT_LENGTHS, SEQ_LENGTH, read_metrics, tiny_config
+
+from nemo_prolong.config.manifest import StageManifest
+from nemo_prolong.data.mds import MdsWriter
+from nemo_prolong.data.order import GlobalOrder
+
+pytestmark = pytest.mark.distributed
+
+PROGRAM = Path(__file__).with_name("resume_program.py")
+STEPS, SAVED_STEP, BATCH, ROWS = 8, 4, 4, 40
+CP2 = {"context_parallel_size": 2}
+RESUMED: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "dp4_on_1": ("dp4", 1, {}),
+    "dp4_on_2": ("dp4", 2, {}),
+    "dp4_on_4": ("dp4", 4, {}),
+    "dp4_on_cp2": ("dp4", 2, CP2),
+    "cp2_on_1": ("cp2", 1, {}),
+}
+"""Runs that go on: the run whose checkpoint they have, their ranks, their layout."""
+
+LR = {"lr": 1e-3, "min_lr": 1e-4, "lr_warmup_iters": 1}
+NEW_LR = {"lr": 2e-3, "min_lr": 1e-4, "lr_warmup_iters": 1, "weight_decay": 0.0}
+
+
+def write_numbered_rows(root: Path) -> None:
+    """Write rows that carry their number as their domain."""
+    rng = np.random.default_rng(1)
+    with MdsWriter(root / "rows", COLUMNS) as writer:
+        for row in range(ROWS):
+            bounds = np.cumsum([0, *DOCUMENT_LENGTHS[row % len(DOCUMENT_LENGTHS)]])
+            ids = (rng.integers(32) + np.cumsum(rng.integers(0, 3, bounds[-1]))) % 32
+            spans = np.stack([bounds[:-1], bounds[1:]], axis=1).astype(np.uint32)
+            writer.write(
+                {"input_ids": ids.astype(np.uint32), "indices": spans, "domain": str(row), "length": int(bounds[-1])}
+            )
+    (root / "tokenizer").mkdir()
+    (root / "tokenizer" / "tokenizer.json").write_text(json.dumps({}))
+
+
+def _job(root: Path, runs: str, ranks: int, copy_of: str | None = None, **changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "train": {"train_iters": STEPS, "global_batch_size": BATCH},
+        "optim": LR,
+        "checkpoint": {"save_interval_steps": SAVED_STEP},
+        **changes,
+    }
+    return {
+        "config": tiny_config(root / "data", root / runs, **values).model_dump(mode="json"),
+        "ranks": ranks,
+        "log": str(root / f"{runs}_log"),
+        "copy": [str(root / copy_of), str(root / runs)] if copy_of else None,
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whole runs, one of them twice, and what went on from their checkpoint of step 4, all from one program."""
+    root = tmp_path_factory.mktemp("resume")
+    write_numbered_rows(root / "data")
+    jobs = [_job(root, "dp4", 4), _job(root, "dp4_again", 4), _job(root, "cp2", 2, parallelism=CP2)]
+    jobs += [_job(root, name, ranks, source, parallelism=layout) for name, (source, ranks, layout) in RESUMED.items()]
+    allow = {"allow": ["optim.lr", "optim.weight_decay"]}
+    jobs.append(_job(root, "new_lr", 1, "dp4", optim=NEW_LR, resume=allow))
+    path = root / "jobs.json"
+    path.write_text(json.dumps(jobs))
+    run_program([sys.executable, str(PROGRAM), str(path)])
+    return root
+
+
+def rows_of_steps(run_dir: Path) -> list[set[str]]:
+    return [set(record["loss_by_domain"]) for record in read_metrics(run_dir)]
+
+
+def hashes(run_dir: Path) -> dict[str, str]:
+    """Return the hash of every file of the last checkpoint that holds state."""
+    weights = run_dir / "checkpoints" / f"step_{STEPS:08d}" / "weights"
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(weights.glob("*.distcp"))}
+
+
+def test_an_uninterrupted_run_on_four_ranks_repeated_is_the_same_to_the_last_bit(runs: Path) -> None:
+    first, second = (
+        [(r["loss"], r["grad_norm"]) for r in read_metrics(runs / run / "tiny")] for run in ("dp4", "dp4_again")
+    )
+    assert len(first) == STEPS and first == second
+    assert len(hashes(runs / "dp4" / "tiny")) >= 4
+    assert hashes(runs / "dp4" / "tiny") == hashes(runs / "dp4_again" / "tiny")
+
+
+@pytest.mark.parametrize("run", ["dp4", "cp2", *RESUMED])
+def test_every_step_has_the_rows_of_the_global_order_on_any_ranks(run: str, runs: Path) -> None:
+    order = GlobalOrder([ROWS], [1.0], 42)
+    expected = [{str(order.locate(step * BATCH + row)[1]) for row in range(BATCH)} for step in range(STEPS)]
+    assert all(len(rows) == BATCH for rows in expected)
+    assert rows_of_steps(runs / run / "tiny") == expected
+
+
+@pytest.mark.parametrize("run", RESUMED)
+def test_the_losses_after_a_resume_on_other_ranks_are_those_of_the_whole_run(run: str, runs: Path) -> None:
+    whole, resumed = read_metrics(runs / RESUMED[run][0] / "tiny"), read_metrics(runs / run / "tiny")
+    assert [record["step"] for record in resumed] == list(range(1, STEPS + 1))
+    for before, after in zip(whole, resumed, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-6, abs=0.0)
+        for row, (loss_sum, targets) in ((row, value.values()) for row, value in before["loss_by_domain"].items()):
+            assert list(after["loss_by_domain"][row].values()) == [pytest.approx(loss_sum, rel=1e-6, abs=0.0), targets]
+
+
+def test_a_resume_on_the_same_ranks_is_the_same_to_the_last_bit(runs: Path) -> None:
+    assert hashes(runs / "dp4_on_4" / "tiny") == hashes(runs / "dp4" / "tiny")
+
+
+def test_every_resume_was_one_and_says_on_how_many_ranks(runs: Path) -> None:
+    for run, (_, ranks, _) in RESUMED.items():
+        events = [json.loads(line) for line in (runs / run / "tiny" / "events.jsonl").read_text().splitlines()]
+        resumed = [event["detail"] for event in events if event["event"] == "resumed"]
+        assert resumed == [f"from step_{SAVED_STEP:08d}, on {ranks} rank{'' if ranks == 1 else 's'}"]
+        assert SEQ_LENGTH == StageManifest.read(runs / run / "tiny").seq_length
+
+
+def test_a_named_learning_rate_is_trained_with_from_the_first_step_after_the_resume(runs: Path) -> None:
+    old, new = read_metrics(runs / "dp4" / "tiny"), read_metrics(runs / "new_lr" / "tiny")
+    # Same schedule, another peak: what is above the floor scales.
+    floor = LR["min_lr"]
+    for before, after in zip(old[SAVED_STEP:], new[SAVED_STEP:], strict=True):
+        cosine = (before["learning_rate"] - floor) / (LR["lr"] - floor)
+        assert after["learning_rate"] == pytest.approx(floor + cosine * (NEW_LR["lr"] - floor), rel=1e-6)
+    assert new[SAVED_STEP]["loss"] == pytest.approx(old[SAVED_STEP]["loss"], rel=1e-6)
+    assert new[-1]["loss"] != pytest.approx(old[-1]["loss"], rel=1e-4)
+
+
+def test_a_change_of_settings_is_in_the_events_and_in_the_manifest(runs: Path) -> None:
+    run_dir = runs / "new_lr" / "tiny"
+    changes = ["optim.lr (0.001 -> 0.002)", "optim.weight_decay (0.1 -> 0.0)"]
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    changed = [event for event in events if event["event"] == "setting_changed"]
+    assert [(event["step"], event["detail"]) for event in changed] == [(SAVED_STEP, change) for change in changes]
+    assert [str(change) for change in StageManifest.read(run_dir).changes] == changes
