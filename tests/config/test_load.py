@@ -14,7 +14,7 @@ from nemo_prolong.errors import ConfigError
 MESSAGES = {
     "+model.new=1": "model.new=1: no such key in model. Keys of model: name, nemo_config, num_layers, hidden_size, "
     "ffn_hidden_size, num_attention_heads, num_query_groups, kv_channels, vocab_size, make_vocab_size_divisible_by, "
-    "rotary_base, layernorm_epsilon, init_method_std, share_embeddings_and_output_weights, license.",
+    "rotary_base, rope_scaling, layernorm_epsilon, init_method_std, share_embeddings_and_output_weights, license.",
     "+optim.min_lrr=1": "optim.min_lrr=1: no such key in optim. Did you mean optim.min_lr=1?",
     "+modle.num_layers=2": "modle: no such key in the configuration. Did you mean model?",
     "+lr=1": "lr=1: no such key in the configuration. Did you mean optim.lr=1?",
