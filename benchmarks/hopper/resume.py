@@ -26,10 +26,17 @@ def run(bench: Bench) -> Iterator[Row]:
         if precision["backend"] == "te" and not has_te:
             yield not_run(name, "Transformer Engine is not installed." if bench.full else "it computes on a GPU.")
         else:
-            yield from attempt(name, functools.partial(_resumed, bench, name, precision))
+            yield from attempt(name, functools.partial(resumed_rows, bench, name, precision))
 
 
-def _resumed(bench: Bench, name: str, precision: dict[str, str]) -> Iterator[Row]:
+def resumed_rows(bench: Bench, name: str, precision: dict[str, str]) -> Iterator[Row]:
+    """Train a run, then its second half again from the checkpoint in its middle, and compare.
+
+    Args:
+        bench: Where.
+        name: What to call it.
+        precision: Fields of ``PrecisionConfig``.
+    """
     run_name = name.replace(" ", "_").replace(",", "")
     half = TRAIN_ITERS // 2
     checkpoint = {"save_interval_steps": half, "keep_last": 2}

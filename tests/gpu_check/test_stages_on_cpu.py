@@ -30,7 +30,7 @@ def verdicts(rows: dict[str, Row]) -> set[Verdict]:
 
 @pytest.mark.parametrize("stage", ["c", "d", "f", "g", "h"])
 def test_a_stage_that_needs_nemo_meets_its_bounds_on_a_cpu(cpu_rows: Rows, stage: str) -> None:
-    assert len(cpu_rows[stage]) >= 2
+    assert Verdict.NOT_RUN not in verdicts(cpu_rows[stage])
     wrong = {bar: row for bar, row in cpu_rows[stage].items() if row.result in (Verdict.MISSED, Verdict.FAILED)}
     assert wrong == {}
 
