@@ -177,7 +177,9 @@ def test_shares_sum_to_one_and_kernels_are_told_apart() -> None:
 def test_an_error_is_relative_to_the_largest_entry_and_keeps_what_is_not_a_number() -> None:
     expected = [torch.tensor([1.0, -4.0]), torch.tensor([2.0])]
     assert largest_error([torch.tensor([1.0, -3.0]), torch.tensor([2.2])], expected) == pytest.approx(0.25)
-    assert largest_error([torch.tensor([float("nan"), 0.0]), torch.tensor([2.0])], expected) != 0.25
+    for wrong in ([float("nan"), 2.0], [1.0, float("nan")]):
+        error = largest_error([torch.tensor([wrong[0], -4.0]), torch.tensor([wrong[1]])], expected)
+        assert torch.tensor(error).isnan()
 
 
 def test_medians_leave_out_the_first_run_of_each_side() -> None:
