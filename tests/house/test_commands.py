@@ -24,7 +24,7 @@ def targets() -> set[str]:
 
 def targets_named_in(text: str) -> set[str]:
     """Return the targets of every ``make ...`` in code: fenced, indented, or between backticks."""
-    commands = re.findall(r"(?:^|`|&& |\$ )make((?: +[A-Za-z_]+=\S+| +[a-z]+)+)", text, flags=re.MULTILINE)
+    commands = re.findall(r"(?:^|`|&& |\$ )make((?: +[A-Za-z_]+=\S+| +[a-z][a-z-]*)+)", text, flags=re.MULTILINE)
     return {word for command in commands for word in command.split() if "=" not in word}
 
 
