@@ -38,7 +38,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # With a CUDA build of torch and no GPU, megatron.core cannot be imported unless this is set; it has no other effect here.
 export TORCH_CUDA_ARCH_LIST ?= 9.0
 
-.PHONY: help setup demo test test-layouts test-chaos test-interop test-te gpu-check lint format lock clean
+.PHONY: help setup demo test test-layouts test-chaos test-recipe test-interop test-te gpu-check lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,13 +50,16 @@ demo: setup ## run the whole recipe in miniature, from text to report (about 12 
 
 test: setup lint ## check imports, style and types, then run every test that needs no GPU
 	@echo "tests: pytest"
-	@$(BIN)/python -m pytest -m "not gpu and not layouts" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not gpu and not layouts and not recipe" $(PYTEST_ARGS)
 
 test-layouts: setup ## compare every (TP, PP, CP, DP) layout on 2 and 4 ranks with one rank (about 10 minutes)
 	@$(BIN)/python -m pytest tests/layouts $(PYTEST_ARGS)
 
 test-chaos: setup ## kill a run in its save path and at 50 random times, and compare every bit (PROLONG_RANDOM_KILLS=N for more)
 	@PROLONG_RANDOM_KILLS=$${PROLONG_RANDOM_KILLS:-50} $(BIN)/python -m pytest tests/engine/test_checkpoint_kills.py $(PYTEST_ARGS)
+
+test-recipe: setup ## kill the tiny recipe at random times, and resume on 1, 2 and 4 ranks; compare every bit (about 5 minutes)
+	@$(BIN)/python -m pytest -m recipe tests/stages tests/engine $(PYTEST_ARGS)
 
 test-interop: $(INTEROP)/.installed $(TRANSFORMERS5)/.installed setup ## MDS against mosaicml-streaming; exports in transformers 4 and 5, served, in FP8
 	@$(INTEROP)/bin/python -m pytest -c tests/interop/pytest.ini tests/interop/interop_mds.py $(PYTEST_ARGS)

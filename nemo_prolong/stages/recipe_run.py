@@ -117,16 +117,15 @@ class _Children:
     def _wait(self) -> int:
         """Return 0, or the exit status of the first rank that failed; what is left after that is killed in time."""
         first, deadline, handed_on = 0, float("inf"), False
-        while any(process.poll() is None for process in self._processes) and time.monotonic() < deadline:
+        while None in (codes := [process.poll() for process in self._processes]) and time.monotonic() < deadline:
             if self._received is not None and not handed_on:
                 for process in self._processes:
                     process.send_signal(self._received)
                 handed_on = True
+            if not first and any(codes):
+                first, deadline = next(filter(None, codes)), time.monotonic() + _SECONDS_AFTER_FIRST_FAILURE
             time.sleep(_POLL_SECONDS)
-            failed = [process.returncode for process in self._processes if process.returncode]
-            if failed and not first:
-                first, deadline = failed[0], time.monotonic() + _SECONDS_AFTER_FIRST_FAILURE
-        return first or next((process.returncode for process in self._processes if process.returncode), 0)
+        return first or next(filter(None, codes), 0)
 
     def kill(self) -> None:
         """End what is left, after a failure or an interrupt."""

@@ -9,6 +9,7 @@ This module imports little: the checkpoint writer starts a process that imports 
 
 import functools
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ def train(job: dict[str, Any], rank: int) -> None:
     from nemo_prolong.stages.run import run_stage
 
     run_stage(RunConfig(**job["config"]), [])
+    # Everything is saved, and taking NeMo apart takes longer than these stages.
+    os._exit(0)
 
 
 def leave_first_checkpoint(source: str, target: str) -> None:
