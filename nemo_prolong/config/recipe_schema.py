@@ -16,13 +16,6 @@ class RecipeStage(Section):
     """What else would be typed after it; wins over the overrides of the recipe."""
 
 
-class RecipeExport(Section):
-    """The export of the last stage."""
-
-    overrides: list[str] = Field(default=[])
-    """What would be typed after ``scripts/export.py``, such as output=DIR; run is the last stage."""
-
-
 class RecipeConfig(Section):
     """The whole recipe as one command: the configuration of ``scripts/recipe.py``."""
 
@@ -30,8 +23,8 @@ class RecipeConfig(Section):
     """Stages in their order; the parent of each is the one before it."""
     overrides: list[str] = Field(default=[])
     """What would be typed after every stage, such as runs_dir=DIR."""
-    export: RecipeExport | None = None
-    """Export of the last stage; null exports nothing."""
+    export_overrides: list[str] | None = None
+    """What would be typed after scripts/export.py, such as output=DIR; run is the last stage. null exports nothing."""
     ranks: PositiveInt = 1
     """Processes of this machine that train a stage together, as torchrun --nproc-per-node would start."""
     dry_run: bool = False

@@ -15,13 +15,14 @@ from nemo_prolong.config.checkpoint_manifest import listed_steps
 from nemo_prolong.config.checks import check_world
 from nemo_prolong.config.locations import step_of
 from nemo_prolong.config.manifest import StageManifest
-from nemo_prolong.config.recipe_schema import RecipeConfig, RecipeExport
+from nemo_prolong.config.recipe_schema import RecipeConfig
 from nemo_prolong.config.schema import ExportConfig, RunConfig
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.stages.preflight import changed_settings, check_data, check_same_shape, refuse_other_run, stored_run
 
 EXPORT_MANIFEST = "export_manifest.json"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+_PLAIN_TARGET = {"format": "hf", "quantization": None}
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ class PlannedExport:
             written: dict[str, Any] = json.loads((Path(self.cfg.output) / EXPORT_MANIFEST).read_text())
         except (OSError, ValueError):
             return False
-        source = written.get("source", {})
-        expected = (self.cfg.run, manifest and manifest.step, _DTYPES[self.cfg.dtype])
-        return (source.get("run"), source.get("step"), written.get("dtype")) == expected
+        source, target = written.get("source", {}), written.get("target") or _PLAIN_TARGET
+        found = (source.get("run"), source.get("step"), written.get("dtype"), target.get("format"))
+        expected = (self.cfg.run, manifest and manifest.step, _DTYPES[self.cfg.dtype], self.cfg.export.format)
+        return found == expected and bool(target.get("quantization")) == (self.cfg.export.quantization is not None)
 
     def describe(self, last: PlannedStage) -> str:
         """Return what is written and whether it is, in one line."""
@@ -135,13 +137,13 @@ def plan_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = ()) -> RecipePl
     for stage in stages:
         check_world(stage.cfg, cfg.ranks, stage.arguments)
         _check_run(stage)
-    return RecipePlan(tuple(stages), _plan_export(cfg.export, stages[-1]))
+    return RecipePlan(tuple(stages), _plan_export(cfg.export_overrides, stages[-1]))
 
 
-def _plan_export(export: RecipeExport | None, last: PlannedStage) -> PlannedExport | None:
-    if export is None:
+def _plan_export(overrides: Sequence[str] | None, last: PlannedStage) -> PlannedExport | None:
+    if overrides is None:
         return None
-    arguments = (*export.overrides, f"run={last.cfg.run_dir}")
+    arguments = (*overrides, f"run={last.cfg.run_dir}")
     return PlannedExport(compose(ExportConfig, "export", arguments), arguments)
 
 

@@ -63,7 +63,7 @@ def recipe_command(directory: Path, data: Path, *more: str, ranks: int = 1) -> l
         "+exp=mini/recipe",
         f"stages=[{', '.join(stages)}]",
         f"overrides=[{', '.join(repr(override) for override in everywhere)}]",
-        f"export.overrides=['output={directory}/export']",
+        f"export_overrides=['output={directory}/export']",
         f"ranks={ranks}",
         *more,
     ]

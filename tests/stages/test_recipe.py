@@ -85,7 +85,7 @@ def refusal(kind: type[Exception], cfg: RecipeConfig) -> str:
 def test_the_miniature_recipe_is_its_four_stages_and_their_export() -> None:
     recipe = compose(RecipeConfig, "recipe", ["+exp=mini/recipe"])
     assert [stage.exp for stage in recipe.stages] == [f"mini/{stage}" for stage in STAGES]
-    assert recipe.export is not None and recipe.export.overrides == ["output=runs/demo/export/hf"]
+    assert recipe.export_overrides == ["output=runs/demo/export/hf"]
 
 
 def test_the_runs_of_a_chain_move_together(make_recipe, tmp_path):
@@ -104,7 +104,7 @@ def test_a_stage_that_does_not_start_from_the_one_before_it_is_refused(make_reci
         "the stages in order."
     )
     from_scratch = make_recipe(
-        "stages=[{exp: mini/base, overrides: []}, {exp: mini/base, overrides: ['name=other']}]", "export=null"
+        "stages=[{exp: mini/base, overrides: []}, {exp: mini/base, overrides: ['name=other']}]", "export_overrides=null"
     )
     assert refusal(ConfigError, from_scratch).startswith("stages[1] parent=null: the stage before it is ")
 
@@ -189,7 +189,12 @@ def test_an_export_is_complete_when_it_is_of_this_run_and_step_and_format(make_r
     leave(last, "complete", STEPS)
     written = {"source": {"run": last.cfg.run_dir, "step": STEPS}, "dtype": "float32"}
     output.mkdir()
-    for changes, complete in (({}, True), ({"dtype": "bfloat16"}, False), ({"source": {"step": STEPS}}, False)):
+    for changes, complete in (
+        ({}, True),
+        ({"dtype": "bfloat16"}, False),
+        ({"source": {"step": STEPS}}, False),
+        ({"target": {"format": "vllm"}}, False),
+    ):
         (output / "export_manifest.json").write_text(json.dumps(written | changes))
         assert plan.export.is_complete(last) == complete
 

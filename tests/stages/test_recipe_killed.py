@@ -26,12 +26,15 @@ pytestmark = [pytest.mark.recipe, pytest.mark.timeout(1200)]
 SEED = int(os.environ.get("PROLONG_RECIPE_SEED", time.time()))
 KILLS = 3
 TIMEOUT_SECONDS = 500
+STARTED: list[subprocess.Popen[bytes]] = []
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
     with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, stdin=subprocess.DEVNULL)
+    STARTED.append(process)
+    return process
 
 
 def children_of(process: int) -> list[int]:
@@ -96,7 +99,9 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "whole": whole.wait(TIMEOUT_SECONDS),
         }
     finally:
-        whole.kill()
+        # Parts die with the recipe that started them.
+        for process in STARTED:
+            process.kill()
     for name, code in codes.items():
         assert code == 0, (SEED, log[name].read_text()[-4000:])
     return {**seen, "victims": victims, "commands": commands}
