@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from launches import run_program
-from tiny import COLUMNS, DOCUMENT_LENGTHS, SEQ_LENGTH, read_metrics, tiny_config
+from tiny import COLUMNS, DOCUMENT_LENGTHS, read_metrics, tiny_config
 
 from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.data.mds import MdsWriter
@@ -25,14 +25,24 @@ pytestmark = pytest.mark.distributed
 PROGRAM = Path(__file__).with_name("resume_program.py")
 STEPS, SAVED_STEP, BATCH, ROWS = 8, 4, 4, 40
 CP2 = {"context_parallel_size": 2}
+WHOLE: dict[str, tuple[int, dict[str, Any]]] = {"dp4": (4, {}), "dp4_again": (4, {}), "cp2": (2, CP2)}
+"""Runs that are not interrupted: their ranks, their layout."""
+
 RESUMED: dict[str, tuple[str, int, dict[str, Any]]] = {
     "dp4_on_1": ("dp4", 1, {}),
     "dp4_on_2": ("dp4", 2, {}),
     "dp4_on_4": ("dp4", 4, {}),
     "dp4_on_cp2": ("dp4", 2, CP2),
     "cp2_on_1": ("cp2", 1, {}),
+    "new_lr": ("dp4", 1, {}),
 }
 """Runs that go on: the run whose checkpoint they have, their ranks, their layout."""
+
+ALWAYS = ("dp4_on_1", "dp4_on_cp2")
+SAME_SETTINGS = [
+    pytest.param(run, marks=[] if run in ALWAYS else pytest.mark.recipe) for run in RESUMED if run != "new_lr"
+]
+"""A run each, of which only some belong to the ordinary suite: 4 ranks on two cores take their time."""
 
 LR = {"lr": 1e-3, "min_lr": 1e-4, "lr_warmup_iters": 1}
 NEW_LR = {"lr": 2e-3, "min_lr": 1e-4, "lr_warmup_iters": 1, "weight_decay": 0.0}
@@ -69,14 +79,17 @@ def _job(root: Path, runs: str, ranks: int, copy_of: str | None = None, **change
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Whole runs, one of them twice, and what went on from their checkpoint of step 4, all from one program."""
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs that the selected tests name, and what those go on from, all from one program."""
     root = tmp_path_factory.mktemp("resume")
     write_numbered_rows(root / "data")
-    jobs = [_job(root, "dp4", 4), _job(root, "dp4_again", 4), _job(root, "cp2", 2, parallelism=CP2)]
-    jobs += [_job(root, name, ranks, source, parallelism=layout) for name, (source, ranks, layout) in RESUMED.items()]
-    allow = {"allow": ["optim.lr", "optim.weight_decay"]}
-    jobs.append(_job(root, "new_lr", 1, "dp4", optim=NEW_LR, resume=allow))
+    selected = {item.callspec.params.get("run") for item in request.session.items if hasattr(item, "callspec")}
+    resumed = {name: job for name, job in RESUMED.items() if name in selected}
+    needed = selected | {source for source, _, _ in resumed.values()} | {"dp4"}
+    jobs = [_job(root, name, ranks, parallelism=cp) for name, (ranks, cp) in WHOLE.items() if name in needed]
+    for name, (source, ranks, layout) in resumed.items():
+        changes = {"optim": NEW_LR, "resume": {"allow": ["optim.lr", "optim.weight_decay"]}} if name == "new_lr" else {}
+        jobs.append(_job(root, name, ranks, source, parallelism=layout, **changes))
     path = root / "jobs.json"
     path.write_text(json.dumps(jobs))
     run_program([sys.executable, str(PROGRAM), str(path)])
@@ -93,16 +106,16 @@ def hashes(run_dir: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(weights.glob("*.distcp"))}
 
 
-def test_an_uninterrupted_run_on_four_ranks_repeated_is_the_same_to_the_last_bit(runs: Path) -> None:
-    first, second = (
-        [(r["loss"], r["grad_norm"]) for r in read_metrics(runs / run / "tiny")] for run in ("dp4", "dp4_again")
-    )
+@pytest.mark.recipe
+@pytest.mark.parametrize("run", ["dp4_again"])
+def test_an_uninterrupted_run_on_four_ranks_repeated_is_the_same_to_the_last_bit(run: str, runs: Path) -> None:
+    first, second = ([(r["loss"], r["grad_norm"]) for r in read_metrics(runs / run / "tiny")] for run in ("dp4", run))
     assert len(first) == STEPS and first == second
     assert len(hashes(runs / "dp4" / "tiny")) >= 4
-    assert hashes(runs / "dp4" / "tiny") == hashes(runs / "dp4_again" / "tiny")
+    assert hashes(runs / "dp4" / "tiny") == hashes(runs / run / "tiny")
 
 
-@pytest.mark.parametrize("run", ["dp4", "cp2", *RESUMED])
+@pytest.mark.parametrize("run", ["dp4", *SAME_SETTINGS])
 def test_every_step_has_the_rows_of_the_global_order_on_any_ranks(run: str, runs: Path) -> None:
     order = GlobalOrder([ROWS], [1.0], 42)
     expected = [{str(order.locate(step * BATCH + row)[1]) for row in range(BATCH)} for step in range(STEPS)]
@@ -110,7 +123,7 @@ def test_every_step_has_the_rows_of_the_global_order_on_any_ranks(run: str, runs
     assert rows_of_steps(runs / run / "tiny") == expected
 
 
-@pytest.mark.parametrize("run", RESUMED)
+@pytest.mark.parametrize("run", SAME_SETTINGS)
 def test_the_losses_after_a_resume_on_other_ranks_are_those_of_the_whole_run(run: str, runs: Path) -> None:
     whole, resumed = read_metrics(runs / RESUMED[run][0] / "tiny"), read_metrics(runs / run / "tiny")
     assert [record["step"] for record in resumed] == list(range(1, STEPS + 1))
@@ -120,20 +133,23 @@ def test_the_losses_after_a_resume_on_other_ranks_are_those_of_the_whole_run(run
             assert list(after["loss_by_domain"][row].values()) == [pytest.approx(loss_sum, rel=1e-6, abs=0.0), targets]
 
 
-def test_a_resume_on_the_same_ranks_is_the_same_to_the_last_bit(runs: Path) -> None:
-    assert hashes(runs / "dp4_on_4" / "tiny") == hashes(runs / "dp4" / "tiny")
+@pytest.mark.recipe
+@pytest.mark.parametrize("run", ["dp4_on_4"])
+def test_a_resume_on_the_same_ranks_is_the_same_to_the_last_bit(run: str, runs: Path) -> None:
+    assert hashes(runs / run / "tiny") == hashes(runs / "dp4" / "tiny")
 
 
-def test_every_resume_was_one_and_says_on_how_many_ranks(runs: Path) -> None:
-    for run, (_, ranks, _) in RESUMED.items():
-        events = [json.loads(line) for line in (runs / run / "tiny" / "events.jsonl").read_text().splitlines()]
-        resumed = [event["detail"] for event in events if event["event"] == "resumed"]
-        assert resumed == [f"from step_{SAVED_STEP:08d}, on {ranks} rank{'' if ranks == 1 else 's'}"]
-        assert SEQ_LENGTH == StageManifest.read(runs / run / "tiny").seq_length
+@pytest.mark.parametrize("run", SAME_SETTINGS)
+def test_every_resume_was_one_and_says_on_how_many_ranks(run: str, runs: Path) -> None:
+    ranks = RESUMED[run][1]
+    events = [json.loads(line) for line in (runs / run / "tiny" / "events.jsonl").read_text().splitlines()]
+    resumed = [event["detail"] for event in events if event["event"] == "resumed"]
+    assert resumed == [f"from step_{SAVED_STEP:08d}, on {ranks} rank{'' if ranks == 1 else 's'}"]
 
 
-def test_a_named_learning_rate_is_trained_with_from_the_first_step_after_the_resume(runs: Path) -> None:
-    old, new = read_metrics(runs / "dp4" / "tiny"), read_metrics(runs / "new_lr" / "tiny")
+@pytest.mark.parametrize("run", ["new_lr"])
+def test_a_named_learning_rate_is_trained_with_from_the_first_step_after_the_resume(run: str, runs: Path) -> None:
+    old, new = read_metrics(runs / "dp4" / "tiny"), read_metrics(runs / run / "tiny")
     # Same schedule, another peak: what is above the floor scales.
     floor = LR["min_lr"]
     for before, after in zip(old[SAVED_STEP:], new[SAVED_STEP:], strict=True):
@@ -143,8 +159,9 @@ def test_a_named_learning_rate_is_trained_with_from_the_first_step_after_the_res
     assert new[-1]["loss"] != pytest.approx(old[-1]["loss"], rel=1e-4)
 
 
-def test_a_change_of_settings_is_in_the_events_and_in_the_manifest(runs: Path) -> None:
-    run_dir = runs / "new_lr" / "tiny"
+@pytest.mark.parametrize("run", ["new_lr"])
+def test_a_change_of_settings_is_in_the_events_and_in_the_manifest(run: str, runs: Path) -> None:
+    run_dir = runs / run / "tiny"
     changes = ["optim.lr (0.001 -> 0.002)", "optim.weight_decay (0.1 -> 0.0)"]
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     changed = [event for event in events if event["event"] == "setting_changed"]
