@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from launches import run_program
 from tiny import COLUMNS, DOCUMENT_LENGTHS, read_metrics, tiny_config
 
@@ -157,6 +158,18 @@ def test_a_named_learning_rate_is_trained_with_from_the_first_step_after_the_res
         assert after["learning_rate"] == pytest.approx(floor + cosine * (NEW_LR["lr"] - floor), rel=1e-6)
     assert new[SAVED_STEP]["loss"] == pytest.approx(old[SAVED_STEP]["loss"], rel=1e-6)
     assert new[-1]["loss"] != pytest.approx(old[-1]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("run", ["new_lr"])
+def test_a_named_weight_decay_replaces_the_one_in_the_checkpoint(run: str, runs: Path) -> None:
+    decays = []
+    for directory in (runs / "dp4" / "tiny", runs / run / "tiny"):
+        common = torch.load(
+            directory / "checkpoints" / f"step_{STEPS:08d}" / "weights" / "common.pt", weights_only=True
+        )
+        groups = common["optimizer"][0]["optimizer"]["param_groups"]
+        decays.append(sorted({group["weight_decay"] for group in groups}))
+    assert decays == [[0.0, 0.1], [0.0]]
 
 
 @pytest.mark.parametrize("run", ["new_lr"])

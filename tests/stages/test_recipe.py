@@ -281,13 +281,15 @@ def test_a_part_dies_with_the_recipe_that_started_it(tmp_path, data, parts):
         f"sys.argv[0] = {str(SCRIPT)!r}\n"
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, *command[2:]], stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", program, *command[2:]], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not started(parts) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     (part,) = started(parts)
     process.kill()
-    process.communicate()
+    process.wait()
+    # Well before it would end by itself.
+    deadline = time.monotonic() + 15
     while Path(f"/proc/{part[2]}/cmdline").exists() and Path(f"/proc/{part[2]}/cmdline").read_bytes():
         assert time.monotonic() < deadline, "the part outlived the recipe"
         time.sleep(0.05)
