@@ -44,7 +44,7 @@ REFUSALS = {
     "Keep one, e.g. +exp=mini/base.",
     "+exp=mini/base modell=mini": "modell=mini: no such key in the configuration. Did you mean model=mini?",
     "+exp=mini/base model=minni": "model=minni: no such file in the group model. Did you mean model=mini? "
-    "Available: llama3_8b, llama3_8b_instruct, mini.",
+    "Available: llama3_1_8b_instruct, llama3_8b, llama3_8b_instruct, mini.",
     "+exp=mini/base parallelism=3": "parallelism=3: a group is chosen by the name of a file. "
     "Run the script with --help to see all groups and keys.",
     "+exp=mini/base seq_lenght=4K": "seq_lenght=4K: no such key in the configuration. Did you mean seq_length=4K?",

@@ -71,7 +71,8 @@ def padded_lengths(precision: PrecisionConfig) -> list[int]:
         bounds = torch.tensor([0, *row]).cumsum(0).to(torch.int32)
         per_token = torch.zeros(1, int(bounds[-1]), dtype=torch.int64)
         batch = {key: per_token for key in ("tokens", "labels", "loss_mask", "position_ids")}
-        batch = step(iter([batch | {"cu_seqlens": bounds, "max_seqlen": max(row), "domain": [""]}]))
+        sizes = {"cu_seqlens": bounds, "max_seqlen": max(row), "real_tokens": sum(row)}
+        batch = step(iter([batch | sizes | {"domain": [""]}]))
         lengths.append([int(batch["cu_seqlens"][-1]), batch["tokens"].size(1), batch["equal_documents"]])
     return lengths
 
