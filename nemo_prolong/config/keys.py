@@ -94,7 +94,7 @@ def _key_known_as(schema: type[Section], name: str) -> str | None:
 
 
 def unknown_key(schema: type[Section], location: Location, value: str | None = None) -> ConfigError:
-    """Return the error for a key that ``schema`` does not have, with the nearest key as remedy.
+    """Return the error for a key that is not there: in no section of that name, or in one that is null.
 
     Args:
         schema: The schema of the whole configuration.
@@ -104,6 +104,12 @@ def unknown_key(schema: type[Section], location: Location, value: str | None = N
     path = dotted(location)
     parent = section_at(schema, location[:-1])
     place = dotted(location[:-1]) or "the configuration"
+    if field_at(schema, location) is not None:
+        # The schema has the key: what was composed has null where its section would be.
+        whole = f"{place}={{{location[-1]}:{'VALUE' if value is None else value}}}"
+        return ConfigError(
+            path if value is None else f"{path}={value}", f"{place} is null here.", f"Set it whole: {whole}."
+        )
     nearest = _nearest_in(schema, location)
     if nearest is not None:
         remedy = f"Did you mean {nearest}{'' if value is None else '=' + value}?"

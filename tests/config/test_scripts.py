@@ -48,6 +48,8 @@ REFUSALS = {
     "+exp=mini/base parallelism=3": "parallelism=3: a group is chosen by the name of a file. "
     "Run the script with --help to see all groups and keys.",
     "+exp=mini/base seq_lenght=4K": "seq_lenght=4K: no such key in the configuration. Did you mean seq_length=4K?",
+    "+exp=mini/base tracker.wandb.project=p": "tracker.wandb.project=p: tracker.wandb is null here. "
+    "Set it whole: tracker.wandb={project:p}.",
     "+exp=mini/base modle.num_layers=2": "modle.num_layers=2: no such key in modle. Did you mean model.num_layers=2?",
     "+exp=mini/base +optim.lrr=1": "optim.lrr=1: no such key in optim. Did you mean optim.lr=1?",
     "+exp=mini/base +seed=1": "+seed=1: is set already; the plus adds what is not there. Type seed=1.",

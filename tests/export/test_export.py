@@ -212,4 +212,4 @@ def test_the_console_shows_our_lines_and_how_to_load_the_model(
     assert "checkpoint of step 16, rotary_base 10000" in "".join(lines)
     assert "bitwise equal to the checkpoint" in "".join(lines)
     assert f'AutoModelForCausalLM.from_pretrained("{tmp_path / "hf"}")' in lines[-1]
-    assert all(line[2] == line[5] == ":" for line in lines), "a line of a library got through"
+    assert [line for line in lines[:-1] if line[2:6:3] != "::"] == [], "a line of a library got through"
