@@ -1,7 +1,8 @@
 """Let NeMo 2.7.3 and Megatron-core 0.15.3 train on a machine without a GPU: every patch of foreign code, in one place.
 
 Both libraries call CUDA unconditionally on the training path. On CPU there is exactly one device and no stream, so each
-call has an exact answer, and the arithmetic is untouched. On a machine with a GPU ``prepare`` does nothing at all.
+call has an exact answer, and the arithmetic is untouched. On a machine with a GPU nothing of that is patched; only our
+Adam goes in, and only where neither Transformer Engine nor apex brings theirs.
 
 Each ``Patch`` says why and for which versions. ``tests/engine/test_cpu_patches.py`` leaves each one out in turn and
 expects a training and resume run to fail: a patch that is no longer needed turns that test red.
@@ -32,6 +33,7 @@ class Patch:
         apply: Makes the change in this process.
         versions: Library versions it was written for.
         after_import: True if it changes Megatron itself, whose import must come first.
+        with_gpu: True if a machine with a GPU may need it too.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Patch:
     apply: Callable[[], None]
     versions: str = _VERSIONS
     after_import: bool = False
+    with_gpu: bool = False
 
 
 class _NoStream:
@@ -132,10 +135,12 @@ def _cuda_type_name(self: torch.Tensor, dtype: Any = None, *args: Any, **kwargs:
 
 
 def _install_group_step_adam() -> None:
-    """Put our Adam where Megatron looks for apex's FusedAdam."""
+    """Put our Adam where Megatron looks for apex's FusedAdam, unless it found a fused one and a GPU to run it on."""
     from nemo_prolong.engine.adam import GroupStepAdam
 
     optimizer = importlib.import_module("megatron.core.optimizer")
+    if torch.cuda.is_available() and not optimizer.USING_PYTORCH_OPTIMIZER:
+        return
     optimizer.Adam = GroupStepAdam  # type: ignore[attr-defined]
     optimizer.USING_PYTORCH_OPTIMIZER = False  # type: ignore[attr-defined]
     distributed = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
@@ -193,25 +198,33 @@ def patches() -> tuple[Patch, ...]:
             "torch's AdamW keeps `step` per parameter, and Megatron cannot read such a checkpoint back",
             _install_group_step_adam,
             after_import=True,
+            with_gpu=True,
         ),
     )
 
 
-def prepare(without: str | None = None) -> None:
-    """Apply the patches if this machine has no GPU. Call once, before any model is built; a second call does nothing.
-
-    Args:
-        without: Name of a patch to leave out; only the tests use it.
-    """
-    if torch.cuda.is_available() or getattr(prepare, "done", False):
-        return
+def _avoid_the_compilers() -> None:
+    """Keep Megatron from asking for the CUDA device that its functions would be compiled for."""
     if torch.version.cuda is not None:
         # Importing Megatron asks torch for the flags to compile kernels with. A CUDA build of torch derives them from
         # the GPUs it finds, with an IndexError where there are none. Nothing is compiled here: any value will do.
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
     # The jit-fused functions of Megatron are compiled on first call, and the compiler asks for a CUDA device.
     importlib.import_module("torch._dynamo").config.disable = True  # type: ignore[attr-defined]
-    selected = [patch for patch in patches() if patch.name != without]
+
+
+def prepare(without: str | None = None) -> None:
+    """Apply the patches that this machine needs. Call once, before any model is built; a second call does nothing.
+
+    Args:
+        without: Name of a patch to leave out; only the tests use it.
+    """
+    if getattr(prepare, "done", False):
+        return
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu:
+        _avoid_the_compilers()
+    selected = [patch for patch in patches() if patch.name != without and (patch.with_gpu or not has_gpu)]
     for patch in selected:
         if not patch.after_import:
             patch.apply()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -32,13 +30,35 @@ def test_without_this_patch_training_or_resume_fails(statuses: dict[str, int], n
     assert statuses[name] != 0, f"{name} is no longer needed: remove it from engine/cpu.py"
 
 
-def test_on_a_machine_with_a_gpu_nothing_is_patched() -> None:
-    program = (
-        "import torch; torch.cuda.is_available = lambda: True; before = torch.Tensor.type, torch.cuda.current_device;"
-        "from nemo_prolong.engine import cpu; cpu.prepare();"
-        "assert (torch.Tensor.type, torch.cuda.current_device) == before; assert not hasattr(cpu.prepare, 'done')"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, env=dict(os.environ), timeout=60)
+GPU_PROGRAM = """
+import torch
+torch.cuda.is_available = lambda: True
+before = torch.Tensor.type, torch.cuda.current_device, torch.cuda.Stream
+import megatron.core.optimizer as optimizer
+from megatron.core.optimizer import distrib_optimizer
+from nemo_prolong.engine import cpu
+from nemo_prolong.engine.adam import GroupStepAdam
+{setup}
+cpu.prepare()
+assert (torch.Tensor.type, torch.cuda.current_device, torch.cuda.Stream) == before
+assert not torch._dynamo.config.disable
+{check}
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "check"),
+    [
+        ("", "assert optimizer.Adam is distrib_optimizer.Adam is GroupStepAdam and distrib_optimizer.HAVE_APEX_OR_TE"),
+        (
+            "optimizer.Adam = fused = type('FusedAdam', (), {}); optimizer.USING_PYTORCH_OPTIMIZER = False",
+            "assert optimizer.Adam is fused",
+        ),
+    ],
+    ids=["without a fused Adam", "with a fused Adam"],
+)
+def test_on_a_machine_with_a_gpu_nothing_is_patched_but_an_adam_that_cannot_resume(setup: str, check: str) -> None:
+    run_program([sys.executable, "-c", GPU_PROGRAM.format(setup=setup, check=check)])
 
 
 def test_every_patch_says_why_and_for_which_versions() -> None:
