@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
     if opened is not None:
         check_pickles(opened)
     torch.manual_seed(cfg.seed)
-    torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
+    _set_determinism(cfg.train.deterministic)
     data = PackedDataModule(cfg)
     run_dir, writer = Path(cfg.run_dir), CheckpointWriter(cfg)
     guard = StepGuard(cfg.faults, run_dir)
@@ -96,6 +97,13 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
     totals = StageTotals(trainer.global_step, *tokens, guard.skipped_steps, stop.stopped)
     _leave_process_groups()
     return totals
+
+
+def _set_determinism(deterministic: bool) -> None:
+    if deterministic:
+        # cuBLAS reads it when its first handle is made; with its own workspaces it may sum in another order.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def _rank_zero_path(store: Store, key: str, path: Path | None) -> Path | None:
