@@ -31,12 +31,13 @@ def make_config(workspace: Path) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def one_rank_runs(workspace: Path, make_config: Callable[..., Any]) -> Path:
-    """One process that trains: a whole run, its second half again, both transitions, and a run of one step."""
+    """One process that trains: whole runs in fp32 and bf16, their second halves again, transitions, and one step."""
     checkpoints = {"save_interval_steps": 4, "keep_last": 9}
     whole = make_config(name="whole", train={"train_iters": 8}, checkpoint=checkpoints)
-    half = workspace / "whole" / "checkpoints" / "step_00000004"
-    end = workspace / "whole" / "checkpoints" / "step_00000008"
-    child = {
+    bf16 = make_config(name="bf16", precision={"compute": "bf16"}, train={"train_iters": 8}, checkpoint=checkpoints)
+    half, end = (workspace / "whole" / "checkpoints" / f"step_0000000{step}" for step in (4, 8))
+    bf16_half = workspace / "bf16" / "checkpoints" / "step_00000004"
+    child: dict[str, Any] = {
         "stage": "stage2",
         "parent": str(workspace / "whole"),
         "model": {"rotary_base": 80000.0},
@@ -44,12 +45,17 @@ def one_rank_runs(workspace: Path, make_config: Callable[..., Any]) -> Path:
         "train": {"train_iters": 1},
         "optim": {"lr": 1e-3, "min_lr": 1e-4, "lr_warmup_iters": 1, "weight_decay": 0.05},
     }
+    bf16_child = {"name": "bf16_carried", "transition": "weights_and_optimizer", "precision": {"compute": "bf16"}}
+    bf16_child |= child | {"parent": str(workspace / "bf16")}
     train(
         [
             job(whole),
             job(whole.model_copy(update={"name": "resumed"}), resume=half),
             job(make_config(name="carried", transition="weights_and_optimizer", **child), parent_checkpoint=end),
             job(make_config(name="fresh", transition="weights", **child), parent_checkpoint=end),
+            job(bf16),
+            job(bf16.model_copy(update={"name": "bf16_resumed"}), resume=bf16_half),
+            job(make_config(**bf16_child), parent_checkpoint=workspace / "bf16" / "checkpoints" / "step_00000008"),
             job(make_config(name="one_step", train={"train_iters": 1}, tracker={"tensorboard": True})),
         ],
         workspace,

@@ -18,6 +18,8 @@ from torch.distributed.checkpoint import load as load_distributed
 
 PROGRAMS = Path(__file__).parent
 
+MASTERS = "optimizer.state.param"
+
 
 def checkpoint(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:08d}" / "weights"
@@ -61,18 +63,44 @@ def test_every_step_is_trained_with_the_learning_rate_of_the_recipe(one_rank_run
     assert [record["learning_rate"] for record in records] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(one_rank_runs: Path) -> None:
+@pytest.mark.parametrize("run", ["whole", "bf16"])
+def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(one_rank_runs: Path, run: str) -> None:
     keys = ("step", "loss", "grad_norm", "learning_rate", "target_tokens", "real_tokens", "consumed_train_tokens")
+    resumed_run = {"whole": "resumed", "bf16": "bf16_resumed"}[run]
     whole, resumed = (
         [{key: record[key] for key in keys} for record in read_metrics(one_rank_runs / name)]
-        for name in ("whole", "resumed")
+        for name in (run, resumed_run)
     )
     assert resumed == whole[4:]
     for part in ("module", "optimizer.state.exp_avg_sq"):
-        expected = read_tensors(checkpoint(one_rank_runs / "whole", 8), part)
-        actual = read_tensors(checkpoint(one_rank_runs / "resumed", 8), part)
+        expected = read_tensors(checkpoint(one_rank_runs / run, 8), part)
+        actual = read_tensors(checkpoint(one_rank_runs / resumed_run, 8), part)
         assert expected.keys() == actual.keys() and len(expected) > 5
         assert all(torch.equal(expected[key], actual[key]) for key in expected)
+
+
+def test_bf16_trains_as_fp32_does_and_keeps_its_weights_and_moments_in_fp32(one_rank_runs: Path) -> None:
+    losses, expected = ([r["loss"] for r in read_metrics(one_rank_runs / name)] for name in ("bf16", "whole"))
+    assert losses != expected
+    # bf16 keeps 8 bits of every number; a loss is a mean over 200 tokens.
+    assert losses == pytest.approx(expected, rel=2**-8)
+    weights = read_tensors(checkpoint(one_rank_runs / "bf16", 8), "module")
+    masters = read_tensors(checkpoint(one_rank_runs / "bf16", 8), MASTERS)
+    moments = read_tensors(checkpoint(one_rank_runs / "bf16", 8), "optimizer.state.exp_avg_sq")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in (*masters.values(), *moments.values())} == {torch.float32}
+    assert len(masters) == len(weights) > 5
+    for name, master in masters.items():
+        assert torch.equal(weights[name.removeprefix(f"{MASTERS}.")], master.to(torch.bfloat16))
+
+
+def test_a_bf16_transition_takes_the_fp32_weights_not_their_bf16_roundings(one_rank_runs: Path) -> None:
+    parent = read_tensors(checkpoint(one_rank_runs / "bf16", 8), MASTERS)
+    child = read_tensors(checkpoint(one_rank_runs / "bf16_carried", 1), MASTERS)
+    assert parent.keys() == child.keys() and len(parent) > 5
+    # The child's one step has the learning rate zero.
+    assert all(torch.equal(parent[key], child[key]) for key in parent)
+    assert not all(torch.equal(tensor, tensor.to(torch.bfloat16).float()) for tensor in parent.values())
 
 
 @pytest.mark.parametrize("run", ["carried", "fresh"])
