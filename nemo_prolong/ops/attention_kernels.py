@@ -12,6 +12,7 @@ without stored scores need. Three kernels, all of linear memory:
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ import numpy as np
 import torch
 
 _TILE = 256
+
+_WARN = 1
+"""torch's ``warn_only`` among its modes of determinism."""
 
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -202,18 +206,19 @@ class PackedCall:
     ) -> Gradients:
         """Return the gradients of the runs of query [n, H, C], key and value [m, K, C]; see ``BatchedCall``."""
         no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device)
-        return torch.ops.aten._flash_attention_backward(
-            self.queries.take(grad_output).contiguous(),
-            *self._taken(query, key, value),
-            _dense(self.queries.take(output)),
-            self.queries.take(lse.T).T.contiguous(),
-            *self._lengths,
-            0.0,
-            self.causal,
-            no_dropout,
-            torch.empty(0, device=query.device),
-            scale=scale,
-        )
+        with _repeatable_sums_if_asked():
+            return torch.ops.aten._flash_attention_backward(
+                self.queries.take(grad_output).contiguous(),
+                *self._taken(query, key, value),
+                _dense(self.queries.take(output)),
+                self.queries.take(lse.T).T.contiguous(),
+                *self._lengths,
+                0.0,
+                self.causal,
+                no_dropout,
+                torch.empty(0, device=query.device),
+                scale=scale,
+            )
 
     def _taken(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Iterator[torch.Tensor]:
         runs = (self.queries, self.keys, self.keys)
@@ -305,6 +310,23 @@ def tiled_backward(
         gradients[2][batch, :, k] += weights.transpose(-1, -2) @ tile_grad
     grad_key, grad_value = (x.view(*key_shape[:2], group, *key_shape[2:]).sum(2) for x in gradients[1:])
     return gradients[0].to(query.dtype), grad_key.to(query.dtype), grad_value.to(query.dtype)
+
+
+@contextlib.contextmanager
+def _repeatable_sums_if_asked() -> Iterator[None]:
+    """Have the flash kernel add up the gradient of the queries in one order where torch is asked for determinism.
+
+    The kernel does so only where torch makes an error of what cannot be repeated. Where it only warns of it, as in
+    training here, the kernel would warn too and go on with sums in the order in which its blocks arrive.
+    """
+    if torch.get_deterministic_debug_mode() != _WARN:
+        yield
+        return
+    torch.set_deterministic_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(_WARN)
 
 
 def _heads_first(runs: torch.Tensor) -> torch.Tensor:

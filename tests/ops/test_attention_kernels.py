@@ -117,6 +117,29 @@ def test_packed_calls_give_what_dense_attention_gives(max_seqlen: int | None) ->
 
 
 @pytest.mark.usefixtures("packed_kernel")
+@pytest.mark.parametrize(("mode", "seen"), [("default", 0), ("warn", 2), ("error", 2)])
+def test_the_packed_call_repeats_its_sums_where_torch_is_asked_for_determinism(
+    mode: str, seen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel itself needs a GPU; it looks for mode 2 (error) and takes any other as leave to change its order."""
+    modes: list[int] = []
+
+    def backward(*arguments: Any, scale: float) -> Any:
+        modes.append(torch.get_deterministic_debug_mode())
+        return packed_backward(*arguments, scale=scale)
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", backward)
+    inputs = random_inputs(8, 2)
+    torch.set_deterministic_debug_mode(mode)
+    try:
+        before = torch.get_deterministic_debug_mode()
+        document_attention(*inputs, boundaries([8]), max_seqlen=8).sum().backward()
+        assert modes == [seen] and torch.get_deterministic_debug_mode() == before
+    finally:
+        torch.set_deterministic_debug_mode("default")
+
+
+@pytest.mark.usefixtures("packed_kernel")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_packed_calls_of_a_block_are_its_batched_calls(rank: int) -> None:
     partition = DocumentPartition.of_row(boundaries([9, 1, 0, 16]), 2, rank)
