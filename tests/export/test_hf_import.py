@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -137,25 +138,65 @@ def test_two_steps_from_an_exported_directory_begin_with_the_loss_of_transformer
     assert len(losses) == 2 and losses[0] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_four_ranks_of_two_layers_and_two_slices_take_their_parts_and_leave_a_checkpoint_that_is_exported(
+def test_a_stage_in_bf16_starts_from_the_directory_and_not_from_the_random_weights_of_its_optimizer(
     workspace: Workspace, llamas: dict[str, Path], tmp_path: Path
 ) -> None:
-    directory = llamas["llama-3.2"]
-    layout = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
-    # 768 rows of the embedding for 512 tokens: the last rank's slice ends in padding.
-    cfg = stage_from(workspace, directory, "layout", parallelism=layout, model={"make_vocab_size_divisible_by": 384})
-    (tmp_path / "config.json").write_text(cfg.model_dump_json())
-    program = ROOT / "tests/engine/stage_program.py"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
-    run_program([*launcher, str(program), str(tmp_path / "config.json")])
+    from nemo_prolong.stages.run import run_stage
 
-    loss = read_metrics(Path(cfg.run_dir))[0]["loss"]
+    cfg = stage_from(workspace, llamas["llama-3"], "bf16", precision={"compute": "bf16"})
+    run_stage(cfg, [])
+    # After a step the weights are those that the optimizer keeps in fp32.
+    export(export_config(Path(cfg.run_dir), tmp_path / "hf", verify=False))
+    before, after = load_tensors(llamas["llama-3"]), load_tensors(tmp_path / "hf")
+    assert before.keys() == after.keys()
+    assert [key for key in before if not torch.equal(before[key].bfloat16(), after[key].bfloat16())] == []
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    # 768 rows of the embedding for 512 tokens: the last rank's slice ends in padding.
+    "four ranks of two layers and two slices": {
+        "parallelism": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
+        "model": {"make_vocab_size_divisible_by": 384},
+    },
+    "two ranks that share every document": {"parallelism": {"context_parallel_size": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def trained_at_layouts(
+    workspace: Workspace, llamas: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Runs from the directory of llama-3.2 by layout, all in forks of one program."""
+    stages = {
+        name: stage_from(workspace, llamas["llama-3.2"], f"layout_{index}", **changes)
+        for index, (name, changes) in enumerate(LAYOUTS.items())
+    }
+    jobs = [
+        {
+            "config": cfg.model_dump(mode="json"),
+            "ranks": math.prod(value for value in LAYOUTS[name]["parallelism"].values()),
+            "log": f"{cfg.run_dir}.log",
+        }
+        for name, cfg in stages.items()
+    ]
+    path = tmp_path_factory.mktemp("layouts") / "jobs.json"
+    path.write_text(json.dumps(jobs))
+    run_program([sys.executable, str(Path(__file__).with_name("ranks_program.py")), str(path)])
+    return {name: Path(cfg.run_dir) for name, cfg in stages.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_ranks_of_a_layout_take_their_parts_and_leave_a_checkpoint_that_is_exported(
+    workspace: Workspace, llamas: dict[str, Path], trained_at_layouts: dict[str, Path], tmp_path: Path, layout: str
+) -> None:
+    directory, run = llamas["llama-3.2"], trained_at_layouts[layout]
+    loss = read_metrics(run)[0]["loss"]
     assert loss == pytest.approx(mean_loss(directory, workspace.root / "data", range(4)), abs=1e-5)
-    checkpoint = newest_checkpoint(Path(cfg.run_dir))
+    checkpoint = newest_checkpoint(run)
     assert checkpoint is not None and len(list((checkpoint / "weights").glob("*.distcp"))) > 2
-    export(export_config(Path(cfg.run_dir), tmp_path / "hf"))
+    export(export_config(run, tmp_path / "hf"))
     before, after = load_tensors(directory), load_tensors(tmp_path / "hf")
     assert before.keys() == after.keys()
     assert [key for key in before if not torch.equal(before[key], after[key])] == []

@@ -151,6 +151,18 @@ def test_a_mapping_that_is_wrong_both_ways_passes_the_tensors_and_is_refused_by_
     assert "logits of transformers and Megatron differ by up to" in refused()
 
 
+@pytest.mark.parametrize("lost", ["<|end_of_text|>", "<|eot_id|>"])
+def test_a_stop_token_after_which_generation_goes_on_is_refused(workspace: Workspace, spoiled: Path, lost: str) -> None:
+    lost_id = load_tokenizer(spoiled).convert_tokens_to_ids(lost)
+    stop_ids = json.loads((spoiled / "generation_config.json").read_text())["eos_token_id"]
+    kept = [stop_id for stop_id in stop_ids if stop_id != lost_id]
+    assert len(kept) == len(stop_ids) - 1 == 1
+    edit_json(spoiled / "generation_config.json", "eos_token_id", value=kept)
+    message = f"generation_config.json eos_token_id: .* generation goes on after token {lost_id}"
+    with pytest.raises(ExportError, match=message):
+        verify_logits(workspace, spoiled)
+
+
 def generated(*tokens: int) -> logits.TransformersResult:
     """Return what transformers generated after a prompt of one token."""
     nothing = torch.empty(0)

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from serving_tools import target_config
 
 from nemo_prolong.config.manifest import StageManifest
+from nemo_prolong.engine import fp8_export
 from nemo_prolong.engine.fp8_export import dequantize
 from nemo_prolong.errors import ExportError
+from nemo_prolong.export.run import export
 from nemo_prolong.export.serving.calibration import calibration_documents
 from nemo_prolong.export.serving.quantized import (
     TensorFiles,
@@ -95,6 +98,31 @@ def test_the_manifest_describes_the_calibration_and_hashes_the_new_files(fp8):
     assert manifest["files"].keys() | {"export_manifest.json"} == {path.name for path in fp8.iterdir()}
     for name, file in manifest["files"].items():
         assert hashlib.sha256((fp8 / name).read_bytes()).hexdigest() == file["sha256"], name
+
+
+def test_a_file_of_weights_that_is_replaced_under_its_own_name_has_the_hash_of_the_new_one(
+    workspace, tmp_path, monkeypatch
+):
+    name, write = "model-00001-of-00001.safetensors", fp8_export.export_hf_checkpoint
+
+    def write_under_our_name(*args, export_dir, **kwargs):
+        write(*args, export_dir=export_dir, **kwargs)
+        (export_dir / "model.safetensors").rename(export_dir / name)
+
+    monkeypatch.setattr(fp8_export, "export_hf_checkpoint", write_under_our_name)
+    cfg = target_config(workspace.child, tmp_path / "fp8", "trtllm", quantization="fp8", max_num_tokens=256)
+    export(cfg.model_copy(update={"max_shard_bytes": 2**30, "verify": False}))
+    file = json.loads((tmp_path / "fp8" / "export_manifest.json").read_text())["files"][name]
+    data = (tmp_path / "fp8" / name).read_bytes()
+    assert (file["sha256"], file["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
+
+
+def test_a_tied_model_is_quantized_and_its_head_stays_the_embedding_in_bf16(workspace, tmp_path):
+    export(target_config(workspace.tied, tmp_path / "fp8", "trtllm", quantization="fp8", max_num_tokens=64))
+    tensors = TensorFiles.of(tmp_path / "fp8")
+    assert "lm_head.weight" not in tensors.names
+    assert tensors.read("model.embed_tokens.weight").dtype == torch.bfloat16
+    assert json.loads((tmp_path / "fp8" / "config.json").read_text())["tie_word_embeddings"] is True
 
 
 def test_an_untouched_copy_passes(bf16, damaged):
