@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+import secrets
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.distributed import HashStore, Store
+from torch.distributed import HashStore, PrefixStore, Store
 
-_decisions = itertools.count()
+_POLL_SECONDS = 0.02
 
 
 class RankFailure(Exception):
@@ -81,11 +82,58 @@ def _device() -> torch.device:
 
 
 def open_store() -> Store:
-    """Return the store that the ranks meet at, before there are process groups; they are formed with it later."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Return the store that the ranks meet at, before there are process groups; they are formed with it later.
+
+    Nothing is in it, also when torchrun has started the ranks again: it keeps the store of the attempt before, whose
+    keys would have them connect to processes that are gone (https://github.com/pytorch/pytorch/issues/135712).
+
+    Raises:
+        TimeoutError: On rank 0, if other ranks do not come.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
         # A process alone needs no port to meet others; a free one could be taken before it is bound.
         return HashStore()
-    return next(iter(torch.distributed.rendezvous("env://")))[0]
+    store = next(iter(torch.distributed.rendezvous("env://")))[0]
+    return PrefixStore(agree_on_name(store, rank, world_size), store)
+
+
+def agree_on_name(store: Store, rank: int, world_size: int) -> str:
+    """Return a name that is the same on all ranks and was never used before.
+
+    Every other rank says a random word, and rank 0 answers to the word. What it answers to a word of an attempt before
+    nobody reads. A number of the attempt would be simpler, but torchrun's differs between hosts.
+
+    Args:
+        store: What the ranks share, with anything in it.
+        rank: This rank.
+        world_size: Number of ranks.
+
+    Raises:
+        TimeoutError: On rank 0, if other ranks do not come within the store's timeout.
+    """
+    if rank == 0:
+        return _answer_all(store, world_size)
+    word = secrets.token_hex(8)
+    store.set(f"word/{rank}", word)
+    name = store.get(f"answer/{word}").decode()
+    store.set(f"{name}/here/{rank}", "")
+    return name
+
+
+def _answer_all(store: Store, world_size: int) -> str:
+    name, absent = secrets.token_hex(8), set(range(1, world_size))
+    deadline = time.monotonic() + store.timeout.total_seconds()
+    while absent:
+        for rank in sorted(absent):
+            if store.check([f"{name}/here/{rank}"]):
+                absent.remove(rank)
+            elif store.check([f"word/{rank}"]):
+                store.set(f"answer/{store.get(f'word/{rank}').decode()}", name)
+        if absent and time.monotonic() > deadline:
+            raise TimeoutError(f"ranks {sorted(absent)} did not start within {store.timeout.total_seconds():g} s")
+        time.sleep(_POLL_SECONDS)
+    return name
 
 
 def decided_by_rank_zero(store: Store, key: str, value: str | None) -> str | None:
@@ -93,11 +141,9 @@ def decided_by_rank_zero(store: Store, key: str, value: str | None) -> str | Non
 
     Args:
         store: Of ``open_store``.
-        key: Name of the decision.
+        key: Name of the decision, once for each store.
         value: What rank 0 decided; ignored on other ranks.
     """
-    # A second stage of the same processes may meet at the same store.
-    key = f"{next(_decisions)}/{key}"
     if int(os.environ.get("RANK", "0")) == 0:
         store.set(key, value or "")
         return value
