@@ -1,0 +1,69 @@
+"""Train a stage and write down who asks for the value of a tensor: ``host_wait_program.py CONFIG OUTPUT``, rank 0's.
+
+On a GPU every such question makes the host wait until the device has caught up, and the device idle until the host has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.engine import cpu
+
+cpu.prepare()
+
+import torch  # noqa: E402 - after cpu.prepare()
+from torch.overrides import TorchFunctionMode  # noqa: E402 - after cpu.prepare()
+
+# What reads a tensor on the host, or makes a tensor whose size depends on values.
+QUESTIONS = (
+    *("item", "tolist", "numpy", "cpu", "nonzero", "masked_select", "unique", "equal"),
+    *("__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__"),
+)
+SCHEDULE = "megatron/core/pipeline_parallel/schedules.py"
+
+
+class HostWaits(TorchFunctionMode):
+    """Counts questions by who asks: ``[place, function]``, and whether it is between the micro-batches of a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.questions = {getattr(torch.Tensor, name) for name in QUESTIONS}
+        self.found: Counter[tuple[bool, str]] = Counter()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in self.questions:
+            frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename][:-1]
+            asker = frames[-1]
+            names = {frame.name for frame in frames}
+            # The step's gradients are finished inside the schedule, once, after the last micro-batch.
+            in_micro_batch = any(SCHEDULE in frame.filename for frame in frames) and "finalize_model_grads" not in names
+            self.found[in_micro_batch, f"{Path(asker.filename).name} {asker.name}"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def main() -> None:
+    """Train under the mode."""
+    cfg = RunConfig(**json.loads(Path(sys.argv[1]).read_text()))
+    Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
+    from nemo_prolong.engine.stage_training import train_stage
+
+    waits = HostWaits()
+    with waits:
+        train_stage(cfg, None, None)
+    if os.environ.get("RANK", "0") == "0":
+        rows = [[in_micro_batch, place, count] for (in_micro_batch, place), count in waits.found.items()]
+        Path(sys.argv[2]).write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

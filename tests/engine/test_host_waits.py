@@ -1,0 +1,85 @@
+"""While the micro-batches of a step are computed, nobody asks for a value that a GPU would still be computing.
+
+A rank that waits for its device between two layers leaves the device without work. CPU tensors answer at once, so what
+is watched here is who asks, in a stage that really trains.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launches import run_program
+
+from nemo_prolong.ops import attention
+from nemo_prolong.ops.attention import document_attention
+
+PROGRAM = Path(__file__).with_name("host_wait_program.py")
+STEPS, MICRO_BATCHES = 4, 16
+
+# They look at a row before it is moved to the device.
+OF_HOST_ROWS = {
+    "dataset.py collate_rows",
+    "packed_step.py _sizes",
+    "packed_step.py packed_data_step",
+    "partition.py of_row",
+}
+# With the kernel of CUDA the boundaries stay on the device: the last test below.
+OF_CPU_KERNELS = {"attention.py _document_calls"}
+
+Waits = dict[bool, dict[str, int]]
+
+
+def watch(cfg: Any, workspace: Path, launcher: tuple[str, ...] = ()) -> Waits:
+    """Return how often each place asked, outside and between the micro-batches of ``STEPS`` steps."""
+    config, output = workspace / f"{cfg.name}.json", workspace / f"{cfg.name}.waits.json"
+    config.write_text(cfg.model_dump_json())
+    run_program([sys.executable, *launcher, str(PROGRAM), str(config), str(output)])
+    rows = json.loads(output.read_text())
+    return {inside: {place: count for where, place, count in rows if where == inside} for inside in (False, True)}
+
+
+@pytest.fixture(scope="module")
+def one_rank(make_config: Callable[..., Any], workspace: Path) -> Waits:
+    return watch(make_config(name="waits", train={"train_iters": STEPS}), workspace)
+
+
+def test_between_micro_batches_only_rows_on_the_host_are_looked_at(one_rank: Waits) -> None:
+    assert one_rank[True].keys() - OF_CPU_KERNELS <= OF_HOST_ROWS
+    # The mode does see what happens there: the CPU's attention in 2 layers, by two calls each.
+    assert one_rank[True]["attention.py _document_calls"] == 2 * 2 * MICRO_BATCHES
+
+
+def test_our_own_sums_are_asked_for_at_the_end_of_a_step_and_a_fixed_number_of_times(one_rank: Waits) -> None:
+    expected = {
+        "finalize_model_grads.py finalize_model_grads": STEPS,
+        "step_guard.py _global_loss": STEPS,
+        "step_sums.py _all_reduce": 2 * STEPS,
+    }
+    assert {place: one_rank[False].get(place) for place in expected} == expected
+
+
+@pytest.mark.distributed
+def test_nor_do_ranks_that_share_a_row_wait_between_micro_batches(
+    make_config: Callable[..., Any], workspace: Path
+) -> None:
+    cfg = make_config(name="waits_cp2", train={"train_iters": STEPS}, parallelism={"context_parallel_size": 2})
+    waits = watch(cfg, workspace, ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"))
+    assert waits[True].keys() <= OF_HOST_ROWS
+    assert waits[True]["partition.py of_row"] > 0
+
+
+def test_with_the_kernel_of_cuda_attention_does_not_read_the_boundaries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "flash_kernel_takes", lambda query: True)
+    query, boundaries = torch.zeros(5, 2, 8, device="meta"), torch.tensor([0, 2, 5], dtype=torch.int32, device="meta")
+    (call,) = attention._document_calls(query, boundaries, max_seqlen=4)
+    assert call.queries.cu_seqlens is boundaries and call.queries.max_seqlen == 4
+    # A tensor on the meta device has no value to ask for.
+    monkeypatch.undo()
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        document_attention(query, query, query, boundaries)
