@@ -23,6 +23,10 @@ examples:
 """
 
 
+# Nothing from the network, and no code from the directory.
+HERE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
 class PromptTooLong(Exception):
     """A conversation that does not fit into the context, with what to do about it."""
 
@@ -32,15 +36,13 @@ def main() -> None:
     arguments = parse_arguments()
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore")
-    config = AutoConfig.from_pretrained(arguments.directory, local_files_only=True)
+    config = AutoConfig.from_pretrained(arguments.directory, **HERE)
     if getattr(config, "quantization_config", None):
         sys.exit(
             f"{arguments.directory}: transformers does not read FP8 weights. Chat with the bf16 export, or serve it."
         )
-    tokenizer = AutoTokenizer.from_pretrained(arguments.directory, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        arguments.directory, dtype="auto", local_files_only=True, use_safetensors=True
-    )
+    tokenizer = AutoTokenizer.from_pretrained(arguments.directory, **HERE)
+    model = AutoModelForCausalLM.from_pretrained(arguments.directory, dtype="auto", use_safetensors=True, **HERE)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     torch.manual_seed(arguments.seed)
     chat(model, tokenizer, arguments)
@@ -57,28 +59,33 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (default 512)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
     parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(text="")
     arguments = parser.parse_args()
     if not (Path(arguments.directory) / "config.json").is_file():
         parser.error(f"{arguments.directory} is no exported directory: it has no config.json")
-    if arguments.file and not arguments.file.is_file():
-        parser.error(f"{arguments.file} does not exist")
+    if (Path(arguments.directory) / "rank0.safetensors").is_file():
+        parser.error(f"{arguments.directory} holds the checkpoint of an engine, which transformers does not read")
     if arguments.max_new_tokens < 1 or arguments.temperature < 0:
         parser.error("--max-new-tokens must be at least 1, --temperature at least 0")
+    if arguments.file:
+        try:
+            arguments.text = f"{arguments.file.read_text(encoding='utf-8')}\n\n"
+        except FileNotFoundError:
+            parser.error(f"{arguments.file} does not exist")
+        except (OSError, UnicodeDecodeError) as error:
+            parser.error(f"{arguments.file} cannot be read as text in UTF-8: {error}")
     return arguments
 
 
 def chat(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> None:
     """Answer questions until there are no more, keeping the conversation."""
-    file = arguments.file.read_text(encoding="utf-8") if arguments.file else ""
     conversation: list[dict[str, str]] = []
     for question in questions(arguments.ask):
         if question == "/clear":
             conversation = []
             continue
-        asked = [
-            *conversation,
-            {"role": "user", "content": question if conversation or not file else f"{file}\n\n{question}"},
-        ]
+        content = question if conversation else arguments.text + question
+        asked = [*conversation, {"role": "user", "content": content}]
         try:
             reply = answer(model, tokenizer, asked, arguments)
         except PromptTooLong as error:

@@ -49,7 +49,8 @@ def publish(directory: Path, target: ExportTargetConfig) -> str | None:
         raise ExportError(
             f"export.push_to_hub={repository}",
             f"the Hub did not take it: {redact(str(error)).strip().splitlines()[0]}",
-            f"The export is complete in {directory}. Check the name and the token (hf auth login), then export again.",
+            f"The export is complete in {directory}. Check the name and the token (hf auth login), then export again "
+            "with overwrite=true.",
         ) from error
 
 

@@ -14,6 +14,7 @@ import torch
 
 from nemo_prolong.config.locations import HF_PREFIX, evaluation_directory
 from nemo_prolong.config.manifest import StageManifest
+from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.export.source import Source
 from nemo_prolong.units import format_tokens
@@ -24,6 +25,7 @@ _HUB_LICENSES = {
     "MIT": "mit",
     "Meta Llama 3 Community License": "llama3",
     "Llama 3.1 Community License": "llama3.1",
+    "Llama 3.2 Community License": "llama3.2",
 }
 
 
@@ -77,8 +79,18 @@ def _summary(source: Source, dtype: torch.dtype) -> str:
         f"A Llama with {model.num_layers} layers, hidden size {model.hidden_size}, {model.num_attention_heads} query "
         f"heads and {model.num_query_groups} key-value heads, vocabulary {model.vocab_size}. Longest training row: "
         f"{manifest.trained_context_length} tokens; advertised context: {manifest.advertised_context_length} tokens; "
-        f"RoPE base {model.rotary_base:g} without scaling. Weights in {str(dtype).removeprefix('torch.')}, from step "
+        f"RoPE base {model.rotary_base:g} {_scaling(model)}. Weights in {str(dtype).removeprefix('torch.')}, from step "
         f"{source.step} of {manifest.train_iters} of `{manifest.name}`."
+    )
+
+
+def _scaling(model: ModelConfig) -> str:
+    if model.rope_scaling is None:
+        return "without scaling"
+    scaling = model.rope_scaling
+    return (
+        f"with the scaling of Llama-3.1 (factor {scaling.factor:g} over {scaling.original_max_position_embeddings} "
+        "positions)"
     )
 
 

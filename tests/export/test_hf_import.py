@@ -35,6 +35,12 @@ ROOT = Path(__file__).parents[2]
 # So small a step that no fp32 weight changes.
 NO_STEP = {"lr": 1e-30, "min_lr": 1e-30}
 
+ROPE_IN_THE_CARD = {
+    "llama-3": "without scaling",
+    "llama-3.1": "with the scaling of Llama-3.1 (factor 8 over 64 positions)",
+    "llama-3.2": "with the scaling of Llama-3.1 (factor 32 over 64 positions)",
+}
+
 
 def load_tensors(directory: Path) -> dict[str, torch.Tensor]:
     files = sorted(directory.glob("*.safetensors"))
@@ -94,6 +100,7 @@ def test_a_llama_comes_back_from_megatron_with_every_tensor_and_every_field_of_i
     assert differing - ours_alone == set()
     loss = read_metrics(Path(cfg.run_dir))[0]["loss"]
     assert loss == pytest.approx(mean_loss(llamas[name], workspace.root / "data", range(4)), abs=1e-5)
+    assert f"RoPE base 10000 {ROPE_IN_THE_CARD[name]}. Weights in" in (tmp_path / "hf" / "README.md").read_text()
 
 
 def test_the_record_of_the_parent_has_the_hash_of_its_files_and_its_context(

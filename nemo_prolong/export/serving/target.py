@@ -30,9 +30,16 @@ CHECK_FILE = "check_server.py"
 
 _COMMANDS = {
     # The long-lived name of the flag; newer versions of TensorRT-LLM call it --config too.
-    "trtllm": f'trtllm-serve "${{model[@]}}" --extra_llm_api_options "$directory/{SETTINGS_FILE}"',
+    "trtllm": f'trtllm-serve "${{model[@]}}" "${{sizes[@]}}" --extra_llm_api_options "$directory/{SETTINGS_FILE}"',
     "vllm": f'vllm serve "${{model[@]}}" --config "$directory/{SETTINGS_FILE}"',
 }
+
+_TRTLLM_SIZES = f"""\
+# The first versions of TensorRT-LLM 1 let the defaults of their command line win over these keys of the file.
+sizes=()
+for key in max_batch_size max_num_tokens max_seq_len; do
+    sizes+=("--$key" "$(sed -n "s/^$key: //p" "$directory/{SETTINGS_FILE}")")
+done"""
 
 
 def check_target(cfg: ExportConfig, manifest: StageManifest) -> None:
@@ -66,6 +73,12 @@ def check_target(cfg: ExportConfig, manifest: StageManifest) -> None:
                 f"export.max_num_tokens={target.max_num_tokens}",
                 f"chunks of a prompt are whole blocks of {KV_BLOCK_TOKENS} tokens.",
                 f"Set export.max_num_tokens={nearest}.",
+            )
+        if target.max_batch_size > target.max_num_tokens:
+            raise ConfigError(
+                f"export.max_batch_size={target.max_batch_size}",
+                f"a step has a token of every request, and export.max_num_tokens is {target.max_num_tokens}.",
+                f"Set export.max_batch_size={target.max_num_tokens}, or more export.max_num_tokens.",
             )
         check_memory(manifest.model, manifest.advertised_context_length, target)
 
@@ -262,6 +275,7 @@ def _start_script(server: str) -> str:
             "set -euo pipefail",
             'directory=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)',
             'model=("$directory" --host "${HOST:-127.0.0.1}" --port "${PORT:-8000}")',
+            *([_TRTLLM_SIZES] if server == "trtllm" else []),
             f'exec {_COMMANDS[server]} "$@"',
             "",
         ]

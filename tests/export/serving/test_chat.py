@@ -70,6 +70,18 @@ def test_fp8_is_refused_because_transformers_would_ignore_the_scales(fp8, chat):
         chat(fp8, "--ask", "number")
 
 
+def test_a_file_that_is_no_text_and_the_checkpoint_of_an_engine_are_refused(exported, engine, chat, capsys, tmp_path):
+    file = tmp_path / "image.bin"
+    file.write_bytes(b"\xff\xd8\xff\xe0")
+    for arguments, message in (
+        ((exported, "--file", file), f"{file} cannot be read as text in UTF-8: "),
+        ((engine,), f"{engine} holds the checkpoint of an engine, which transformers does not read"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            chat(*arguments)
+        assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -74,7 +74,8 @@ def test_a_refused_token_is_named_as_the_cause_and_not_printed(exported, endpoin
         with pytest.raises(ExportError) as caught:
             publish(exported, TARGET)
     assert "export.push_to_hub=org/name: the Hub did not take it: 401 Client Error" in str(caught.value)
-    assert "hf auth login" in str(caught.value) and TOKEN not in str(caught.value)
+    assert "(hf auth login), then export again with overwrite=true." in str(caught.value)
+    assert TOKEN not in str(caught.value)
 
 
 def test_a_hub_that_does_not_answer_is_an_error_of_one_line(exported, endpoint):

@@ -19,6 +19,7 @@ from nemo_prolong.export.serving.settings import TrtllmSettings, VllmSettings, r
 from nemo_prolong.export.serving.target import check_target
 
 DOCKER = Path(__file__).parents[3] / "docker" / "serve"
+SIZES = ("--max_batch_size", "1", "--max_num_tokens", "256", "--max_seq_len", "524288")
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +72,14 @@ def test_settings_that_the_server_would_refuse_are_found(fp8, tmp_path, change, 
 
 
 @pytest.mark.parametrize(
-    ("kind", "program", "flag"), [("fp8", "trtllm-serve", "--extra_llm_api_options"), ("vllm", "vllm", "--config")]
+    ("kind", "program", "flags"),
+    [
+        # The sizes twice: versions of TensorRT-LLM differ in whether the file or the command line wins.
+        ("fp8", "trtllm-serve", [*SIZES, "--extra_llm_api_options"]),
+        ("vllm", "vllm", ["--config"]),
+    ],
 )
-def test_the_start_script_serves_its_own_directory_from_anywhere(request, tmp_path, kind, program, flag):
+def test_the_start_script_serves_its_own_directory_from_anywhere(request, tmp_path, kind, program, flags):
     directory = request.getfixturevalue(kind)
     (tmp_path / program).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / program).chmod(0o755)
@@ -89,7 +95,7 @@ def test_the_start_script_serves_its_own_directory_from_anywhere(request, tmp_pa
     serve = ["serve"] if kind == "vllm" else []
     address = ["--host", "127.0.0.1", "--port", "8123"]
     assert done.stdout.splitlines() == [
-        *serve, str(directory), *address, flag, f"{directory}/serve.yaml", "--log_level", "debug",
+        *serve, str(directory), *address, *flags, f"{directory}/serve.yaml", "--log_level", "debug",
     ]  # fmt: skip
 
 
@@ -108,6 +114,11 @@ def test_the_bf16_weights_for_a_server_are_those_of_the_plain_directory(bf16, vl
         ),
         ({"verify": False, "export": {"push_to_hub": "a/b"}}, "verify=false: only what was compared is published."),
         ({"export": {"format": "trtllm", "max_num_tokens": 100}}, "Set export.max_num_tokens=64."),
+        (
+            {"export": {"format": "vllm", "max_num_tokens": 64, "max_batch_size": 65}},
+            "export.max_batch_size=65: a step has a token of every request, and export.max_num_tokens is 64. "
+            "Set export.max_batch_size=64, or more export.max_num_tokens.",
+        ),
         ({"export": {"format": "vllm", "pipeline_parallel_size": 2}}, "belongs to trtllm_engine_checkpoint."),
     ],
 )
@@ -133,8 +144,8 @@ def test_layouts_that_an_engine_cannot_have_are_refused(workspace, tmp_path, cha
 
 
 def test_what_does_not_fit_is_refused_before_the_export_begins(workspace, tmp_path):
-    cfg = target_config(workspace.child, tmp_path / "out", "vllm", max_batch_size=10_000)
-    with pytest.raises(ExportError, match=r"10000 x 512K tokens do not fit.*Set export\.max_batch_size="):
+    cfg = target_config(workspace.child, tmp_path / "out", "vllm", max_batch_size=5_000)
+    with pytest.raises(ExportError, match=r"5000 x 512K tokens do not fit.*Set export\.max_batch_size="):
         check_target(cfg, StageManifest.read(workspace.child))
 
 
