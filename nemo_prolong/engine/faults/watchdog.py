@@ -10,13 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from nemo_prolong.engine.events import record_event
 from nemo_prolong.errors import EXIT_HUNG
 
 log = logging.getLogger(__name__)
+
+_REPORT_SECONDS = 30.0
+"""The file system that the report is written to may be what the process hangs on."""
 
 
 class HangWatchdog(Callback):
@@ -36,6 +38,7 @@ class HangWatchdog(Callback):
         self.run_dir = run_dir
         self._last_progress = time.monotonic()
         self._step = 0
+        self._rank = 0
         # Made when training starts: NeMo copies its callbacks, and an event cannot be copied.
         self._ended: threading.Event | None = None
 
@@ -46,6 +49,7 @@ class HangWatchdog(Callback):
     def on_train_start(self, trainer: Any, *args: Any) -> None:
         """Start to watch."""
         self._progress(trainer.global_step)
+        self._rank = trainer.global_rank
         if self.hang_seconds is not None:
             self._ended = threading.Event()
             threading.Thread(
@@ -75,14 +79,17 @@ class HangWatchdog(Callback):
                 self._give_up()
 
     def _give_up(self) -> None:
-        rank = torch.distributed.get_rank()
-        stacks = self.run_dir / f"stacks.rank{rank}.txt"
-        detail = f"rank {rank} made no progress for {self.hang_seconds:g} s; its stacks are in {stacks.name}"
-        log.error("%s", detail)
-        record_event(self.run_dir, self._step, "hang", detail)
         try:
-            with stacks.open("w") as file:
-                faulthandler.dump_traceback(file, all_threads=True)
+            threading.Timer(_REPORT_SECONDS, os._exit, [EXIT_HUNG]).start()
+            self._report()
         finally:
             # The main thread is stuck in a call that no exception reaches.
             os._exit(EXIT_HUNG)
+
+    def _report(self) -> None:
+        stacks = self.run_dir / f"stacks.rank{self._rank}.txt"
+        detail = f"rank {self._rank} made no progress for {self.hang_seconds:g} s; its stacks are in {stacks.name}"
+        log.error("%s", detail)
+        record_event(self.run_dir, self._step, "hang", detail)
+        with stacks.open("w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
