@@ -29,3 +29,20 @@ def write_text_atomically(path: str | Path, text: str) -> None:
 def write_json_atomically(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON; NaN and infinity are refused, they are not JSON."""
     write_text_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Append ``line`` as UTF-8 and a newline; where that fails, on a full disk say, no part of it stays.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with open(path, "ab", buffering=0) as file:
+        size_bytes = file.tell()
+        rest = f"{line}\n".encode()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(size_bytes)
+            raise

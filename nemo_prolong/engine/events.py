@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from nemo_prolong.config.run_records import EVENTS_FILE
+from nemo_prolong.files import append_line
 from nemo_prolong.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ def record_event(run_dir: Path, step: int, event: str, detail: str) -> None:
     """
     record = {"time": round(time.time(), 3), "step": step, "event": event, "detail": redact(detail)}
     try:
-        with (run_dir / EVENTS_FILE).open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(run_dir / EVENTS_FILE, json.dumps(record))
     except OSError as error:
         log.error("event %s could not be recorded: %s", record, error)

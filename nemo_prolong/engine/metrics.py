@@ -25,6 +25,7 @@ from nemo_prolong.engine.telemetry.names import named_figures
 from nemo_prolong.engine.telemetry.performance import Performance, device_name, peak_memory_bytes
 from nemo_prolong.engine.telemetry.step_sums import GroupLoss, StepSums, StepTotals
 from nemo_prolong.engine.telemetry.trackers import Trackers
+from nemo_prolong.files import append_line
 from nemo_prolong.units import format_seconds, format_tokens
 
 log = logging.getLogger(__name__)
@@ -165,8 +166,11 @@ class StepMetrics(Callback):
     # ---- where records go -------------------------------------------------------------------------------------------
 
     def _write(self, record: Record) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            append_line(self.path, json.dumps(record))
+        except OSError as error:
+            # The ranks would wait for this one. A disk that stays full ends the run through its checkpoints.
+            log.error("the record of step %d could not be written: %s", record["step"], error)
         self._trackers.log(named_figures(record), record["step"], record["time"])
 
     def on_fit_end(self, trainer: pl.Trainer, *args: Any) -> None:
