@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ from nemo_prolong.config.checkpoint_manifest import (
 )
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.units import format_bytes
+
+log = logging.getLogger(__name__)
 
 # How the weights are laid out; another value would make Megatron read them with other code.
 MEGATRON_FORMAT = {
@@ -222,6 +225,8 @@ def publish(temporary: Path, final: Path) -> None:
         delete_checkpoint(final)
     temporary.rename(final)
     sync_directory(final.parent)
+    # The first save of a run made that directory.
+    sync_directory(final.parents[1])
 
 
 def delete_checkpoint(checkpoint: Path) -> None:
@@ -233,25 +238,46 @@ def delete_checkpoint(checkpoint: Path) -> None:
 
 
 def remove_leftovers(run_dir: Path) -> list[str]:
-    """Delete what killed saves and killed deletions left; return the names."""
-    leftovers = [path for path in sorted((run_dir / "checkpoints").glob("*")) if _LEFTOVER.fullmatch(path.name)]
-    for path in leftovers:
-        shutil.rmtree(path)
-    return [path.name for path in leftovers]
+    """Delete what killed saves and killed deletions left; return the names.
+
+    What cannot be deleted stays until the next start, with a warning: it is in nobody's way.
+    """
+    removed = []
+    for path in sorted((run_dir / "checkpoints").glob("*")):
+        if not _LEFTOVER.fullmatch(path.name):
+            continue
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            log.warning("a leftover of a killed save could not be deleted: %s", error)
+        else:
+            removed.append(path.name)
+    return removed
 
 
-def superseded(run_dir: Path, newest: Path, keep_last: int, keep_every_steps: int | None) -> list[Path]:
+def superseded(
+    run_dir: Path, newest: Path, keep_last: int, keep_every_steps: int | None, refused: Collection[int] = ()
+) -> list[Path]:
     """Return the checkpoints that may be deleted now that ``newest`` is on disk.
 
     Kept are the ``keep_last`` newest complete ones up to ``newest`` and every ``keep_every_steps``-th. Steps after
     ``newest`` are not touched.
+
+    Args:
+        run_dir: Run directory.
+        newest: The checkpoint that was saved last.
+        keep_last: How many complete ones are kept.
+        keep_every_steps: Multiples of it are kept too; None: no others.
+        refused: Steps of checkpoints that are known to be damaged. Files and sizes may not show it, and in place of a
+            good one none of them is kept.
 
     Raises:
         CheckpointError: If ``newest`` is not complete; then nothing may be deleted.
     """
     check_listing(newest)
     before = [checkpoint_directory(run_dir, step) for step in listed_steps(run_dir) if step < step_of(newest)]
-    kept = [newest, *filter(_is_complete, reversed(before))][:keep_last]
+    good = [path for path in reversed(before) if step_of(path) not in refused and _is_complete(path)]
+    kept = [newest, *good][:keep_last]
     return [
         path for path in before if path not in kept and not (keep_every_steps and step_of(path) % keep_every_steps == 0)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -233,6 +234,15 @@ def test_the_newest_complete_and_the_permanent_checkpoints_are_kept(run_dir: Pat
     assert names(superseded(run_dir, checkpoint_directory(run_dir, 4), 1, None)) == ["step_00000002"]
 
 
+def test_a_checkpoint_that_was_refused_is_not_kept_in_place_of_a_good_one(run_dir: Path) -> None:
+    write_checkpoint(run_dir, 6)
+    flip(checkpoint_directory(run_dir, 4) / FILES[4], 3)
+    newest = checkpoint_directory(run_dir, 6)
+    # Its files and sizes are right: only reading it showed the damage.
+    assert names(superseded(run_dir, newest, 2, None)) == ["step_00000002"]
+    assert names(superseded(run_dir, newest, 2, None, refused={4})) == ["step_00000004"]
+
+
 def test_nothing_may_be_deleted_while_the_newest_is_not_complete(run_dir: Path) -> None:
     (checkpoint_directory(run_dir, 4) / FILES[4]).unlink()
     with pytest.raises(CheckpointError, match="it is missing"):
@@ -262,6 +272,36 @@ def test_leftovers_of_killed_saves_are_removed_and_nothing_else(run_dir: Path) -
     assert remove_leftovers(run_dir) == ["step_00000006.writing-0a1b2c3d"]
     kept = names(sorted((run_dir / "checkpoints").iterdir()))
     assert kept == ["notes", "step_00000002", "step_00000004", "step_00000006.mine"]
+
+
+def test_a_leftover_that_cannot_be_deleted_is_a_warning_and_the_others_go(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("step_00000006.writing-0a1b2c3d", "step_00000008.writing-4e5f6a7b"):
+        (run_dir / "checkpoints" / name).mkdir()
+    remove_tree = shutil.rmtree
+
+    def busy(path: Path) -> None:
+        if "step_00000006" in path.name:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        remove_tree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    assert remove_leftovers(run_dir) == ["step_00000008.writing-4e5f6a7b"]
+    (warning,) = caplog.messages
+    assert warning.startswith("a leftover of a killed save could not be deleted: [Errno 39] Directory not empty: '/")
+
+
+def test_the_directories_of_a_new_checkpoint_are_on_disk_up_to_the_run(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = checkpoint_directory(run_dir, 6)
+    temporary = final.with_name("step_00000006.writing-0a1b2c3d")
+    shutil.copytree(checkpoint_directory(run_dir, 4), temporary)
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    publish(temporary, final)
+    assert synced == [str(run_dir / "checkpoints"), str(run_dir)]
 
 
 def test_a_new_save_of_a_step_replaces_a_damaged_one(run_dir: Path) -> None:

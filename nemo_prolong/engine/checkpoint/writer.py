@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from nemo_prolong.config.checkpoint_files import delete_checkpoint, remove_leftovers, superseded
+from nemo_prolong.config.checkpoint_manifest import listed_steps
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine.checkpoint.description import ModelDescription
 from nemo_prolong.engine.checkpoint.save import CheckpointSave
@@ -44,7 +45,11 @@ class CheckpointWriter(Callback):
         self.background = on_gpu if cfg.checkpoint.async_save is None else cfg.checkpoint.async_save
         self._pending: CheckpointSave | None = None
         self._failed_saves = 0
+        # Of the last save, whatever became of it; and of the last one that is complete.
         self._saved_step = 0
+        self._complete_step = 0
+        self._is_final = False
+        self._refused: set[int] = set()
         self._last_save_seconds = time.monotonic()
         self._blocked_seconds = 0.0
 
@@ -56,6 +61,8 @@ class CheckpointWriter(Callback):
         if trainer.is_global_zero:
             for name in remove_leftovers(self.run_dir):
                 log.info("removed %s, left by a process that was killed", name)
+            # Newer ones than the one it continues from were refused.
+            self._refused = {step for step in listed_steps(self.run_dir) if step > trainer.global_step}
         self._last_save_seconds = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -99,15 +106,17 @@ class CheckpointWriter(Callback):
         if not self.background:
             self.wait()
 
-    def save_unless_saved(self, trainer: pl.Trainer) -> None:
-        """Have the state of this step saved and complete, on all ranks.
+    def save_before_stop(self, trainer: pl.Trainer) -> None:
+        """Have the state of this step saved and complete, on all ranks; one that failed is saved again.
 
         Raises:
-            CheckpointError: On every rank, if it could not be saved and that was one failure too many.
+            CheckpointError: On every rank, if it could not be saved: there is no later save to make up for it.
         """
-        if trainer.global_step != self._saved_step:
-            self.save(trainer)
         self.wait()
+        self._is_final = True
+        if trainer.global_step != self._complete_step:
+            self.save(trainer)
+            self.wait()
 
     def wait(self) -> None:
         """Complete the save that is under way, if there is one.
@@ -123,7 +132,7 @@ class CheckpointWriter(Callback):
         except RankFailure as failure:
             self._give_up(save, failure)
             return
-        self._pending, self._failed_saves = None, 0
+        self._pending, self._failed_saves, self._complete_step = None, 0, save.step
         self._blocked_seconds += time.monotonic() - started
         if save.manifest is not None:
             self._report(save, format_bytes(save.manifest.total_bytes))
@@ -144,7 +153,7 @@ class CheckpointWriter(Callback):
             save.abandon()
             log.error("checkpoint of step %d failed, the ones before it are untouched: %s", save.step, failure)
             record_event(self.run_dir, save.step, "checkpoint_failed", str(failure))
-        is_last = save.step == self.cfg.train.train_iters
+        is_last = self._is_final or save.step == self.cfg.train.train_iters
         if is_last or self._failed_saves >= self.cfg.checkpoint.max_failed_saves:
             raise CheckpointError(
                 str(save.final),
@@ -155,8 +164,11 @@ class CheckpointWriter(Callback):
     def _delete_superseded(self, save: CheckpointSave) -> None:
         """Delete what is too old; on rank 0, which has seen the new checkpoint complete."""
         settings = self.cfg.checkpoint
+        self._refused.discard(save.step)
         try:
-            for old in superseded(self.run_dir, save.final, settings.keep_last, settings.keep_every_steps):
+            for old in superseded(
+                self.run_dir, save.final, settings.keep_last, settings.keep_every_steps, self._refused
+            ):
                 delete_checkpoint(old)
         except (OSError, CheckpointError) as error:
             log.warning("an old checkpoint could not be deleted: %s", error)

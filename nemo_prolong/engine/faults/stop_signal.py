@@ -64,12 +64,16 @@ class StopOnSignal(Callback):
         self.listen()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Save and stop if any rank was asked to."""
+        """Save and stop if any rank was asked to.
+
+        Raises:
+            CheckpointError: On every rank, if the state could not be saved.
+        """
         if not agree_any(self._received is not None) or trainer.global_step >= trainer.max_steps:
             return
         if self._received is not None:
             log.warning("rank %d received %s", torch.distributed.get_rank(), self._received.name)
-        self.writer.save_unless_saved(trainer)
+        self.writer.save_before_stop(trainer)
         if trainer.is_global_zero:
             log.warning("stopped after step %d, as asked; the same command continues", trainer.global_step)
             record_event(self.run_dir, trainer.global_step, "stopped_by_signal", "state saved")
