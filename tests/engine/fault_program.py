@@ -1,60 +1,140 @@
 """Stages of two ranks with faults; ``fault_program.py CASES.json OUTPUT`` writes {case: exit statuses of the ranks}.
 
-A case is ``{"name": str, "config": RunConfig, "fault": {"kind": str, "rank": int, "step": int} or null}``. A fault
-happens on one rank while it trains that step: ``sigterm`` and ``sigstop`` hit its process, ``nan`` spoils its loss,
-``nan_from`` the losses of all steps from there on.
+A case is ``{"name": str, "config": RunConfig, "fault": {"kind": str, "rank": int, "step": int, ...} or null}``. A fault
+happens on one rank, in that step; ``FAULTS`` says what each kind is.
 """
 
+import errno
 import functools
 import json
 import os
+import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import kill_program
 from fork_ranks import run_ranks
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import ProlongError
+
+Fault = dict[str, Any]
 
 
 def train(case: dict[str, Any], rank: int) -> None:
     """Be one rank of a case."""
     from nemo_prolong.stages.run import run_stage
 
-    if case["fault"] and case["fault"]["rank"] == rank:
-        prepare(case["fault"])
+    if case["fault"] and rank in (case["fault"]["rank"], case["fault"].get("other_rank")):
+        FAULTS[case["fault"]["kind"]](case["fault"], rank)
     try:
         run_stage(RunConfig(**case["config"]), [])
     except ProlongError as error:
         print(error, flush=True)
         sys.exit(error.exit_code)
+    # Everything is saved, and taking NeMo apart takes longer than these stages.
+    sys.stdout.flush()
+    os._exit(0)
 
 
-def prepare(fault: dict[str, Any]) -> None:
-    """Have the fault happen on this rank."""
+def at_steps(action: Callable[[int], None]) -> None:
+    """Call ``action`` with the number of each step before it is trained."""
     from nemo_prolong.engine.faults.step_guard import StepGuard
-    from nemo_prolong.engine.packed_step import ExactLossReduction
 
-    begin, forward = StepGuard.on_train_batch_start, ExactLossReduction.forward
-    now = {"step": 0}
+    begin = StepGuard.on_train_batch_start
 
     def on_train_batch_start(self: StepGuard, trainer: Any, *args: Any) -> None:
         begin(self, trainer, *args)
-        now["step"] = trainer.global_step + 1
-        if now["step"] == fault["step"] and fault["kind"] in ("sigterm", "sigstop"):
-            os.kill(os.getpid(), getattr(signal, fault["kind"].upper()))
+        action(trainer.global_step + 1)
+
+    StepGuard.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
+
+
+def send(number: signal.Signals, fault: Fault, rank: int) -> None:
+    """Hit the process with a signal."""
+    at_steps(lambda step: os.kill(os.getpid(), number) if step == fault["step"] else None)
+
+
+def spoil(fault: Fault, rank: int) -> None:
+    """Spoil the loss of the step, or with ``on`` those of all steps from there on."""
+    from nemo_prolong.engine.packed_step import ExactLossReduction
+
+    forward, now = ExactLossReduction.forward, {"step": 0}
 
     def spoiled(self: ExactLossReduction, batch: Any, forward_out: Any) -> Any:
         loss, targets, report = forward(self, batch, forward_out)
-        is_spoiled = (fault["kind"] == "nan" and now["step"] == fault["step"]) or (
-            fault["kind"] == "nan_from" and now["step"] >= fault["step"]
-        )
+        is_spoiled = now["step"] == fault["step"] or (fault.get("on") and now["step"] > fault["step"])
         return (loss * float("nan"), targets, report) if is_spoiled else (loss, targets, report)
 
-    StepGuard.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
+    at_steps(lambda step: now.update(step=step))
     ExactLossReduction.forward = spoiled  # type: ignore[method-assign]
+
+
+def kill_in_save(fault: Fault, rank: int) -> None:
+    """Die in the save of the step, at a point of ``kill_program.py``."""
+    assert fault["step"] == kill_program.KILLED_STEP
+    kill_program.arm(fault["point"])
+
+
+def fail_saves(fault: Fault, rank: int) -> None:
+    """Have the shards of the next saves meet a full disk, ``times`` times; the process is also asked to stop."""
+    from nemo_prolong.engine.checkpoint.megatron_io import PlannedSave
+
+    results, failures = PlannedSave.shard_results, iter(range(fault["times"]))
+    send(signal.SIGTERM, fault, rank)
+
+    def failing(self: PlannedSave) -> Any:
+        found = results(self)
+        if f"step_{fault['step']:08d}" in str(self.checkpoint) and next(failures, None) is not None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return found
+
+    PlannedSave.shard_results = failing  # type: ignore[method-assign]
+
+
+def damage(fault: Fault, rank: int) -> None:
+    """Flip a bit in the checkpoint of the step, before the run looks at it."""
+    shard = next(Path(fault["run"]).glob(f"checkpoints/step_{fault['step']:08d}/weights/*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
+
+def refuse_growth(fault: Fault, rank: int) -> None:
+    """Let the kernel refuse every byte beyond the first 1024 of a file, until the step ``until``."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(step: int) -> None:
+        if step in (fault["step"], fault["until"]):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024 if step == fault["step"] else hard, hard))
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    at_steps(limit)
+
+
+def set_clock(fault: Fault, rank: int) -> None:
+    """Let every step take ``minutes[rank]`` by the clock of the checkpoint writer."""
+    from nemo_prolong.engine.checkpoint import writer
+
+    now = {"seconds": 1e6 * rank}
+    at_steps(lambda step: now.update(seconds=now["seconds"] + 60 * fault["minutes"][rank]))
+    writer.time = SimpleNamespace(monotonic=lambda: now["seconds"])
+
+
+FAULTS: dict[str, Callable[[Fault, int], None]] = {
+    "sigterm": functools.partial(send, signal.SIGTERM),
+    "sigstop": functools.partial(send, signal.SIGSTOP),
+    "nan": spoil,
+    "kill_in_save": kill_in_save,
+    "unsaved_stop": fail_saves,
+    "damage": damage,
+    "full_disk": refuse_growth,
+    "clock": set_clock,
+}
 
 
 def main() -> None:
@@ -65,7 +145,9 @@ def main() -> None:
     statuses = {}
     for case in cases:
         log = str(output.with_name(case["name"]))
-        statuses[case["name"]] = run_ranks(functools.partial(train, case), 2, log, seconds_after_first_end=30)
+        # A stopped rank is the one that does not end, after the others have.
+        patience = 2 if case["fault"] and case["fault"]["kind"] == "sigstop" else 30
+        statuses[case["name"]] = run_ranks(functools.partial(train, case), 2, log, seconds_after_first_end=patience)
     output.write_text(json.dumps(statuses))
 
 
