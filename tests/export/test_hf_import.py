@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import subprocess
 import sys
@@ -164,8 +163,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "four ranks of two layers and two slices": {
         "parallelism": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
         "model": {"make_vocab_size_divisible_by": 384},
+        "layout": {"world_size": 4, "tensor": 2, "pipeline": 2, "context": 1, "data": 1},
     },
-    "two ranks that share every document": {"parallelism": {"context_parallel_size": 2}},
+    "two ranks that share every document": {
+        "parallelism": {"context_parallel_size": 2},
+        "layout": {"world_size": 2, "tensor": 1, "pipeline": 1, "context": 2, "data": 1},
+    },
 }
 
 
@@ -175,13 +178,18 @@ def trained_at_layouts(
 ) -> dict[str, Path]:
     """Runs from the directory of llama-3.2 by layout, all in forks of one program."""
     stages = {
-        name: stage_from(workspace, llamas["llama-3.2"], f"layout_{index}", **changes)
+        name: stage_from(
+            workspace,
+            llamas["llama-3.2"],
+            f"layout_{index}",
+            **{key: value for key, value in changes.items() if key != "layout"},
+        )
         for index, (name, changes) in enumerate(LAYOUTS.items())
     }
     jobs = [
         {
             "config": cfg.model_dump(mode="json"),
-            "ranks": math.prod(value for value in LAYOUTS[name]["parallelism"].values()),
+            "ranks": LAYOUTS[name]["layout"]["world_size"],
             "log": f"{cfg.run_dir}.log",
         }
         for name, cfg in stages.items()
@@ -203,6 +211,7 @@ def test_the_ranks_of_a_layout_take_their_parts_and_leave_a_checkpoint_that_is_e
     assert loss == pytest.approx(mean_loss(directory, workspace.root / "data", range(4)), abs=1e-5)
     checkpoint = newest_checkpoint(run)
     assert checkpoint is not None and len(list((checkpoint / "weights").glob("*.distcp"))) > 2
+    assert json.loads((checkpoint / "manifest.json").read_text())["layout"] == LAYOUTS[layout]["layout"]
     export(export_config(run, tmp_path / "hf"))
     before, after = load_tensors(directory), load_tensors(tmp_path / "hf")
     assert before.keys() == after.keys()
