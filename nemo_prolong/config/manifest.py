@@ -42,6 +42,7 @@ class ParentRecord(BaseModel):
         transition: What was taken.
         sha256: One hash over configuration, index and weights of a Hugging Face directory.
         context_length: Tokens that a Hugging Face directory says its model is made for.
+        rotary_base: RoPE base that the weights were trained with; the stage's own may be another.
         taken: What the stage took, in words.
         not_taken: What it did not take, and started anew.
     """
@@ -53,6 +54,7 @@ class ParentRecord(BaseModel):
     transition: str
     sha256: str | None = None
     context_length: int | None = None
+    rotary_base: float | None = None
     taken: list[str] = []
     not_taken: list[str] = []
 

@@ -122,8 +122,10 @@ def _training(lineage: list[StageManifest]) -> str:
     parts = [_table(header, rows), "Tokens are those of documents, without padding; target tokens have a loss."]
     parent = lineage[0].parent
     if parent is not None:
-        step = "" if parent.path.startswith(HF_PREFIX) else f" (step {parent.step})"
-        parts.append(f"The first stage in the table continues `{parent.path}`{step}, not described here.")
+        known = [] if parent.path.startswith(HF_PREFIX) else [f"step {parent.step}"]
+        known += [] if parent.rotary_base is None else [f"rotary_base {parent.rotary_base:g}"]
+        what = f" ({', '.join(known)})" if known else ""
+        parts.append(f"The first stage in the table continues `{parent.path}`{what}, not described here.")
     parts.append("Data mixture, as shares of the training rows:")
     mixtures = [
         (stage.stage, entry["path"], f"{entry['proportion']:.1%}") for stage in lineage for entry in stage.data.mixture

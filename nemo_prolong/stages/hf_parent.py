@@ -39,6 +39,7 @@ def check_hugging_face_parent(cfg: RunConfig, *, weights: bool) -> ParentRecord:
         transition=cfg.transition,
         sha256=directory.sha256() if weights else None,
         context_length=directory.context_length,
+        rotary_base=directory.rotary_base,
     )
 
 

@@ -96,7 +96,9 @@ def check_files(cfg: RunConfig, rank: int = 0) -> Start:
         found,
         taken,
         parent=parent,
-        parent_record=ParentRecord(path=str(parent_dir), step=parent.step, transition=cfg.transition),
+        parent_record=ParentRecord(
+            path=str(parent_dir), step=parent.step, transition=cfg.transition, rotary_base=parent.rotary_base
+        ),
         parent_checkpoint=taken.checkpoint,
     )
 

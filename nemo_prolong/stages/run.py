@@ -145,6 +145,8 @@ def _announce(cfg: RunConfig, start: Start, manifest: StageManifest) -> None:
     elif manifest.parent:
         log.info("takes %s of %s", ", ".join(manifest.parent.taken), start.parent_checkpoint or cfg.parent)
         log.info("starts anew: %s", ", ".join(manifest.parent.not_taken))
+        if manifest.parent.rotary_base not in (None, cfg.model.rotary_base):
+            log.info("RoPE base: %g in the parent, %g from here on", manifest.parent.rotary_base, cfg.model.rotary_base)
     log.info("writes %s; library output goes to %s/train.log", cfg.run_dir, cfg.run_dir)
 
 

@@ -102,8 +102,8 @@ def test_a_llama_comes_back_from_megatron_with_every_tensor_and_every_field_of_i
     assert f"RoPE base 10000 {ROPE_IN_THE_CARD[name]}. Weights in" in (tmp_path / "hf" / "README.md").read_text()
 
 
-def test_the_record_of_the_parent_has_the_hash_of_its_files_and_its_context(
-    workspace: Workspace, llamas: dict[str, Path]
+def test_the_record_of_the_parent_has_the_hash_of_its_files_its_context_and_its_rope_base(
+    workspace: Workspace, llamas: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from nemo_prolong.stages.run import run_stage
 
@@ -117,9 +117,14 @@ def test_the_record_of_the_parent_has_the_hash_of_its_files_and_its_context(
         "transition": "weights",
         "sha256": HuggingFaceDirectory(llamas["llama-3.1"]).sha256(),
         "context_length": 512,
+        "rotary_base": 10000.0,
     }
     assert manifest.parent.model_dump(include=set(expected)) == expected
     assert (manifest.trained_context_length, manifest.rotary_base) == (512, 80000.0)
+    assert "RoPE base: 10000 in the parent, 80000 from here on" in capfd.readouterr().out
+    export(export_config(Path(cfg.run_dir), tmp_path / "hf", verify=False))
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert f"continues `hf:{llamas['llama-3.1']}` (rotary_base 10000), not described here." in card
 
 
 def test_two_steps_from_an_exported_directory_begin_with_the_loss_of_transformers(

@@ -144,7 +144,7 @@ def test_a_complete_parent_gives_its_newest_checkpoint_and_a_record_of_it(make_c
     start = check_files(make_child(parent))
     assert start.resume is None
     assert start.parent is not None and start.parent.name == "parent"
-    assert start.parent_record == ParentRecord(path=str(parent), step=4, transition="weights")
+    assert start.parent_record == ParentRecord(path=str(parent), step=4, transition="weights", rotary_base=10000.0)
     assert start.parent_checkpoint == checkpoint_directory(parent, 4)
 
 
