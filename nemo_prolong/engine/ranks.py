@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import time
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch.distributed import HashStore, PrefixStore, Store
+
+from nemo_prolong.errors import CheckpointError
 
 _POLL_SECONDS = 0.02
 
@@ -81,6 +84,11 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def rank_and_size() -> tuple[int, int]:
+    """Return this rank and the number of ranks, before there are process groups."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def open_store() -> Store:
     """Return the store that the ranks meet at, before there are process groups; they are formed with it later.
 
@@ -90,7 +98,7 @@ def open_store() -> Store:
     Raises:
         TimeoutError: On rank 0, if other ranks do not come.
     """
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = rank_and_size()
     if world_size == 1:
         # A process alone needs no port to meet others; a free one could be taken before it is bound.
         return HashStore()
@@ -144,7 +152,40 @@ def decided_by_rank_zero(store: Store, key: str, value: str | None) -> str | Non
         key: Name of the decision, once for each store.
         value: What rank 0 decided; ignored on other ranks.
     """
-    if int(os.environ.get("RANK", "0")) == 0:
+    if rank_and_size()[0] == 0:
         store.set(key, value or "")
         return value
     return store.get(key).decode() or None
+
+
+def refuse_together(store: Store, check: Callable[[], None], rank: int, world_size: int) -> None:
+    """Run a check on every rank before there are process groups.
+
+    No rank leaves before all know: rank 0 may be the one that keeps the store, and the others would end of its absence.
+
+    Args:
+        store: Of ``open_store``; once for each store.
+        check: May raise a ``CheckpointError``.
+        rank: This rank.
+        world_size: Number of ranks.
+
+    Raises:
+        CheckpointError: On every rank, if the check raised on any: that of the first.
+    """
+    refusal: list[str] = []
+    try:
+        check()
+    except CheckpointError as error:
+        refusal = [error.what, error.rule, error.remedy]
+    store.set(f"refusal/{rank}", json.dumps(refusal))
+    if rank == 0:
+        refusals = [json.loads(store.get(f"refusal/{other}")) for other in range(world_size)]
+        refusal = next(filter(None, refusals), [])
+        store.set("refusal", json.dumps(refusal))
+        for other in range(1, world_size):
+            store.get(f"refusal/known/{other}")
+    else:
+        refusal = json.loads(store.get("refusal"))
+        store.set(f"refusal/known/{rank}", "")
+    if refusal:
+        raise CheckpointError(*refusal)

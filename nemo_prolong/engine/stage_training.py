@@ -27,7 +27,12 @@ from nemo_prolong.engine.faults.watchdog import HangWatchdog  # noqa: E402 - aft
 from nemo_prolong.engine.hf_import import HuggingFaceRestore  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.metrics import StepMetrics  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.model import build_model  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.ranks import decided_by_rank_zero, open_store  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.ranks import (  # noqa: E402 - after cpu.prepare()
+    decided_by_rank_zero,
+    open_store,
+    rank_and_size,
+    refuse_together,
+)
 from nemo_prolong.engine.trainer import build_trainer  # noqa: E402 - after cpu.prepare()
 
 
@@ -68,7 +73,7 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
     parent_checkpoint = _rank_zero_path(store, "parent_checkpoint", parent_checkpoint)
     opened = resume or parent_checkpoint
     if opened is not None:
-        check_pickles(opened)
+        refuse_together(store, lambda: check_pickles(opened), *rank_and_size())
     torch.manual_seed(cfg.seed)
     _set_arithmetic(cfg.train.deterministic)
     data = PackedDataModule(cfg)

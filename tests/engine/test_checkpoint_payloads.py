@@ -6,22 +6,27 @@ Every payload is a pickle that makes a directory when a library unpickles it; th
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launches import run_program
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from nemo_prolong.config.checkpoint_files import choose_checkpoint, hash_files, list_files
+from nemo_prolong.config.checkpoint_files import choose_checkpoint, hash_files, list_files, verify_checkpoint
 from nemo_prolong.config.checkpoint_manifest import CheckpointManifest, checkpoint_directory
 from nemo_prolong.engine.checkpoint.pickles import check_pickles, read_metadata
 from nemo_prolong.engine.weights import CheckpointReader
 from nemo_prolong.errors import CheckpointError
+
+PROGRAM = Path(__file__).with_name("payload_program.py")
 
 
 class Payload:
@@ -165,6 +170,41 @@ def test_a_payload_is_refused_by_file_and_class_and_not_executed(
     assert refusal.value.rule == expected
 
 
+@pytest.fixture(scope="module")
+def continued(
+    one_rank_runs: Path, make_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What two ranks did with a payload in each slot, put there after the checkpoint had been verified."""
+    directory, cases, paths = tmp_path_factory.mktemp("continued"), [], {}
+    config = make_config(name="payloads", train={"train_iters": 10})
+    roles = [("resume", slot) for slot in SLOTS] + [("parent_checkpoint", in_common), ("parent_checkpoint", in_object)]
+    for role, slot in roles:
+        name = f"{role}_{slot.__name__}"
+        checkpoint = checkpoint_directory(directory / name, 8)
+        shutil.copytree(checkpoint_directory(one_rank_runs / "whole", 8), checkpoint)
+        verify_checkpoint(checkpoint)
+        paths[name] = str(slot(checkpoint, directory / f"{name}.executed"))
+        case = {"name": name, "config": config.model_dump(mode="json"), "resume": None, "parent_checkpoint": None}
+        cases.append({**case, role: str(checkpoint)})
+    (directory / "cases.json").write_text(json.dumps(cases))
+    run_program([sys.executable, str(PROGRAM), str(directory / "cases.json"), str(directory / "statuses.json")])
+    return {"directory": directory, "paths": paths, "statuses": json.loads((directory / "statuses.json").read_text())}
+
+
+@pytest.mark.distributed
+def test_all_ranks_refuse_what_was_put_in_after_the_verification_before_anything_opens_it(
+    continued: dict[str, Any],
+) -> None:
+    directory, refused = continued["directory"], [CheckpointError.exit_code] * 2
+    assert continued["statuses"] == dict.fromkeys(continued["paths"], refused) and len(continued["paths"]) == 9
+    for name, path in continued["paths"].items():
+        assert not (directory / f"{name}.executed").exists()
+        held = "a bare pickle" if "bare" in name else "posix.mkdir"
+        for rank in range(2):
+            message = (directory / f"{name}.rank{rank}.log").read_text()
+            assert f"{path}: it holds {held}, which no checkpoint of this software holds." in message
+
+
 def test_a_payload_in_place_of_a_tensor_is_not_executed_by_the_reader(checkpoint: Path, marker: Path) -> None:
     replace_slot(checkpoint, False, archive(Payload(marker)))
     key, _ = entry(read_metadata(checkpoint), False)
@@ -198,7 +238,10 @@ def test_a_scaling_state_as_transformer_engine_writes_it_is_accepted(checkpoint:
 
 
 @pytest.mark.parametrize("name", ["weights/.metadata", "weights/common.pt"])
-def test_a_damaged_pickle_is_refused_as_unreadable(checkpoint: Path, name: str) -> None:
+def test_a_damaged_or_missing_pickle_is_refused_as_unreadable(checkpoint: Path, name: str) -> None:
     (checkpoint / name).write_bytes((checkpoint / name).read_bytes()[:200])
-    with pytest.raises(CheckpointError, match="it cannot be read"):
+    with pytest.raises(CheckpointError, match=f"{name}: it cannot be read"):
+        check_pickles(checkpoint)
+    (checkpoint / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}: it cannot be read \(\[Errno 2\]"):
         check_pickles(checkpoint)

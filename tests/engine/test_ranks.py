@@ -11,7 +11,8 @@ import pytest
 from launches import run_program
 from torch.distributed import HashStore
 
-from nemo_prolong.engine.ranks import agree_on_name
+from nemo_prolong.engine.ranks import agree_on_name, refuse_together
+from nemo_prolong.errors import CheckpointError
 
 PROGRAM = Path(__file__).with_name("meet_program.py")
 
@@ -44,6 +45,28 @@ def test_ranks_that_do_not_come_are_named() -> None:
     store.set_timeout(timedelta(seconds=0.2))
     with pytest.raises(TimeoutError, match=r"^ranks \[1, 2\] did not start within 0\.2 s$"):
         agree_on_name(store, 0, 3)
+
+
+def test_what_one_rank_refuses_all_refuse() -> None:
+    store = HashStore()
+
+    def check(rank: int) -> None:
+        if rank == 1:
+            raise CheckpointError("a file", "it is damaged.", "Use another.")
+
+    def run(rank: int) -> str:
+        with pytest.raises(CheckpointError) as refusal:
+            refuse_together(store, lambda: check(rank), rank, 3)
+        return str(refusal.value)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(run, range(3))) == ["a file: it is damaged. Use another."] * 3
+
+
+def test_ranks_that_refuse_nothing_go_on() -> None:
+    store = HashStore()
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda rank: refuse_together(store, lambda: None, rank, 3), range(3))) == [None] * 3
 
 
 @pytest.mark.distributed

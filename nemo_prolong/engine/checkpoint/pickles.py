@@ -78,7 +78,7 @@ def check_pickles(checkpoint: Path) -> None:
         CheckpointError: Names the file and the class.
     """
     content = read_metadata(checkpoint)
-    _load_archive(checkpoint / COMMON_FILE, (checkpoint / COMMON_FILE).read_bytes())
+    _check_common(checkpoint / COMMON_FILE)
     for path, key, data in _objects(checkpoint, content):
         if data.startswith(pickle.PROTO):
             raise _refusal(path, "a bare pickle")
@@ -86,6 +86,14 @@ def check_pickles(checkpoint: Path) -> None:
         if "_extra_state" in key:
             for state in _byte_strings(value):
                 _check_extra_state(path, state)
+
+
+def _check_common(path: Path) -> None:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    _load_archive(path, data)
 
 
 def read_metadata(checkpoint: Path) -> metadata.Metadata:
