@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,8 +48,9 @@ def check_device(device: str) -> None:
         )
 
 
-def show(stage: Stage, rows: list[Row]) -> None:
+def show(stage: Stage, report: dict[str, Any]) -> None:
     """Print the table of a stage."""
+    rows = [Row.from_json(row) for row in report["rows"]]
     print(f"{stage.letter}. {stage.title}", *map(line, rows), sep="\n", flush=True)
 
 
@@ -61,11 +63,18 @@ def run(arguments: argparse.Namespace) -> int:
     stages = chosen_stages(arguments.stages)
     check_device(arguments.device)
     path = arguments.json or (CARD if arguments.device != "cpu" else None)
+    card = read_reports(path) if path is not None else {}
+
+    def done(stage: Stage, report: dict[str, Any]) -> None:
+        show(stage, report)
+        card[stage.letter] = report
+        if path is not None:
+            write_card(path, card)
+
     flag = "" if arguments.device != "cpu" else " --device cpu"
     command = f"python -m benchmarks.hopper{flag} --stages "
-    reports = run_stages(stages, arguments.device, lambda stage: command + stage.letter, show)
+    reports = run_stages(stages, arguments.device, lambda stage: command + stage.letter, done)
     if path is not None:
-        write_card(path, {**read_reports(path), **reports})
         print(f"card: {path.with_suffix('.md')}")
     results = [row["result"] for report in reports.values() for row in report["rows"]]
     return int(Verdict.FAILED in results or Verdict.MISSED in results)
@@ -78,8 +87,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0", choices=("cuda:0", "cpu"), help="cpu runs small sizes")
     parser.add_argument("--json", type=Path, help="card to write or to add to; the page is written beside it")
     try:
-        # Asked to end, the runner ends the stage that it waits for.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        # Asked to end, as by Ctrl-C: the stage that runs is ended, and what it has shown is kept.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         sys.exit(run(parser.parse_args()))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

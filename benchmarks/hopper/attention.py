@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.hopper.bench import Bench, Stage
 from benchmarks.hopper.measure import largest_error, median_seconds
-from benchmarks.hopper.records import Row, at_least, at_most, attempt, measured
+from benchmarks.hopper.records import Row, at_most, attempt, holds, measured, not_run
 from benchmarks.hopper.rows import short_documents
 from nemo_prolong.ops.attention import document_attention
-from nemo_prolong.plan.devices import dense_peak_flops_per_second
 
 # Relative to the largest entry, against float64. Sixteen-bit formats are compared with what torch makes of them.
 _EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -47,6 +48,29 @@ def alone(lengths: Sequence[int], query: torch.Tensor, key: torch.Tensor, value:
         batch = [x.transpose(0, 1)[None] for x in document]
         outputs.append(F.scaled_dot_product_attention(*batch, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
     return torch.cat(outputs)
+
+
+def alone_by(
+    kernel: SDPBackend, lengths: Sequence[int], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """Return what ``alone`` does, by one of torch's kernels; left to choose, torch takes cuDNN's on a Hopper GPU.
+
+    Raises:
+        RuntimeError: If this kernel cannot run here.
+    """
+    with sdpa_kernel(kernel):
+        return alone(lengths, query, key, value)
+
+
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """Ask torch for determinism as training does with ``train.deterministic``."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.set_deterministic_debug_mode("warn")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode("default")
 
 
 def dense(lengths: Sequence[int], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -113,6 +137,19 @@ def _errors(bench: Bench, lengths: Sequence[int], dtype: torch.dtype) -> tuple[f
     return largest_error(packed, expected), largest_error(peer, expected)
 
 
+def _repeated_rows(bench: Bench) -> Iterator[Row]:
+    """Look whether two runs give the same bits where training asks for it, and how often they do where it does not."""
+    tokens = bench.sized(16_384, 192)
+    for name, lengths in (("one document", [tokens]), ("short documents", short_documents(tokens, 1, tokens))):
+        inputs, gradient = random_row(bench, lengths, torch.bfloat16)
+        run = functools.partial(with_gradients, functools.partial(ours, lengths, bench.device), inputs, gradient)
+        with repeatable():
+            asked = all(map(torch.equal, run(), run()))
+        unasked = all(map(torch.equal, run(), run()))
+        note = f"without asking for it: {'the same' if unasked else 'other bits'}"
+        yield holds(f"bfloat16, train.deterministic: two runs give the same bits, {name}", asked, note)
+
+
 def causal_flops(bench: Bench, lengths: Sequence[int]) -> float:
     """Return the FLOPs of forward and backward that a causal mask leaves: two and five products of half a square."""
     width = bench.sized(32 * 128, 4 * 16)
@@ -135,54 +172,66 @@ def _time_rows(bench: Bench) -> Iterator[Row]:
 def _times(bench: Bench, name: str, lengths: Sequence[int]) -> Iterator[Row]:
     inputs, gradient = random_row(bench, lengths, torch.bfloat16)
     # Boundaries are on the device before the clock starts, as in a layer.
-    bounds = boundaries(lengths, bench.device)
-    sides = {
-        "ours": lambda: with_gradients(
-            lambda q, k, v: document_attention(q, k, v, bounds, max_seqlen=max(lengths)), inputs, gradient
-        ),
-        "alone": lambda: with_gradients(functools.partial(alone, lengths), inputs, gradient),
-    }
-    seconds = median_seconds(bench.device, sides)
-    size = f"{sum(lengths):,} tokens, {len(lengths):,} documents"
-    yield bench.speed_at_most(
-        f"{name}: time over that of its documents alone",
-        seconds["ours"] / seconds["alone"],
-        _SLOWER_THAN_ALONE,
-        note=f"{size}; {seconds['ours'] * 1e3:.4g} ms, alone {seconds['alone'] * 1e3:.4g} ms",
-    )
-    flops = causal_flops(bench, lengths)
-    yield from _rates(bench, name, flops / seconds["ours"], long=len(lengths) <= 8)
+    bounds, longest = boundaries(lengths, bench.device), max(lengths)
+
+    def packed() -> list[torch.Tensor]:
+        return with_gradients(lambda q, k, v: document_attention(q, k, v, bounds, max_seqlen=longest), inputs, gradient)
+
+    def deterministic() -> list[torch.Tensor]:
+        with repeatable():
+            return packed()
+
+    sides = {"ours": packed, "deterministic": deterministic}
+    for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+        if _runs(kernel, bench):
+            attention = functools.partial(alone_by, kernel, lengths)
+            sides[kernel.name] = functools.partial(with_gradients, attention, inputs, gradient)
+    yield from _time_ratios(bench, name, lengths, median_seconds(bench.device, sides))
 
 
-def _rates(bench: Bench, name: str, flops_per_second: float, *, long: bool) -> Iterator[Row]:
-    """Yield the rate, and its share of the device's peak where that is known."""
-    yield measured(f"{name}: rate of causal FLOPs", flops_per_second / 1e12, "TFLOPS")
-    peak = _peak(bench)
-    if peak is None:
-        return
-    share = flops_per_second / peak
-    if long:
-        yield at_least(f"{name}: share of the dense bf16 peak", share, _PEAK_SHARE)
+def _runs(kernel: SDPBackend, bench: Bench) -> bool:
+    """Return whether one of torch's kernels runs here at all."""
+    try:
+        alone_by(kernel, [64], *random_row(bench, [64], torch.bfloat16)[0])
+    except RuntimeError:
+        return False
+    return True
+
+
+def _time_ratios(bench: Bench, name: str, lengths: Sequence[int], seconds: dict[str, float]) -> Iterator[Row]:
+    """Yield our time over that of torch's kernels, and the rate of causal FLOPs."""
+    ours = seconds["ours"]
+    size = f"{sum(lengths):,} tokens, {len(lengths):,} documents; {ours * 1e3:.4g} ms"
+    flash, cudnn = (seconds.get(kernel.name) for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION))
+    bar = f"{name}: time over that of its documents alone"
+    if flash is None:
+        yield not_run(bar, "torch's flash kernel does not run here.")
     else:
-        yield measured(f"{name}: share of the dense bf16 peak", share, "", note="tiles reach beyond short documents")
-
-
-def _peak(bench: Bench) -> float | None:
-    if bench.device.type != "cuda":
-        return None
-    return dense_peak_flops_per_second(torch.cuda.get_device_name(bench.device), "bf16")
+        note = f"the same kernel, called for each document; {size}, alone {flash * 1e3:.4g} ms"
+        yield bench.speed_at_most(bar, ours / flash, _SLOWER_THAN_ALONE, note=note)
+    if cudnn is not None:
+        note = f"what another kernel would bring: {cudnn * 1e3:.4g} ms, called for each document"
+        yield measured(f"{name}: time over that of cuDNN's kernel", ours / cudnn, "", note=note)
+    yield measured(f"{name}: time with train.deterministic over that without", seconds["deterministic"] / ours, "")
+    rate = causal_flops(bench, lengths) / ours
+    yield measured(f"{name}: rate of causal FLOPs", rate / 1e12, "TFLOPS")
+    few = len(lengths) <= 8
+    note = "" if few else "tiles reach beyond short documents"
+    yield from bench.shares_of_peak(f"{name}: share of the dense bf16 peak", rate, _PEAK_SHARE if few else None, note)
 
 
 def run(bench: Bench) -> Iterator[Row]:
-    """Yield errors, then times."""
+    """Yield errors, then whether results repeat, then times."""
     yield from attempt("errors", lambda: _error_rows(bench))
+    yield from attempt("repeated runs", lambda: _repeated_rows(bench))
     yield from _time_rows(bench)
 
 
 STAGE = Stage(
     letter="a",
     title="Document attention",
-    shows="Output and gradients of packed rows against float64 in four number formats; time of forward and backward in "
-    "bfloat16 against the causal FLOPs of the lengths and against torch's attention of each document alone.",
+    shows="Output and gradients of packed rows against float64 in four number formats; whether two runs give the same "
+    "bits; time of forward and backward in bfloat16 against the causal FLOPs of the lengths and against torch's "
+    "kernels called for each document alone.",
     run=run,
 )

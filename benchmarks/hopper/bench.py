@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.hopper.records import Row, at_least, at_most, measured
+from benchmarks.hopper.records import Row, at_least, at_most, measured, not_run
+from nemo_prolong.plan.devices import dense_peak_flops_per_second
 
 _NOT_JUDGED = "bounds of speed are for a GPU"
 
@@ -46,6 +47,26 @@ class Bench:
         if self.full:
             return at_least(bar, ours, bound, unit, note=note)
         return measured(bar, ours, unit, note="; ".join(filter(None, [note, _NOT_JUDGED])))
+
+    def shares_of_peak(self, bar: str, flops_per_second: float, bound: float | None, note: str = "") -> Iterator[Row]:
+        """Yield the share of the dense bf16 peak of the device; nothing on a CPU.
+
+        Args:
+            bar: Name of the row.
+            flops_per_second: What was reached.
+            bound: Least share, or None.
+            note: For the row.
+        """
+        if not self.full:
+            return
+        device = torch.cuda.get_device_name(self.device)
+        peak = dense_peak_flops_per_second(device, "bf16")
+        if peak is None:
+            yield not_run(bar, f"no bf16 peak is known of {device}.")
+        elif bound is None:
+            yield measured(bar, flops_per_second / peak, "", note=note)
+        else:
+            yield at_least(bar, flops_per_second / peak, bound, note=note)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,11 @@ python -m benchmarks.hopper --device cpu           # small sizes on a CPU, to se
 
 `make gpu-check` runs `python3` of the image (`GPU_PYTHON=...` names another one) and writes this page and
 `hopper.json`. Exit code 0: nothing failed and every bound is met; 1: something is not; 2: there is no GPU. Without NeMo
-stages a and b run alone; without Transformer Engine its stage says so.
+stages a and b run alone; without Transformer Engine its stage says so. torch, NumPy and pydantic must be there. The
+page is written after every stage, and when the command is interrupted; a stage that runs again replaces its section.
 """
+
+_ON_A_CPU = "**This stage ran at small sizes on a CPU: it shows that the program works, and nothing about a GPU.**"
 
 _RESULTS = """\
 Results: **met** and **missed** are against the bound beside them; measured has none; not run and **failed** say why.
@@ -68,12 +71,12 @@ def page(reports: Reports) -> str:
 
 
 def _summary(reports: Reports) -> list[str]:
-    lines = ["| stage | device | result | seconds |", "| --- | --- | --- | --- |"]
+    lines = ["| stage | device | commit | result | seconds |", "| --- | --- | --- | --- | --- |"]
     for letter, report in reports.items():
         counted = Counter(row["result"] for row in report["rows"])
         results = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
-        device = report.get("machine", {}).get("device", "")
-        lines.append(f"| {letter}. {report['title']} | {device} | {results} | {report['seconds']:g} |")
+        device, commit = report.get("machine", {}).get("device", ""), report.get("commit", "")
+        lines.append(f"| {letter}. {report['title']} | {device} | {commit} | {results} | {report['seconds']:g} |")
     return lines
 
 
@@ -82,6 +85,8 @@ def _section(letter: str, report: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items())
     device = ", ".join(f"{name} {value}" for name, value in report.get("machine", {}).items())
     lines = [f"## {letter}. {report['title']}", "", report["shows"], ""]
+    if "--device cpu" in report["command"]:
+        lines += [_ON_A_CPU, ""]
     lines += [f"{report['finished_at']}, commit {report.get('commit') or 'unknown'}; {device}; {versions}.", ""]
     lines += ["```", report["command"], "```", ""]
     lines += ["| what | value | bound | result | note |", "| --- | --- | --- | --- | --- |"]

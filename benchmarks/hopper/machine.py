@@ -28,15 +28,28 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    machine: dict[str, Any] = {"device": platform.machine(), "cpus": os.cpu_count()}
+    machine: dict[str, Any] = {"device": f"CPU ({platform.machine()})", "cpus": os.cpu_count()}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         machine |= {
             "device": properties.name,
             "memory_bytes": properties.total_memory,
             "compute_capability": f"{properties.major}.{properties.minor}",
+            **_driver(properties.uuid),
         }
     return machine
+
+
+def _driver(uuid: object) -> dict[str, str]:
+    """Return the driver's version and the power limit, which bounds the speed of a GPU; none if the tool is missing."""
+    names = ("driver_version", "power.limit")
+    command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader", f"--id=GPU-{uuid}"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return {}
+    values = result.stdout.strip().split(", ")
+    return dict(zip(("driver", "power_limit"), values, strict=True)) if result.returncode == 0 else {}
 
 
 def _versions() -> dict[str, str]:

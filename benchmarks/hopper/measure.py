@@ -1,12 +1,14 @@
-"""Seconds, bytes, errors and shares of kernels, on a GPU and on a CPU."""
+"""Seconds, bytes, errors and times of kernels, on a GPU and on a CPU."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -36,14 +38,20 @@ def seconds_of(device: torch.device, call: Callable[[], object]) -> float:
 
 
 def median_seconds(
-    device: torch.device, sides: Mapping[str, Callable[[], object]], repeats: int = REPEATS
+    device: torch.device, sides: Mapping[str, Callable[[], object]], *, warm: bool = False
 ) -> dict[str, float]:
-    """Return the median of each side; the runs of all sides are interleaved, after one that does not count."""
+    """Return the median of five runs of each side; those of all sides are interleaved.
+
+    Args:
+        device: Where they run.
+        sides: Name -> what to time.
+        warm: They have run before; else each runs once more first, which does not count.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
+    for repeat in range(REPEATS + (not warm)):
         for name, call in sides.items():
             taken = seconds_of(device, call)
-            if repeat:
+            if repeat or warm:
                 seconds[name].append(taken)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -61,9 +69,15 @@ def peak_bytes(device: torch.device, call: Callable[[], object]) -> int:
 
 
 def _cpu_peak_bytes(call: Callable[[], object]) -> int:
-    """Return the same from the allocations and frees that the profiler saw."""
+    """Return the same from the allocations and frees that the profiler saw.
+
+    Without oneDNN, which holds copies of matrices in other layouts, as many as the processor's instructions ask for.
+    """
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with (
+        _without_onednn(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
+    ):
         call()
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
@@ -71,6 +85,16 @@ def _cpu_peak_bytes(call: Callable[[], object]) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
+
+
+@contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
 
 
 def release(device: torch.device) -> None:
@@ -91,20 +115,31 @@ def largest_error(actual: Iterable[torch.Tensor], expected: Iterable[torch.Tenso
     return float(torch.stack(errors).max())
 
 
-def kernel_shares(device: torch.device, call: Callable[[], object]) -> dict[str, float]:
-    """Return the share of the time of kernels (operators on a CPU) by kind; they sum to 1."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=activities) as profiled:
+def kernel_seconds(device: torch.device, call: Callable[[], object]) -> dict[str, float]:
+    """Return the time of a call's kernels (operators on a CPU) by kind."""
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
         call()
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize(device)
+    return seconds_by_kind(profiled.key_averages(), on_gpu=on_gpu)
+
+
+def seconds_by_kind(events: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
+    """Return the time of what the profiler saw by kind.
+
+    Args:
+        events: Averages by name.
+        on_gpu: Kernels count, else operators. Ranges that a program names, such as a step of an optimizer, are on both
+            sides too; what runs inside of them is there besides.
+    """
     totals: dict[str, float] = defaultdict(float)
-    for event in profiled.key_averages():
-        on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
-        if on_gpu == (device.type == "cuda"):
-            totals[kind_of(event.key)] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
-    whole = sum(totals.values())
-    return {kind: spent / whole for kind, spent in totals.items()}
+    for event in events:
+        if (event.device_type == torch.autograd.DeviceType.CUDA) != on_gpu or event.is_user_annotation:
+            continue
+        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        totals[kind_of(event.key)] += microseconds / 1e6
+    return dict(totals)
 
 
 def kind_of(kernel: str) -> str:

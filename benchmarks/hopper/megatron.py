@@ -20,6 +20,9 @@ def start(device: torch.device) -> None:
     cpu.prepare()
     from megatron.core import parallel_state, tensor_parallel
 
+    # Some imports of NeMo fail, and it keeps the errors with the frames that led to them: none may hold a model.
+    import nemo_prolong.engine.model  # noqa: F401
+
     if parallel_state.model_parallel_is_initialized():
         return
     backend = "gloo"
@@ -41,6 +44,8 @@ def build_model(model: ModelConfig, row_tokens: int, precision: PrecisionConfig,
     start(device)
     torch.manual_seed(0)
     config = build_nemo_config(model, row_tokens, ParallelismConfig(), precision)
+    # Billions of weights take a CPU a minute to draw.
+    config.use_cpu_initialization = device.type != "cuda"
     module = config.configure_model(tokenizer=None).to(device).train()
     return Float16Module(config, module) if config.bf16 else module
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from benchmarks.hopper.bench import Bench, Stage
 from benchmarks.hopper.records import Row, at_most, attempt, holds, not_run
-from benchmarks.hopper.runs import TRAIN_ITERS, Job, figures, largest_difference, saved, stage_config, train
+from benchmarks.hopper.runs import TRAIN_ITERS, Job, figures, largest, largest_difference, saved, stage_config, train
 
 _FP8 = 1e-2
 _CASES = {
@@ -44,7 +44,7 @@ def resumed_rows(bench: Bench, name: str, precision: dict[str, str]) -> Iterator
     resumed = whole.model_copy(update={"name": f"{run_name}_resumed"})
     train(bench, [Job(whole), Job(resumed, resume=saved(whole, half))])
     pairs = [(figures(resumed, key), figures(whole, key)[half:]) for key in ("loss", "grad_norm")]
-    worst = max(largest_difference(*pair) for pair in pairs)
+    worst = largest(largest_difference(*pair) for pair in pairs)
     if precision["compute"] == "fp8":
         # The scales of weights and activations are in the checkpoint, those that only one pass saw are not.
         yield at_most(f"{name}: difference of losses and gradient norms after a resume", worst, _FP8)

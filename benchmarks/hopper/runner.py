@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.hopper.bench import Stage
-from benchmarks.hopper.records import Row, failed
+from benchmarks.hopper.records import failed
 
 ROOT = Path(__file__).parents[2]
 _LOG_LINES = 40
+_ASKED_TO_STOP = "asked to stop; what it had shown by then is above."
 
 
 def run_stage(stage: Stage, device: str, command: str) -> dict[str, Any]:
@@ -59,6 +60,8 @@ def _run(program: list[str], log: Path, limit_seconds: float) -> str:
             status = process.wait(limit_seconds)
         except subprocess.TimeoutExpired:
             return f"stopped after {limit_seconds:g} s."
+        except KeyboardInterrupt:
+            return _ASKED_TO_STOP
         finally:
             # Loader workers and writers of a stage are in its session; none may outlive it.
             with contextlib.suppress(ProcessLookupError):
@@ -68,18 +71,23 @@ def _run(program: list[str], log: Path, limit_seconds: float) -> str:
 
 
 def run_stages(
-    stages: list[Stage], device: str, command_of: Callable[[Stage], str], show: Callable[[Stage, list[Row]], None]
+    stages: list[Stage],
+    device: str,
+    command_of: Callable[[Stage], str],
+    done: Callable[[Stage, dict[str, Any]], None],
 ) -> dict[str, dict[str, Any]]:
-    """Return the report of every stage by its letter.
+    """Return the report of every stage by its letter; after a KeyboardInterrupt, of those that have run.
 
     Args:
         stages: What to run, in order.
         device: ``cuda:0`` or ``cpu``.
         command_of: Returns what to type to run a stage again.
-        show: Called after each stage with its rows.
+        done: Called after each stage with its report.
     """
     reports = {}
     for stage in stages:
         reports[stage.letter] = report = run_stage(stage, device, command_of(stage))
-        show(stage, [Row.from_json(row) for row in report["rows"]])
+        done(stage, report)
+        if report["rows"] and report["rows"][-1]["note"] == _ASKED_TO_STOP:
+            break
     return reports

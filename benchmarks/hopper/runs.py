@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,4 +159,13 @@ def figures(config: RunConfig, key: str = "loss") -> list[float]:
 def largest_difference(actual: Sequence[float], expected: Sequence[float]) -> float:
     """Return the largest relative difference of two curves of one length."""
     assert len(actual) == len(expected) > 0, (len(actual), len(expected))
-    return max(abs(got - wanted) / abs(wanted) for got, wanted in zip(actual, expected, strict=True))
+    return largest(abs(got - wanted) / abs(wanted) for got, wanted in zip(actual, expected, strict=True))
+
+
+def largest(values: Iterable[float]) -> float:
+    """Return the largest value; one that is not a number is larger than any, where ``max`` may lose it.
+
+    >>> largest([1.0, float("nan"), 2.0]), largest([1.0, 2.0])
+    (nan, 2.0)
+    """
+    return max(values, key=lambda value: math.inf if math.isnan(value) else value)

@@ -41,6 +41,8 @@ def write_stage(stage: Stage, device: torch.device, file: TextIO) -> None:
 def main() -> None:
     """Read the command line."""
     letter, device, path = sys.argv[1:]
+    # Images of NVIDIA let torch multiply fp32 matrices in TF32.
+    torch.set_float32_matmul_precision("highest")
     with Path(path).open("w") as file:
         write_stage(STAGES[letter], torch.device(device), file)
 

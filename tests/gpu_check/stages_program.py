@@ -7,6 +7,7 @@ with the torch backend on both sides.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import sys
 import tempfile
@@ -18,7 +19,8 @@ import torch
 
 from benchmarks.hopper import resume, transformer_engine
 from benchmarks.hopper.bench import Bench
-from benchmarks.hopper.records import Row, attempt
+from benchmarks.hopper.measure import release
+from benchmarks.hopper.records import Row, attempt, measured
 from benchmarks.hopper.stages import STAGES
 from nemo_prolong.config.schema import PrecisionConfig
 
@@ -47,6 +49,14 @@ def leave_groups() -> None:
         torch.distributed.destroy_process_group()
 
 
+def models_held() -> Row:
+    """Count the models that live on when a part is over: on a GPU the next one would lack their memory."""
+    from megatron.core.models.gpt.gpt_model import GPTModel
+
+    release(DEVICE)
+    return measured("models held", sum(issubclass(type(thing), GPTModel) for thing in gc.get_objects()), "")
+
+
 def main() -> None:
     """Run them. Memory is counted in a process that has done nothing else, as the check itself does."""
     parts: dict[str, Callable[[Bench], Iterable[Row]]] = {letter: STAGES[letter].run for letter in "cdefh"}
@@ -62,6 +72,8 @@ def main() -> None:
             rows = list(attempt(name, lambda part=part, scratch=scratch: part(Bench(DEVICE, Path(scratch)))))
         results[name] = [row.as_json() for row in rows]
         leave_groups()
+        if name == "d":
+            results["after d"] = [models_held().as_json()]
         print(f"{name}: {time.perf_counter() - started:.1f} s", file=sys.stderr)
     Path(sys.argv[1]).write_text(json.dumps(results))
 

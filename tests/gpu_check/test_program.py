@@ -8,17 +8,28 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.hopper import runner
+from benchmarks.hopper import __main__ as program
+from benchmarks.hopper import machine, measure, runner
 from benchmarks.hopper.__main__ import check_device, chosen_stages
 from benchmarks.hopper.bench import Bench, Stage
 from benchmarks.hopper.card import page, read_reports, write_card
-from benchmarks.hopper.measure import kernel_shares, kind_of, largest_error, median_seconds, peak_bytes
+from benchmarks.hopper.measure import (
+    kernel_seconds,
+    kind_of,
+    largest_error,
+    median_seconds,
+    peak_bytes,
+    seconds_by_kind,
+    seconds_of,
+)
 from benchmarks.hopper.records import Row, Verdict, at_least, at_most, attempt, measured, not_run
 from benchmarks.hopper.stage_program import write_stage
 from benchmarks.hopper.stages import STAGES
@@ -82,15 +93,63 @@ def test_a_stage_that_dies_keeps_its_rows_and_says_how(
         f"import os, sys, pathlib\npathlib.Path(sys.argv[-1]).write_text({chr(10).join(lines)!r})\n"
         "print('last words', flush=True)\nos.kill(os.getpid(), 9)\n"
     )
-    run = runner._run
-    monkeypatch.setattr(
-        runner, "_run", lambda command, log, limit: run([sys.executable, str(program), command[-1]], log, limit)
-    )
+    stand_in(monkeypatch, program)
     stage = Stage("z", "Title", "Shows.", lambda bench: iter(()))
     result = runner.run_stage(stage, "cpu", "python -m x")
     assert [row["result"] for row in result["rows"]] == ["measured", "failed"]
     assert result["rows"][1]["note"] == "the process ended with status -9." and result["commit"] == "abc"
     assert "last words" in capsys.readouterr().err
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, program: Path) -> None:
+    """Run a program in the place of every stage; its last argument is where records go."""
+    run = runner._run
+    monkeypatch.setattr(
+        runner, "_run", lambda command, log, limit: run([sys.executable, str(program), command[-1]], log, limit)
+    )
+
+
+def test_an_interruption_ends_the_stage_that_runs_keeps_what_it_showed_and_leaves_out_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.dumps({"commit": "abc"}), json.dumps(measured("first", 1.0, "s").as_json())]
+    program = tmp_path / "interrupt.py"
+    program.write_text(
+        f"import os, pathlib, signal, sys, time\npathlib.Path(sys.argv[-1]).write_text({chr(10).join(lines)!r})\n"
+        "os.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)\n"
+    )
+    stand_in(monkeypatch, program)
+    stages = [Stage(letter, "Title", "Shows.", lambda bench: iter(())) for letter in "yz"]
+    done: list[str] = []
+    reports = runner.run_stages(stages, "cpu", lambda stage: "", lambda stage, report: done.append(stage.letter))
+    assert done == ["y"] == list(reports)
+    assert [(row["result"], row["note"]) for row in reports["y"]["rows"]] == [
+        ("measured", ""),
+        ("failed", "asked to stop; what it had shown by then is above."),
+    ]
+
+
+def test_the_card_is_written_after_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "card.json"
+    write_card(path, {"c": report("Third", measured("old", 1.0, "s"))})
+    found: list[list[str]] = []
+
+    def run_stage(stage: Stage, *_: Any) -> dict[str, Any]:
+        found.append(list(read_reports(path)))
+        return report(stage.title, measured("new", 1.0, "s"))
+
+    monkeypatch.setattr(runner, "run_stage", run_stage)
+    assert program.run(Namespace(stages="b,a", device="cpu", json=path)) == 0
+    assert found == [["c"], ["b", "c"]] and list(read_reports(path)) == ["a", "b", "c"]
+
+
+def test_a_page_says_of_a_stage_that_it_ran_on_a_cpu(tmp_path: Path) -> None:
+    on_cpu = {
+        **report("First", measured("x", 1.0, "s")),
+        "command": "python -m benchmarks.hopper --device cpu --stages a",
+    }
+    said = "**This stage ran at small sizes on a CPU: it shows that the program works, and nothing about a GPU.**"
+    assert said in page({"a": on_cpu}) and said not in page({"a": report("First")})
 
 
 def test_a_stage_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
@@ -117,7 +176,7 @@ def test_the_card_keeps_stages_that_did_not_run_again(tmp_path: Path) -> None:
     assert (
         "| new | 1 GiB | at least 2 | **missed** | a\\|b |" in text and "| old | 1 | at most 2 | **met** |  |" in text
     )
-    assert "| a. First | NVIDIA H100 | 1 missed | 1.5 |" in text and "torch 2.11" in text
+    assert "| a. First | NVIDIA H100 | abc | 1 missed | 1.5 |" in text and "torch 2.11" in text
 
 
 def test_the_page_in_the_documents_is_the_one_made_of_its_json() -> None:
@@ -146,7 +205,10 @@ def test_a_machine_without_a_gpu_is_refused_with_the_way_out() -> None:
 def test_the_command_runs_a_stage_on_a_cpu_and_writes_its_card(tmp_path: Path) -> None:
     card = tmp_path / "card.json"
     command = [sys.executable, "-m", "benchmarks.hopper", "--device", "cpu", "--stages", "b", "--json", str(card)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     reports = read_reports(card)
     assert list(reports) == ["b"] and reports["b"]["command"] == "python -m benchmarks.hopper --device cpu --stages b"
@@ -166,10 +228,10 @@ def test_peak_memory_is_counted_to_the_byte_and_frees_count() -> None:
     assert peak_bytes(CPU, call) == 8000
 
 
-def test_shares_sum_to_one_and_kernels_are_told_apart() -> None:
+def test_kernels_are_told_apart() -> None:
     matrix = torch.ones(64, 64)
-    shares = kernel_shares(CPU, lambda: (matrix @ matrix).relu())
-    assert sum(shares.values()) == pytest.approx(1.0) and shares["matrix products"] > 0
+    seconds = kernel_seconds(CPU, lambda: (matrix @ matrix).relu())
+    assert seconds.keys() == {"matrix products", "the rest"} and 0 < seconds["matrix products"] < 60
     names = ("flash_bwd_kernel", "sm90_xmma_gemm_bf16", "nvjet_tst_256x128", "vectorized_elementwise_kernel")
     assert [kind_of(name) for name in names] == ["attention", "matrix products", "matrix products", "the rest"]
 
@@ -184,14 +246,110 @@ def test_an_error_is_relative_to_the_largest_entry_and_keeps_what_is_not_a_numbe
 
 def test_medians_leave_out_the_first_run_of_each_side() -> None:
     calls: list[str] = []
-    seconds = median_seconds(CPU, {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
-    assert calls == ["a", "b"] * 4 and seconds.keys() == {"a", "b"}
+    sides = {name: lambda name=name: calls.append(name) for name in "ab"}
+    assert median_seconds(CPU, sides).keys() == {"a", "b"} and calls == ["a", "b"] * 6
+    calls.clear()
+    median_seconds(CPU, sides, warm=True)
+    assert calls == ["a", "b"] * 5
+
+
+def test_a_median_is_of_the_runs_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = iter([100.0, 1.0, 2.0, 9.0, 4.0, 3.0])
+    monkeypatch.setattr(measure, "seconds_of", lambda device, call: next(taken))
+    assert median_seconds(CPU, {"a": lambda: None}) == {"a": 3.0}
 
 
 def test_sizes_are_those_of_the_recipe_on_a_gpu_alone(tmp_path: Path) -> None:
     assert Bench(CPU, tmp_path).sized(full=2, small=1) == 1
     assert Bench(torch.device("cuda:0"), tmp_path).sized(full=2, small=1) == 2
     assert not_run("x", "y").result is Verdict.NOT_RUN
+
+
+class FakeGpu:
+    """Stands in for what the measurements ask of ``torch.cuda``, and writes down in which order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        calls = self.calls
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                calls.append("record")
+
+            def elapsed_time(self, end: Event) -> float:
+                return 1500.0
+
+        answers = {"synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None}
+        answers |= {"memory_allocated": 100, "max_memory_allocated": 350, "get_device_name": "NVIDIA H100 80GB HBM3"}
+        for name, answer in answers.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *_, name=name, answer=answer: self.say(name, answer))
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+
+    def say(self, name: str, answer: Any) -> Any:
+        self.calls.append(name)
+        return answer
+
+
+def test_on_a_gpu_time_is_between_events_around_which_the_device_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(monkeypatch)
+    assert seconds_of(torch.device("cuda:0"), lambda: gpu.calls.append("call")) == 1.5
+    assert gpu.calls == ["synchronize", "record", "call", "record", "synchronize"]
+
+
+def test_on_a_gpu_peak_memory_is_counted_from_what_is_held_when_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(monkeypatch)
+    assert peak_bytes(torch.device("cuda:0"), lambda: gpu.calls.append("call")) == 250
+    before, after = gpu.calls[: gpu.calls.index("call")], gpu.calls[gpu.calls.index("call") + 1 :]
+    assert before == ["synchronize", "empty_cache", "memory_allocated", "reset_peak_memory_stats"]
+    assert after == ["synchronize", "max_memory_allocated"]
+
+
+def test_of_a_gpu_only_its_kernels_count_and_no_range_around_them() -> None:
+    def event(key: str, device: str, seconds: float, *, is_range: bool = False) -> SimpleNamespace:
+        kind = getattr(torch.autograd.DeviceType, device)
+        times = {"self_device_time_total": seconds * 1e6, "self_cpu_time_total": 1e9}
+        return SimpleNamespace(key=key, device_type=kind, is_user_annotation=is_range, **times)
+
+    events = [
+        event("flash_fwd_kernel", "CUDA", 3.0),
+        event("nvjet_tst_128x256", "CUDA", 2.0),
+        event("multi_tensor_apply_kernel", "CUDA", 1.0),
+        event("Optimizer.step#GroupStepAdam.step", "CUDA", 1.0, is_range=True),
+        event("aten::mm", "CPU", 2.0),
+    ]
+    seconds = seconds_by_kind(events, on_gpu=True)
+    assert seconds == {"attention": 3.0, "matrix products": 2.0, "the rest": 1.0}
+
+
+def test_a_share_of_the_peak_is_of_989_tflops_on_an_h100_and_of_none_on_a_device_that_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeGpu(monkeypatch)
+    bench = Bench(torch.device("cuda:0"), tmp_path)
+    (row,) = bench.shares_of_peak("share", 0.5 * 989.4e12, 0.4)
+    assert (row.result, row.ours, row.bound) == (Verdict.MET, pytest.approx(0.5), 0.4)
+    (row,) = bench.shares_of_peak("share", 0.5 * 989.4e12, None)
+    assert row.result is Verdict.MEASURED
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA X1")
+    (row,) = bench.shares_of_peak("share", 1.0, 0.4)
+    assert (row.result, row.note) == (Verdict.NOT_RUN, "no bf16 peak is known of NVIDIA X1.")
+    assert list(Bench(CPU, tmp_path).shares_of_peak("share", 1.0, 0.4)) == []
+
+
+def test_driver_and_power_limit_are_those_of_the_device_where_they_can_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\n[ $3 = --id=GPU-12ab ] && echo '580.95.05, 700.00 W'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert machine._driver("12ab") == {"driver": "580.95.05", "power_limit": "700.00 W"}
+    assert machine._driver("other") == {}
+    tool.unlink()
+    assert machine._driver("12ab") == {}
 
 
 @pytest.mark.gpu
