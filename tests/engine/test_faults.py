@@ -18,7 +18,7 @@ from nemo_prolong.config.locations import checkpoint_directory, newest_checkpoin
 from nemo_prolong.errors import EXIT_HUNG, EXIT_PREEMPTED, CheckpointError, TrainingError
 from nemo_prolong.stages.manifest import StageManifest
 
-TIMEOUT_SECONDS = 600
+TIMEOUT_SECONDS = 1200
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(TIMEOUT_SECONDS)]
 
 PROGRAM = Path(__file__).with_name("fault_program.py")
