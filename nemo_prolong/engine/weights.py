@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -46,6 +47,7 @@ class CheckpointReader:
         }
         self.wrapper_prefix = _wrapper_prefix(next(iter(tensors), ""))
         self._entries = {key.removeprefix(self.wrapper_prefix): (key, entry) for key, entry in tensors.items()}
+        self._layers: dict[tuple[str, int], TensorStorageMetadata] = {}
 
     def names(self) -> list[str]:
         """Return the names of all model tensors."""
@@ -103,6 +105,8 @@ class CheckpointReader:
     def _read_region(self, name: str, offsets: Sequence[int], tensor: torch.Tensor) -> None:
         """Fill ``tensor`` with the box at ``offsets`` of a tensor."""
         key, entry = self._entries[name]
+        if tensor.dim() > 1 and len(tensor) == 1:
+            entry = self._layer(name, offsets[0])
         box = ChunkStorageMetadata(offsets=torch.Size(offsets), sizes=tensor.shape)
         items = create_read_items_for_chunk_list(key, entry, [box])
         covered = sum(math.prod(item.lengths) for item in items)
@@ -112,6 +116,18 @@ class CheckpointReader:
             self._storage.read_data(LoadPlan(items), _IntoTensor(tensor)).wait()
         except (OSError, RuntimeError, UnpicklingError) as error:
             raise self._incomplete(name, str(error).splitlines()[0]) from error
+
+    def _layer(self, name: str, layer: int) -> TensorStorageMetadata:
+        """Return the entry with only the chunks that hold a part of entry ``layer`` of dim 0.
+
+        torch compares a box with every chunk of a tensor, and a layer is read in hundreds of boxes.
+        """
+        found = self._layers.get((name, layer))
+        if found is None:
+            entry = self._entries[name][1]
+            chunks = [chunk for chunk in entry.chunks if 0 <= layer - chunk.offsets[0] < chunk.sizes[0]]
+            found = self._layers[name, layer] = replace(entry, chunks=chunks)
+        return found
 
     def _incomplete(self, name: str, found: str) -> CheckpointError:
         return CheckpointError(

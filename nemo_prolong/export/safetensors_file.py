@@ -2,11 +2,13 @@
 
 The library's own writer wants all tensors of a file in memory at once. The format is simple enough to stream: eight
 bytes with the size of a JSON header, the header with every tensor's dtype, shape and place, then the tensors' bytes.
-Cost: one pass over the data, which is hashed on the way; memory of the tensor being written only.
+Cost: one pass over the data, which is hashed on the way; memory of the tensor being written only. The disk is set to
+work while the rest is still being hashed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import math
@@ -23,6 +25,16 @@ SAFETENSORS_DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 
 _ALIGNMENT_BYTES = 8
 """The header is padded with spaces so that tensors start at a multiple of this."""
+
+_WRITEBACK_BYTES = 2**25
+"""Written between two requests to the kernel to bring it to the disk."""
+
+_SYNC_FILE_RANGE_WRITE = 2
+"""Start to write, do not wait: from the manual page of sync_file_range(2)."""
+
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 @dataclass(frozen=True)
@@ -68,12 +80,17 @@ def write_safetensors(
             for when the one before it is written.
     """
     digest = hashlib.sha256()
+    started = 0
     with path.open("xb", buffering=0) as file:
 
         def write(data: bytes | memoryview) -> None:
+            nonlocal started
             digest.update(data)
             while data:
                 data = memoryview(data)[file.write(data) :]
+            if file.tell() - started >= _WRITEBACK_BYTES:
+                _start_writeback(file.fileno(), started, file.tell() - started)
+                started = file.tell()
 
         write(_header(specs, dtype))
         for spec, blocks in zip(specs, tensors, strict=True):
@@ -85,6 +102,12 @@ def write_safetensors(
             assert rows == spec.shape[0], (spec, rows)
         os.fsync(file.fileno())
         return WrittenFile(digest.hexdigest(), file.tell())
+
+
+def _start_writeback(descriptor: int, start: int, count: int) -> None:
+    """Ask for bytes of a file to be brought to the disk; a system that cannot do it earlier does it at the fsync."""
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, start, count, _SYNC_FILE_RANGE_WRITE)
 
 
 def _header(specs: Sequence[TensorSpec], dtype: torch.dtype) -> bytes:

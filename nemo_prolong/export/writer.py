@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,11 +31,14 @@ log = logging.getLogger(__name__)
 
 INDEX_FILE = "model.safetensors.index.json"
 
-_WRITERS_PER_CORE = 2
-"""While one waits for the disk, another computes."""
+_SPARE_WRITERS = 1
+"""Beyond one for each core: while it waits for the disk, the others compute."""
 
-_BLOCK_BYTES = 2**21
-"""Read, hashed and written in one go: small enough to stay in the processor's cache from the first to the last."""
+_BLOCK_BYTES = 2**22
+"""Read, hashed and written in one go: smaller blocks cost more to plan, larger ones leave the processor's cache."""
+
+_INFINITY_BITS = {torch.bfloat16: (torch.int16, 0x7F80), torch.float32: (torch.int32, 0x7F800000)}
+"""Of each dtype: the integers of its size, and infinity as one of them. NaN comes after it."""
 
 
 def plan_shards(model: ModelConfig, dtype: torch.dtype, max_shard_bytes: int) -> dict[str, list[Piece]]:
@@ -71,7 +75,7 @@ def write_weights(source: Source, directory: Path, dtype: torch.dtype, max_shard
         CheckpointError: If files of the checkpoint are missing.
     """
     shards = plan_shards(source.model, dtype, max_shard_bytes)
-    with ThreadPoolExecutor(_WRITERS_PER_CORE * len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) + _SPARE_WRITERS) as pool:
         try:
             futures = {
                 name: pool.submit(_write_shard, source, directory / name, shard, dtype)
@@ -104,21 +108,48 @@ def _tensors(source: Source, shard: list[Piece]) -> Iterator[Iterator[Tensor]]:
 def _blocks(source: Source, piece: Piece, part: int, name: str) -> Iterator[Tensor]:
     """Yield the rows of one Hugging Face tensor in one buffer; a model with NaN in it must not leave."""
     dtype, columns = source.reader.dtype(piece.rule.megatron), piece.shapes[part][1:]
-    buffer = torch.empty(max(1, _BLOCK_BYTES // (math.prod(columns) * dtype.itemsize)), *columns, dtype=dtype)
+    buffer = _room.take((max(1, _BLOCK_BYTES // (math.prod(columns) * dtype.itemsize)), *columns), dtype)
     for run in piece.rule.runs(source.model):
         if run.part != part:
             continue
         for start in range(run.start, run.start + run.count, len(buffer)):
             block = buffer[: run.start + run.count - start]
             source.read_rows(piece, start, block)
-            # The extremes are NaN if any value is, and need no second tensor.
-            if not torch.isfinite(torch.stack(torch.aminmax(block))).all():
+            if not all_finite(block):
                 raise ExportError(
                     f"run={source.run_dir}",
                     f"{name} of {source.checkpoint.name} has NaN or infinity in it.",
                     "Train again from a checkpoint before the loss went wrong; metrics.jsonl tells when.",
                 )
             yield block
+
+
+class _Room(threading.local):
+    """Memory of a thread, kept for its next tensor: from new memory the kernel first has to clear what was there."""
+
+    memory = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return an uninitialized tensor in it, which the next one overwrites."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if self.memory.numel() < num_bytes:
+            self.memory = torch.empty(num_bytes, dtype=torch.uint8)
+        return self.memory[:num_bytes].view(dtype).view(shape)
+
+
+_room = _Room()
+
+
+def all_finite(block: Tensor) -> bool:
+    """Return whether a contiguous float32 or bfloat16 tensor on the CPU has neither NaN nor infinity.
+
+    Infinity and NaN have the largest exponent: read as integers, positive ones are above all finite values, and read as
+    unsigned integers negative ones are. That is faster than to ask for the extremes of the values.
+    """
+    integers, infinity = _INFINITY_BITS[block.dtype]
+    bits = block.view(integers).numpy()
+    sign = 1 << (8 * bits.itemsize - 1)
+    return bool(bits.max() < infinity and bits.view(f"u{bits.dtype}").max() < sign + infinity)
 
 
 def _write_index(directory: Path, shards: dict[str, list[Piece]], dtype: torch.dtype) -> None:

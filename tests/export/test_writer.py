@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from export_tools import make_model, models
 from hypothesis import given, settings
@@ -15,8 +16,9 @@ from safetensors.torch import load_file
 
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.engine.hf_names import pieces
+from nemo_prolong.export import safetensors_file
 from nemo_prolong.export.safetensors_file import TensorSpec, write_safetensors
-from nemo_prolong.export.writer import piece_bytes, plan_shards
+from nemo_prolong.export.writer import all_finite, piece_bytes, plan_shards
 
 shapes = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple), min_size=1, max_size=6)
 
@@ -47,6 +49,35 @@ def test_a_part_of_another_tensor_is_written_as_it_looks_not_as_it_lies_in_memor
     transposed = torch.arange(6.0).reshape(2, 3).T
     write_safetensors(tmp_path / "a", [TensorSpec("a", (3, 2))], torch.float32, [[transposed]])
     assert torch.equal(load_file(tmp_path / "a")["a"], transposed)
+
+
+def test_the_disk_is_set_to_work_on_every_byte_but_the_last_few_before_the_file_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(safetensors_file, "_WRITEBACK_BYTES", 1000)
+    monkeypatch.setattr(safetensors_file, "_start_writeback", lambda file, start, count: asked.append((start, count)))
+    tensor = torch.randn(1000, 3)
+    write_safetensors(tmp_path / "a", [TensorSpec("a", (1000, 3))], torch.float32, [tensor.split(70)])
+    ends = [start + count for start, count in asked]
+    assert [start for start, _ in asked] == [0, *ends[:-1]]
+    assert all(1000 <= count < 1000 + 70 * 3 * 4 for _, count in asked)
+    assert 0 <= (tmp_path / "a").stat().st_size - ends[-1] < 1000
+
+
+def test_every_bf16_number_is_told_from_infinity_and_nan() -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    expected = torch.isfinite(every)
+    assert [all_finite(number) for number in every[:, None]] == expected.tolist()
+    assert all_finite(every[expected])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_fp32_number_is_finite_and_what_comes_after_it_is_not(sign: int) -> None:
+    largest = sign * torch.tensor([0.0, torch.finfo(torch.float32).max])
+    assert all_finite(largest)
+    assert not all_finite(torch.nextafter(largest, sign * torch.tensor(torch.inf)))
+    assert not all_finite(torch.copysign(torch.tensor([1.0, torch.nan]), largest))
 
 
 @given(models(), st.integers(1, 4000), st.sampled_from([torch.float32, torch.bfloat16]))
