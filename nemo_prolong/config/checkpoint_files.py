@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nemo_prolong.config.checkpoint_manifest import (
     CHECKPOINT_MANIFEST,
@@ -167,11 +168,21 @@ def _check_names(checkpoint: Path, manifest: CheckpointManifest) -> None:
 
 def _check_small_files(checkpoint: Path, manifest: CheckpointManifest) -> None:
     """Refuse verified files that contradict the manifest."""
-    if json.loads((checkpoint / FORMAT_FILE).read_text()) != MEGATRON_FORMAT:
+    if _read_json(checkpoint / FORMAT_FILE) != MEGATRON_FORMAT:
         raise _refusal(checkpoint / FORMAT_FILE, "foreign: it asks for another reader than this software's.")
-    model = json.loads((checkpoint / MODEL_FILE).read_text())
-    if model.get("step") != manifest.step:
-        raise _refusal(checkpoint / MODEL_FILE, f"it is of step {model.get('step')}, the manifest of {manifest.step}.")
+    step = _read_json(checkpoint / MODEL_FILE).get("step")
+    if step != manifest.step:
+        raise _refusal(checkpoint / MODEL_FILE, f"it is of step {step}, the manifest of {manifest.step}.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise _refusal(path, f"foreign: it is no JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise _refusal(path, "foreign: it is no JSON object.")
+    return content
 
 
 def _refusal(path: Path, rule: str) -> CheckpointError:

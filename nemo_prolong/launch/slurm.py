@@ -1,8 +1,9 @@
 """Render a Slurm job for a stage: one task per GPU, asked to save before the time is up, requeued when it did.
 
 srun starts the ranks itself, so no second launcher runs on the nodes. Slurm signals the batch shell, which hands the
-signal on to the ranks; they save, exit with 75, and the job goes back into the queue and resumes. Any other exit code
-ends it. The file holds no secrets: what the job needs beyond it comes from the environment of ``sbatch``.
+signal on to the ranks; they save, exit with 75, and the job goes back into the queue and resumes. So does a job whose
+ranks hung, if it saved a checkpoint before: one that hangs without getting on is left to be looked at. Any other exit
+code ends it. The file holds no secrets: what the job needs beyond it comes from the environment of ``sbatch``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ set -euo pipefail
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 
+run_dir={run_dir}
+started=@$(date +%s)
 ranks=
 signalled=0
 trap 'signalled=1; [ -z "$ranks" ] || kill -USR1 "$ranks" 2>/dev/null || true' USR1
@@ -39,7 +42,12 @@ while :; do
   break
 done
 
+# Ranks that hang write their stacks; the one they wait for may have ended by SIGKILL, whose code is then that of srun.
+since_start() {{ [ -n "$(find "$1" -maxdepth 1 -name "$2" -newermt "$started" -print -quit 2>/dev/null)" ]; }}
 if [ "$code" = {exit_preempted} ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+elif [ "$code" != 0 ] && since_start "$run_dir" 'stacks.rank*.txt' && since_start "$run_dir/checkpoints" 'step_*'; then
+  echo "ranks hung, see $run_dir/stacks.rank*.txt; the job has saved a checkpoint since it began and is requeued" >&2
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
@@ -59,6 +67,7 @@ def render_sbatch(cfg: RunConfig, overrides: Sequence[str]) -> str:
         srun_options=f" --container-image={shlex.quote(image)}" if image else "",
         command=shlex.join(["scripts/train.py", *overrides]),
         exit_preempted=EXIT_PREEMPTED,
+        run_dir=shlex.quote(cfg.run_dir),
     )
 
 

@@ -146,6 +146,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str, str]] = {
         FILES[0],
         "it is of step 5, the manifest",
     ),
+    **{
+        f"{name} resealed as {content or 'nothing'}": (lambda c, n=name, t=content: resealed(c, n, t), name, rule)
+        for name in (FILES[0], FILES[3])
+        for content, rule in (("", "foreign: it is no JSON ("), ("[]", "foreign: it is no JSON object."))
+    },
     "a configuration to build objects from": (
         lambda c: resealed(c, "context/io.json", "{}"),
         "context/io.json",

@@ -64,13 +64,43 @@ def write(path: Path, body: str) -> None:
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (75, True), (137, False)])
-def test_the_job_ends_with_the_code_of_the_ranks_and_is_requeued_only_when_they_saved(code, requeued, cluster):
+def test_the_job_ends_with_the_code_of_the_ranks_and_is_requeued_when_they_saved(code, requeued, cluster):
     directory, environment = cluster
     write(directory / "bin" / "srun", f'echo "$MASTER_ADDR $MASTER_PORT" > address; exit {code}')
     done = subprocess.run(["bash", "job"], cwd=directory, env=environment, check=False)
     assert done.returncode == code
     assert ("requeue 7" in (directory / "scontrol.log").read_text()) == requeued
     assert (directory / "address").read_text() == "node1 20007\n"
+
+
+HANGS = "echo stacks > runs/stage2/stacks.rank1.txt"
+SAVES = "mkdir -p runs/stage2/checkpoints/step_00000100"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "code", "requeued"),
+    [
+        (f"{SAVES}; {HANGS}", 76, True),
+        (f"{SAVES}; {HANGS}", 137, True),
+        (HANGS, 76, False),
+        (SAVES, 137, False),
+        (f"{SAVES}; {HANGS}", 0, False),
+    ],
+    ids=["saved, then hung", "one was killed", "hung before a save", "killed without a hang", "went well in the end"],
+)
+def test_a_job_whose_ranks_hang_is_requeued_if_it_got_on(ranks, code, requeued, cluster):
+    directory, environment = cluster
+    write(directory / "bin" / "srun", f"{ranks}; exit {code}")
+    # What an earlier job of this run left says nothing about this one.
+    old = directory / "runs" / "stage2" / "checkpoints" / "step_00000050"
+    old.mkdir(parents=True)
+    (directory / "runs" / "stage2" / "stacks.rank0.txt").touch()
+    for path in (old, old.parents[1] / "stacks.rank0.txt"):
+        os.utime(path, (1e9, 1e9))
+    done = subprocess.run(["bash", "job"], cwd=directory, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == code
+    assert ("requeue 7" in (directory / "scontrol.log").read_text()) == requeued
+    assert ("ranks hung, see runs/stage2/stacks.rank*.txt" in done.stderr) == requeued
 
 
 def test_the_signal_before_the_end_reaches_the_ranks_and_the_job_waits_for_their_save(cluster):
