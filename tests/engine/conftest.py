@@ -67,8 +67,9 @@ def one_rank_runs(workspace: Path, make_config: Callable[..., Any]) -> Path:
 def two_rank_runs(one_rank_runs: Path, make_config: Callable[..., Any]) -> Path:
     """The second half of the whole run on two ranks, from the checkpoint that one rank wrote."""
     half = one_rank_runs / "whole" / "checkpoints" / "step_00000004"
-    # One launch each: a process that has left its process groups cannot form new ones reliably.
-    for name, layout in TWO_RANK_LAYOUTS.items():
-        config = make_config(name=name, parallelism=layout, train={"train_iters": 8})
-        train([job(config, resume=half)], one_rank_runs, ranks=2)
+    configs = [
+        make_config(name=name, parallelism=layout, train={"train_iters": 8})
+        for name, layout in TWO_RANK_LAYOUTS.items()
+    ]
+    train([job(config, resume=half) for config in configs], one_rank_runs, ranks=2)
     return one_rank_runs

@@ -45,10 +45,8 @@ def job(config: Any, resume: Path | None = None, parent_checkpoint: Path | None 
 
 
 def train(jobs: list[dict[str, Any]], directory: Path, ranks: int = 1) -> None:
-    """Train the jobs in one launch of ``ranks`` processes."""
+    """Train the jobs in one process, or each on ``ranks`` forks of one."""
     path = directory / f"jobs_{ranks}.json"
     path.write_text(json.dumps(jobs))
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    run_program([*launcher, str(PROGRAM), str(path)])
+    forks = [] if ranks == 1 else [str(ranks)]
+    run_program([sys.executable, str(PROGRAM), str(path), *forks], timeout_seconds=600)

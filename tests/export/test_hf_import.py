@@ -154,7 +154,7 @@ def test_a_stage_in_bf16_starts_from_the_directory_and_not_from_the_random_weigh
 ) -> None:
     from nemo_prolong.stages.run import run_stage
 
-    cfg = stage_from(workspace, llamas["llama-3"], "bf16", precision={"compute": "bf16"})
+    cfg = stage_from(workspace, llamas["llama-3"], "bf16_from_directory", precision={"compute": "bf16"})
     run_stage(cfg, [])
     # After a step the weights are those that the optimizer keeps in fp32.
     export(export_config(Path(cfg.run_dir), tmp_path / "hf", verify=False))
