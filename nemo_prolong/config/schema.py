@@ -302,7 +302,7 @@ class MlflowConfig(Section):
     """MLflow. Credentials come from ``MLFLOW_TRACKING_TOKEN``, or user name and password likewise."""
 
     tracking_uri: str
-    """Address of the server, or a database or directory: ``http://HOST:5000``, ``sqlite:///runs.db``, ``file:mlruns``."""
+    """Address of a server, a database or a directory: ``http://HOST:5000``, ``sqlite:///runs.db``, ``file:mlruns``."""
     experiment: str = "nemo_prolong"
     """Experiment the runs belong to."""
 
