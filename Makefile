@@ -45,7 +45,7 @@ help: ## list the targets
 
 setup: $(INSTALLED) ## make .venv from the lock; does nothing when it is up to date
 
-demo: setup ## run the whole recipe in miniature, from text to report (about 12 minutes on two cores)
+demo: setup ## run the whole recipe in miniature, from text to report (about 10 minutes on two cores)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
 test: setup lint ## check imports, style and types, then run every test that needs no GPU
