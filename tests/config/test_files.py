@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -29,5 +30,5 @@ def test_of_a_line_that_does_not_fit_nothing_stays(tmp_path: Path) -> None:
         except OSError as error:
             os._exit(error.errno or 1)
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 27
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EFBIG
     assert path.read_text() == "whole\n"
