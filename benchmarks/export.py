@@ -4,7 +4,7 @@ A checkpoint of random bf16 weights is written by four gloo ranks as TP 2 x PP 2
 Every side then exports it in a process of its own, which reports its seconds after the imports and how far its memory
 rose above what it held then. Sides are interleaved; figures are medians. All exported tensors are compared first.
 
-What NeMo's exporter needs to run here: the CPU answering for CUDA (``engine/cpu.py``), a context written beside the
+What NeMo's exporter needs to run here: the CPU answering for CUDA (``engine/patches``), a context written beside the
 weights, the norms of its torch layers under the names that its mapping knows from Transformer Engine, and in bf16.
 
     python benchmarks/export.py [--directory DIR] [--rounds 5] [--json FILE]
@@ -48,13 +48,13 @@ LAYOUT = ParallelismConfig(tensor_model_parallel_size=2, pipeline_model_parallel
 
 def write_checkpoint(directory: Path) -> None:
     """Write this rank's part of the checkpoint; rank 0 adds NeMo's context."""
-    from nemo_prolong.engine import cpu
+    from nemo_prolong.engine.patches import cpu
 
     cpu.prepare()
     import torch
     from megatron.core import dist_checkpointing, parallel_state
 
-    from nemo_prolong.engine.model import build_nemo_config
+    from nemo_prolong.engine.model.nemo_model import build_nemo_config
 
     torch.distributed.init_process_group("gloo")
     parallel_state.initialize_model_parallel(LAYOUT.tensor_model_parallel_size, LAYOUT.pipeline_model_parallel_size)
@@ -109,9 +109,9 @@ def our_side(checkpoint: Path, output: Path) -> Callable[[], object]:
     """Return our writer; what a run's manifest adds to an export is not part of the comparison."""
     import torch
 
-    from nemo_prolong.engine.weights import CheckpointReader
     from nemo_prolong.export.source import Source
     from nemo_prolong.export.writer import write_weights
+    from nemo_prolong.weights.checkpoint_reader import CheckpointReader
 
     torch.set_num_threads(1)
     source = Source(checkpoint, checkpoint, 0, None, MODEL, checkpoint / "tokenizer", CheckpointReader(checkpoint))
@@ -124,8 +124,8 @@ def load_all_side(checkpoint: Path, output: Path) -> Callable[[], object]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from nemo_prolong.engine.hf_names import pieces
-    from nemo_prolong.engine.weights import CheckpointReader
+    from nemo_prolong.weights.checkpoint_reader import CheckpointReader
+    from nemo_prolong.weights.names import pieces
 
     def run() -> None:
         reader = CheckpointReader(checkpoint)
@@ -156,7 +156,7 @@ def hugging_face_config(kind: type) -> Any:
 
 def nemo_side(checkpoint: Path, output: Path) -> Callable[[], object]:
     """Return NeMo's own export, with the names of its torch layers' norms put where its mapping looks for them."""
-    from nemo_prolong.engine import cpu
+    from nemo_prolong.engine.patches import cpu
 
     cpu.prepare()
     from nemo.collections import llm
@@ -288,7 +288,7 @@ def record(bar: str, ours: float, peer: float, unit: str, bound: float, *, at_mo
 
 def versions() -> dict[str, str]:
     """Return what the figures depend on."""
-    from nemo_prolong.config.manifest import installed_versions
+    from nemo_prolong.records.stage_manifest import installed_versions
 
     return {**installed_versions(), "python": platform.python_version()}
 

@@ -77,14 +77,14 @@ def micro_batch(row: list[np.ndarray]) -> dict[str, Any]:
 
 def print_peak(tokens: int) -> None:
     """Run one row forward and backward and print its figures as JSON; to be called in a fresh process."""
-    from nemo_prolong.engine import cpu
+    from nemo_prolong.engine.patches import cpu
 
     cpu.prepare()
     import torch
 
     from nemo_prolong.engine.inference import start_single_process
-    from nemo_prolong.engine.model import build_nemo_config
-    from nemo_prolong.engine.packed_step import ExactLossReduction, packed_data_step, packed_forward_step
+    from nemo_prolong.engine.model.nemo_model import build_nemo_config
+    from nemo_prolong.engine.training.packed_step import ExactLossReduction, packed_data_step, packed_forward_step
 
     torch.manual_seed(0)
     start_single_process()

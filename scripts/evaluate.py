@@ -1,6 +1,6 @@
 """Evaluate trained or exported models."""
 
-from nemo_prolong.config.app import hydra_script
+from nemo_prolong.config.cli import hydra_script
 from nemo_prolong.config.schema import EvaluateConfig
 
 DESCRIPTION = """\

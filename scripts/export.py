@@ -1,6 +1,6 @@
 """Export a trained run."""
 
-from nemo_prolong.config.app import hydra_script
+from nemo_prolong.config.cli import hydra_script
 from nemo_prolong.config.schema import ExportConfig
 
 DESCRIPTION = """\

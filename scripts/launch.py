@@ -2,8 +2,8 @@
 
 import sys
 
-from nemo_prolong.config.app import hydra_script
-from nemo_prolong.config.checks import check_world
+from nemo_prolong.config.cli import hydra_script
+from nemo_prolong.config.rules import check_world
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.launch.slurm import render_sbatch
 

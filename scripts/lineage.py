@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from nemo_prolong.errors import ProlongError
-from nemo_prolong.report.lineage import chain_of, describe_chain
+from nemo_prolong.report.terminal.lineage import chain_of, describe_chain
 
 
 def main() -> None:

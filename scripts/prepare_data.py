@@ -2,7 +2,7 @@
 
 import sys
 
-from nemo_prolong.config.app import hydra_script
+from nemo_prolong.config.cli import hydra_script
 from nemo_prolong.config.prepare_schema import PrepareConfig
 
 DESCRIPTION = """\
@@ -23,7 +23,7 @@ def run(cfg: PrepareConfig, overrides: list[str]) -> None:
     from nemo_prolong.data.preparation.manifest import command_line
     from nemo_prolong.data.preparation.run import prepare
     from nemo_prolong.logs import console_logging
-    from nemo_prolong.report.data_card import write_card
+    from nemo_prolong.report.data_card.write import write_card
 
     with console_logging():
         prepare(cfg, command=command_line(sys.argv[1:]), finish=write_card)

@@ -1,6 +1,6 @@
 """Train a chain of stages and export the last one."""
 
-from nemo_prolong.config.app import hydra_script, typed_config_dir
+from nemo_prolong.config.cli import hydra_script, typed_config_dir
 from nemo_prolong.config.recipe_schema import RecipeConfig
 
 DESCRIPTION = """\

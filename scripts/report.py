@@ -1,6 +1,6 @@
 """Report on runs."""
 
-from nemo_prolong.config.app import hydra_script
+from nemo_prolong.config.cli import hydra_script
 from nemo_prolong.config.schema import ReportConfig
 
 DESCRIPTION = """\
@@ -14,7 +14,7 @@ EXAMPLES = [
 
 def run(cfg: ReportConfig, overrides: list[str]) -> None:
     """Write the report."""
-    from nemo_prolong.report.run import write_report
+    from nemo_prolong.report.training.run import write_report
 
     page, summary = write_report(cfg)
     print(f"{page}, and its numbers in {summary}")

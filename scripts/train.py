@@ -1,7 +1,7 @@
 """Train one stage of the recipe."""
 
-from nemo_prolong.config.app import hydra_script
-from nemo_prolong.config.checks import check_world, world_size_from_environment
+from nemo_prolong.config.cli import hydra_script
+from nemo_prolong.config.rules import check_world, world_size_from_environment
 from nemo_prolong.config.schema import RunConfig
 
 DESCRIPTION = """\

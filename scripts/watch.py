@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 
 from nemo_prolong.errors import ProlongError
-from nemo_prolong.report.watch import RunWatch
+from nemo_prolong.report.terminal.watch import RunWatch
 
 
 def watch(run: Path, seconds: float, once: bool) -> None:

@@ -64,7 +64,7 @@ def _seconds_per_row(rows: PackedRowDataset) -> float:
 
 def _step_rows(bench: Bench, rows: PackedRowDataset, row_tokens: int, name: str) -> Iterator[Row]:
     """Yield the time of the data step alone: sizes, the copy to the device."""
-    from nemo_prolong.engine.packed_step import packed_data_step
+    from nemo_prolong.engine.training.packed_step import packed_data_step
 
     batch = collate_rows([rows[0]])
     seconds = [seconds_of(bench.device, lambda: packed_data_step(iter([batch]))) for _ in range(REPEATS + 1)]

@@ -45,7 +45,7 @@ def tensors_of(directory: Path) -> dict[str, torch.Tensor]:
 
 def run(bench: Bench) -> Iterator[Row]:
     """Quantize, then compare every matrix and the logits with the directory that it was made from."""
-    from nemo_prolong.engine import cpu
+    from nemo_prolong.engine.patches import cpu
 
     cpu.prepare()
     from nemo_prolong.engine.fp8_export import dequantize, quantize_directory

@@ -15,7 +15,7 @@ _OPTIM = OptimConfig(lr=1e-5, min_lr=1e-6, lr_warmup_iters=0)
 
 def start(device: torch.device) -> None:
     """Give Megatron its process groups and random states; once per process is enough."""
-    from nemo_prolong.engine import cpu
+    from nemo_prolong.engine.patches import cpu
 
     cpu.prepare()
     from megatron.core import parallel_state, tensor_parallel
@@ -39,7 +39,7 @@ def build_model(model: ModelConfig, row_tokens: int, precision: PrecisionConfig,
     """Return the model of the engine in training mode, in bfloat16 where the precision is not fp32."""
     from megatron.core.transformer.module import Float16Module
 
-    from nemo_prolong.engine.model import build_nemo_config
+    from nemo_prolong.engine.model.nemo_model import build_nemo_config
 
     start(device)
     torch.manual_seed(0)
@@ -59,12 +59,12 @@ class Trainable:
 
     @classmethod
     def build(cls, model: ModelConfig, row_tokens: int, precision: PrecisionConfig, device: torch.device) -> Trainable:
-        """Return the model with buffers and optimizer as ``engine.trainer`` asks for them."""
+        """Return the model with buffers and optimizer as ``engine.training.trainer`` asks for them."""
         module = build_model(model, row_tokens, precision, device)
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
         from megatron.core.optimizer import get_megatron_optimizer
 
-        from nemo_prolong.engine.model import build_optimizer
+        from nemo_prolong.engine.model.nemo_model import build_optimizer
 
         buffers = DistributedDataParallelConfig(
             check_for_nan_in_grad=False,
@@ -80,7 +80,7 @@ class Trainable:
         """Add the gradients of one micro-batch to the buffers and return its mean loss."""
         from megatron.core.distributed import finalize_model_grads
 
-        from nemo_prolong.engine.packed_step import ExactLossReduction, packed_data_step, packed_forward_step
+        from nemo_prolong.engine.training.packed_step import ExactLossReduction, packed_data_step, packed_forward_step
 
         batch = packed_data_step(iter([batch]))
         loss_sum, targets, _ = ExactLossReduction().forward(batch, packed_forward_step(self.model, batch))

@@ -63,7 +63,7 @@ def core_attention(bench: Bench, precision: PrecisionConfig, row_tokens: int) ->
 
 def called(attention: torch.nn.Module, lengths: Sequence[int], device: torch.device, context: Context) -> Any:
     """Return a function of query, key and value that calls the attention of a layer on a packed row."""
-    from nemo_prolong.engine.packed_step import bucket_of, packed_seq_params
+    from nemo_prolong.engine.training.packed_step import bucket_of, packed_seq_params
 
     equal = len(lengths) if len(set(lengths)) == 1 else None
     params = packed_seq_params(boundaries(lengths, device), bucket_of(max(lengths)), equal_documents=equal)

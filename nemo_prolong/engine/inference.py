@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from nemo_prolong.config.locations import newest_checkpoint
-from nemo_prolong.engine import cpu
+from nemo_prolong.engine.patches import cpu
 from nemo_prolong.errors import CheckpointError
+from nemo_prolong.records.checkpoint.verify import newest_checkpoint
 
 cpu.prepare()
 
@@ -22,12 +22,12 @@ from megatron.core.dist_checkpointing.validation import StrictHandling  # noqa: 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase  # noqa: E402 - after cpu.prepare()
 
 from nemo_prolong.config.schema import ParallelismConfig, PrecisionConfig  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.checkpoint import ModelDescription  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.checkpoint.pickles import check_pickles  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.hf_names import rules  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.model import build_nemo_config  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.packed_step import packed_seq_params  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.weights import CheckpointReader  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.model.nemo_model import build_nemo_config  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.training.packed_step import packed_seq_params  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.records.checkpoint.model_description import ModelDescription  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.weights.checkpoint_reader import CheckpointReader  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.weights.names import rules  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.weights.pickles import check_pickles  # noqa: E402 - after cpu.prepare()
 
 _VALUES = 2
 """Which part of the fused projection the values are; the others are queries and keys."""

@@ -1,11 +1,11 @@
-"""What this process runs on, for the rules of ``config.legality``."""
+"""What this process runs on, for the rules of ``config.rules.constraints``."""
 
 from __future__ import annotations
 
 import torch
 from packaging.version import Version
 
-from nemo_prolong.config.legality import Platform
+from nemo_prolong.config.rules.constraints import Platform
 from nemo_prolong.engine.te.backend import installed_version
 
 

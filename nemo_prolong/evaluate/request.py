@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nemo_prolong.config.locations import HF_PREFIX, evaluation_directory, newest_checkpoint
+from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.records.checkpoint.verify import newest_checkpoint
+from nemo_prolong.records.evaluation import evaluation_directory
 
 
 def output_directories(cfg: EvaluateConfig) -> dict[str, Path]:

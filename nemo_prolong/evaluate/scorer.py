@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nemo_prolong.config.locations import HF_PREFIX
+from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.errors import DataError
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from nemo_prolong.config.locations import HF_PREFIX
+from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.errors import CheckpointError
 
 LOGITS_BYTES = 2**29

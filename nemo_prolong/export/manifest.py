@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from nemo_prolong.config.manifest import installed_versions, utc_now
 from nemo_prolong.export.output import MANIFEST_FILE, SOFTWARE
 from nemo_prolong.export.safetensors_file import WrittenFile
 from nemo_prolong.export.source import Source
 from nemo_prolong.files import write_json_atomically
+from nemo_prolong.records.stage_manifest import installed_versions, utc_now
 
 
 def write_manifest(

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from nemo_prolong.config.locations import HF_PREFIX, evaluation_directory
-from nemo_prolong.config.manifest import StageManifest
+from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.export.source import Source
+from nemo_prolong.records.evaluation import evaluation_directory
+from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.units import format_tokens
 
 # Licences by the identifiers of the Hugging Face Hub; any other is "other" with its name.

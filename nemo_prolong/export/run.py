@@ -6,12 +6,12 @@ import logging
 import time
 from pathlib import Path
 
-from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.config.schema import ExportConfig
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.export.output import check_output
 from nemo_prolong.export.serving.target import START_FILE, check_target
 from nemo_prolong.logs import run_logging
+from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.units import format_seconds
 
 log = logging.getLogger(__name__)

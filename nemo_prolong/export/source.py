@@ -11,13 +11,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nemo_prolong.config.locations import newest_checkpoint
-from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.config.schema import ModelConfig
-from nemo_prolong.engine.checkpoint import ModelDescription
-from nemo_prolong.engine.hf_names import Piece, Rule, rules
-from nemo_prolong.engine.weights import CheckpointReader
 from nemo_prolong.errors import CheckpointError, ExportError
+from nemo_prolong.records.checkpoint.model_description import ModelDescription
+from nemo_prolong.records.checkpoint.verify import newest_checkpoint
+from nemo_prolong.records.stage_manifest import StageManifest
+from nemo_prolong.weights.checkpoint_reader import CheckpointReader
+from nemo_prolong.weights.names import Piece, Rule, rules
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
-from nemo_prolong.engine.hf_directory import HuggingFaceDirectory
-from nemo_prolong.engine.hf_names import Piece, Shape, pieces
-from nemo_prolong.engine.hf_reader import HuggingFaceReader
 from nemo_prolong.errors import CheckpointError, ExportError
 from nemo_prolong.export.hf_config import (
     CHAT_TEMPLATE_FILE,
@@ -28,6 +25,9 @@ from nemo_prolong.export.hf_config import (
 from nemo_prolong.export.safetensors_file import SAFETENSORS_DTYPES
 from nemo_prolong.export.source import Source
 from nemo_prolong.export.writer import INDEX_FILE
+from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
+from nemo_prolong.weights.hf_reader import HuggingFaceReader
+from nemo_prolong.weights.names import Piece, Shape, pieces
 
 PROBE_TEXT = "def f(x):\n\treturn x ** 2  # 12,345 \u00e4\u00f6\u00fc <|eot_id|>\n"
 """Text that two different tokenizers are unlikely to cut alike."""

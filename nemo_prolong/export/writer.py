@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from nemo_prolong.config.schema import ModelConfig
-from nemo_prolong.engine.hf_names import Piece, pieces
 from nemo_prolong.errors import ExportError
 from nemo_prolong.export.safetensors_file import TensorSpec, WrittenFile, write_safetensors
 from nemo_prolong.export.source import Source
 from nemo_prolong.files import write_json_atomically
 from nemo_prolong.units import format_bytes
+from nemo_prolong.weights.names import Piece, pieces
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from nemo_prolong.config.keys import section_at
-from nemo_prolong.config.manifest import SettingChange
 from nemo_prolong.config.schema import RunConfig, Section
 from nemo_prolong.errors import ConfigError
+from nemo_prolong.records.stage_manifest import SettingChange
 
 _FREE = ("runs_dir", "parallelism", "tracker", "checkpoint", "cluster", "resume")
 _FREE_WITHIN = {

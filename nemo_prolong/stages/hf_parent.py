@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from nemo_prolong.config.locations import HF_PREFIX, tokenizer_directory
-from nemo_prolong.config.manifest import ParentRecord
+from nemo_prolong.config.addresses import HF_PREFIX, tokenizer_directory
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.engine.hf_directory import HuggingFaceDirectory
 from nemo_prolong.errors import CheckpointError, DataError
+from nemo_prolong.records.stage_manifest import ParentRecord
+from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
 
 TOKENIZER_FILE = "tokenizer.json"
 

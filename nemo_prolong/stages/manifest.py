@@ -1,4 +1,4 @@
-"""The manifest of a stage that is about to start; its format is ``config.manifest``."""
+"""The manifest of a stage that is about to start; its format is ``records.stage_manifest``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_prolong.config.locations import is_address
-from nemo_prolong.config.manifest import (
+from nemo_prolong.config.addresses import is_address
+from nemo_prolong.config.schema import DataConfig, RunConfig, Transition
+from nemo_prolong.data.storage.remote import read_bytes
+from nemo_prolong.errors import DataError
+from nemo_prolong.records.stage_manifest import (
     DataRecord,
     ParentRecord,
     SettingChange,
@@ -16,9 +19,6 @@ from nemo_prolong.config.manifest import (
     installed_versions,
     utc_now,
 )
-from nemo_prolong.config.schema import DataConfig, RunConfig, Transition
-from nemo_prolong.data.storage.remote import read_bytes
-from nemo_prolong.errors import DataError
 
 DATA_MANIFEST = "manifest.json"
 

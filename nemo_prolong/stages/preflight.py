@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_prolong.config.checkpoint_files import CheckpointChoice, choose_checkpoint
-from nemo_prolong.config.checkpoint_manifest import listed_steps
-from nemo_prolong.config.locations import HF_PREFIX, is_address, step_of, tokenizer_directory
-from nemo_prolong.config.manifest import MANIFEST_FILE, ParentRecord, SettingChange, StageManifest
+from nemo_prolong.config.addresses import HF_PREFIX, is_address, tokenizer_directory
 from nemo_prolong.config.schema import ModelConfig, RunConfig, Transition
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
+from nemo_prolong.records.checkpoint.verify import CheckpointChoice, choose_checkpoint
+from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, SettingChange, StageManifest
 from nemo_prolong.redaction import redact_values
 from nemo_prolong.stages.differences import (
     check_changeable,

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_prolong.config.app import compose
-from nemo_prolong.config.checkpoint_files import choose_checkpoint
-from nemo_prolong.config.checkpoint_manifest import listed_steps
-from nemo_prolong.config.checks import check_world
-from nemo_prolong.config.locations import step_of
-from nemo_prolong.config.manifest import StageManifest
+from nemo_prolong.config.cli import compose
 from nemo_prolong.config.recipe_schema import RecipeConfig
+from nemo_prolong.config.rules import check_world
 from nemo_prolong.config.schema import ExportConfig, RunConfig
 from nemo_prolong.errors import ConfigError
+from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
+from nemo_prolong.records.checkpoint.verify import choose_checkpoint
+from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.stages.preflight import changed_settings, check_data, check_same_shape, refuse_other_run, stored_run
 
 EXPORT_MANIFEST = "export_manifest.json"

@@ -10,21 +10,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_prolong.config.checks import check_platform
-from nemo_prolong.config.locations import step_of
-from nemo_prolong.config.manifest import StageManifest, utc_now
+from nemo_prolong.config.rules import check_platform
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.engine.events import record_event
-from nemo_prolong.engine.telemetry.trackers import check_packages
 from nemo_prolong.errors import EXIT_PREEMPTED
 from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.logs import run_logging
+from nemo_prolong.records.checkpoint.manifest import step_of
+from nemo_prolong.records.run_log import record_event
+from nemo_prolong.records.stage_manifest import StageManifest, utc_now
 from nemo_prolong.redaction import redact
 from nemo_prolong.stages.manifest import continued, new_manifest
 from nemo_prolong.stages.preflight import CONFIG_FILE, Start, check_files, dump
+from nemo_prolong.telemetry.trackers import check_packages
 
 if TYPE_CHECKING:
-    from nemo_prolong.engine.stage_training import StageTotals
+    from nemo_prolong.engine.training.stage_training import StageTotals
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
     with run_logging(log_file, console=rank == 0):
         _announce(cfg, start, manifest)
         # Importing NeMo takes seconds and prints a page; nothing above needs it.
-        from nemo_prolong.engine.stage_training import train_stage
+        from nemo_prolong.engine.training.stage_training import train_stage
 
         totals = train_stage(cfg, resume=start.resume, parent_checkpoint=start.parent_checkpoint)
         if rank == 0:

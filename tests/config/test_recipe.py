@@ -8,10 +8,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from nemo_prolong.config.app import CONFIG_DIR
-from nemo_prolong.config.checks import check
+from nemo_prolong.config.cli import CONFIG_DIR
 from nemo_prolong.config.hydra_errors import experiments
 from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.rules import check
 from nemo_prolong.config.schema import (
     EvaluateConfig,
     ExportConfig,

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from nemo_prolong.config.run_records import GrowingRecords, goodput
 from nemo_prolong.files import write_text_atomically
+from nemo_prolong.records.run_log import GrowingRecords, goodput
 
 
 def line(**record):

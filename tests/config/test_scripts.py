@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo_prolong.config import app
-from nemo_prolong.config.app import CONFIG_DIR, hydra_script
+from nemo_prolong.config import cli as app
+from nemo_prolong.config.cli import CONFIG_DIR, hydra_script
 from nemo_prolong.config.hydra_errors import experiments
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig
 from nemo_prolong.errors import CheckpointError

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from nemo_prolong.config.checks import check
+from nemo_prolong.config.rules import check
 from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.miniature.corpus import DOMAINS, read_corpus, write_corpus

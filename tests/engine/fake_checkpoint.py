@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nemo_prolong.config.checkpoint_files import MEGATRON_FORMAT, hash_files, list_files
-from nemo_prolong.config.checkpoint_manifest import CheckpointManifest, RunRecord, checkpoint_directory
+from nemo_prolong.records.checkpoint.manifest import CheckpointManifest, RunRecord, checkpoint_directory
+from nemo_prolong.records.checkpoint.verify import MEGATRON_FORMAT, hash_files, list_files
 
 
 def write_checkpoint(run_dir: Path, step: int) -> Path:

@@ -43,7 +43,7 @@ def train(case: dict[str, Any], rank: int) -> None:
 
 def at_steps(action: Callable[[int], None]) -> None:
     """Call ``action`` with the number of each step before it is trained."""
-    from nemo_prolong.engine.faults.step_guard import StepGuard
+    from nemo_prolong.callbacks.step_guard import StepGuard
 
     begin = StepGuard.on_train_batch_start
 
@@ -61,7 +61,7 @@ def send(number: signal.Signals, fault: Fault, rank: int) -> None:
 
 def spoil(fault: Fault, rank: int) -> None:
     """Spoil the loss of the step, or with ``on`` those of all steps from there on."""
-    from nemo_prolong.engine.packed_step import ExactLossReduction
+    from nemo_prolong.engine.training.packed_step import ExactLossReduction
 
     forward, now = ExactLossReduction.forward, {"step": 0}
 
@@ -118,7 +118,7 @@ def refuse_growth(fault: Fault, rank: int) -> None:
 
 def set_clock(fault: Fault, rank: int) -> None:
     """Let every step take ``minutes[rank]`` by the clock of the checkpoint writer."""
-    from nemo_prolong.engine.checkpoint import writer
+    from nemo_prolong.callbacks import checkpoint_writer as writer
 
     now = {"seconds": 1e6 * rank}
     at_steps(lambda step: now.update(seconds=now["seconds"] + 60 * fault["minutes"][rank]))
@@ -139,7 +139,7 @@ FAULTS: dict[str, Callable[[Fault, int], None]] = {
 
 def main() -> None:
     """Run every case."""
-    import nemo_prolong.engine.stage_training  # noqa: F401 - imports NeMo, before the forks
+    import nemo_prolong.engine.training.stage_training  # noqa: F401 - imports NeMo, before the forks
 
     cases, output = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     statuses = {}

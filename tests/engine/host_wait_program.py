@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.engine import cpu
+from nemo_prolong.engine.patches import cpu
 
 cpu.prepare()
 
@@ -55,7 +55,7 @@ def main() -> None:
     """Train under the mode."""
     cfg = RunConfig(**json.loads(Path(sys.argv[1]).read_text()))
     Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
-    from nemo_prolong.engine.stage_training import train_stage
+    from nemo_prolong.engine.training.stage_training import train_stage
 
     waits = HostWaits()
     with waits:

@@ -16,15 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nemo_prolong.config.checkpoint_files import choose_checkpoint
 from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.records.checkpoint.verify import choose_checkpoint
 
 KILLED_STEP = 4
 
 
 def main() -> None:
     """Run the uninterrupted run and every scenario, and write what was seen."""
-    from nemo_prolong.engine import stage_training  # noqa: F401 - imported here for all forks
+    from nemo_prolong.engine.training import stage_training  # noqa: F401 - imported here for all forks
 
     spec = json.loads(Path(sys.argv[1]).read_text())
     started = time.monotonic()
@@ -96,7 +96,7 @@ def train(spec: dict[str, Any], name: str, point: str | None = None) -> None:
 
 def arm(point: str) -> None:
     """Arrange for the death of the training process at a point of the save path."""
-    from nemo_prolong.engine.checkpoint.writer import CheckpointWriter
+    from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter
 
     trainer = os.getpid()
     current = {"step": 0}

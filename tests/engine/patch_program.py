@@ -12,13 +12,13 @@ import nemo.lightning  # noqa: F401 - imported before the forks, without any pat
 from nemo.collections import llm  # noqa: F401 - likewise
 from tiny import tiny_config
 
-from nemo_prolong.engine import cpu
+from nemo_prolong.engine.patches import cpu
 
 
 def train_and_resume(data: Path, runs: Path, without: str | None) -> None:
     """Train two steps with recomputation, save, and resume for two more."""
     cpu.prepare(without=without)
-    from nemo_prolong.engine.stage_training import train_stage
+    from nemo_prolong.engine.training.stage_training import train_stage
 
     cfg = tiny_config(
         data,

@@ -39,7 +39,7 @@ def leave_first_checkpoint(source: str, target: str) -> None:
 
 def main() -> None:
     """Run every job; the first that fails ends the program."""
-    import nemo_prolong.engine.stage_training  # noqa: F401 - imports NeMo, before the forks
+    import nemo_prolong.engine.training.stage_training  # noqa: F401 - imports NeMo, before the forks
 
     for job in json.loads(Path(sys.argv[1]).read_text()):
         if job["copy"]:

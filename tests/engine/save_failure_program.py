@@ -44,12 +44,12 @@ def main() -> None:
 
 def train(cfg: RunConfig) -> dict[str, Any]:
     """Train until the run stops, and return what was seen."""
-    from nemo_prolong.config.checkpoint_files import choose_checkpoint
-    from nemo_prolong.engine import stage_training
+    from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter
     from nemo_prolong.engine.checkpoint.megatron_io import PlannedSave
     from nemo_prolong.engine.checkpoint.save import CheckpointSave
-    from nemo_prolong.engine.checkpoint.writer import CheckpointWriter
+    from nemo_prolong.engine.training import stage_training
     from nemo_prolong.errors import CheckpointError
+    from nemo_prolong.records.checkpoint.verify import choose_checkpoint
 
     for method in ("shard_results", "write_common", "write_metadata", "write_format"):
         break_method(PlannedSave, method)

@@ -12,7 +12,7 @@ PROGRAM = """
 import os, torch
 torch.set_float32_matmul_precision("high")
 os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-from nemo_prolong.engine.stage_training import _set_arithmetic
+from nemo_prolong.engine.training.stage_training import _set_arithmetic
 for deterministic in (True, False):
     _set_arithmetic(deterministic)
     print(

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint import load as load_distributed
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from nemo_prolong.config.checkpoint_manifest import checkpoint_directory
+from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
 
 PROGRAM = Path(__file__).with_name("kill_program.py")
 # Point of the save path -> the step that a repetition continues from.

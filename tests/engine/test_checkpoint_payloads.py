@@ -20,11 +20,11 @@ import torch
 from launches import run_program
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from nemo_prolong.config.checkpoint_files import choose_checkpoint, hash_files, list_files, verify_checkpoint
-from nemo_prolong.config.checkpoint_manifest import CheckpointManifest, checkpoint_directory
-from nemo_prolong.engine.checkpoint.pickles import check_pickles, read_metadata
-from nemo_prolong.engine.weights import CheckpointReader
 from nemo_prolong.errors import CheckpointError
+from nemo_prolong.records.checkpoint.manifest import CheckpointManifest, checkpoint_directory
+from nemo_prolong.records.checkpoint.verify import choose_checkpoint, hash_files, list_files, verify_checkpoint
+from nemo_prolong.weights.checkpoint_reader import CheckpointReader
+from nemo_prolong.weights.pickles import check_pickles, read_metadata
 
 PROGRAM = Path(__file__).with_name("payload_program.py")
 

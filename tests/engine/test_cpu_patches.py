@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from launches import run_program
 
-from nemo_prolong.engine import cpu
+from nemo_prolong.engine.patches import cpu
 
 PROGRAM = Path(__file__).with_name("patch_program.py")
 
@@ -27,7 +27,7 @@ def test_with_all_patches_a_stage_trains_and_resumes(statuses: dict[str, int]) -
 
 @pytest.mark.parametrize("name", [patch.name for patch in cpu.patches()])
 def test_without_this_patch_training_or_resume_fails(statuses: dict[str, int], name: str) -> None:
-    assert statuses[name] != 0, f"{name} is no longer needed: remove it from engine/cpu.py"
+    assert statuses[name] != 0, f"{name} is no longer needed: remove it from engine/patches/cpu.py"
 
 
 GPU_PROGRAM = """
@@ -36,8 +36,8 @@ torch.cuda.is_available = lambda: True
 before = torch.Tensor.type, torch.cuda.current_device, torch.cuda.Stream
 import megatron.core.optimizer as optimizer
 from megatron.core.optimizer import distrib_optimizer
-from nemo_prolong.engine import cpu
-from nemo_prolong.engine.adam import GroupStepAdam
+from nemo_prolong.engine.patches import cpu
+from nemo_prolong.ops.adam import GroupStepAdam
 {setup}
 cpu.prepare()
 assert (torch.Tensor.type, torch.cuda.current_device, torch.cuda.Stream) == before

@@ -13,9 +13,9 @@ import pytest
 from launches import run_program
 from tiny import read_metrics
 
-from nemo_prolong.config.checkpoint_files import verify_checkpoint
-from nemo_prolong.config.locations import checkpoint_directory, newest_checkpoint
 from nemo_prolong.errors import EXIT_HUNG, EXIT_PREEMPTED, CheckpointError, TrainingError
+from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
+from nemo_prolong.records.checkpoint.verify import newest_checkpoint, verify_checkpoint
 from nemo_prolong.stages.manifest import StageManifest
 
 TIMEOUT_SECONDS = 1200

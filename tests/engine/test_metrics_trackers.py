@@ -16,10 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import tiny_config
 
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.engine.telemetry import trackers as trackers_module
-from nemo_prolong.engine.telemetry.names import GROUP_NAMES, STEP_NAMES, named_figures
-from nemo_prolong.engine.telemetry.trackers import Trackers, check_packages
 from nemo_prolong.errors import ConfigError
+from nemo_prolong.telemetry import trackers as trackers_module
+from nemo_prolong.telemetry.names import GROUP_NAMES, STEP_NAMES, named_figures
+from nemo_prolong.telemetry.trackers import Trackers, check_packages
 
 RECORD = {
     "step": 7,

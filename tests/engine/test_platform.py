@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nemo_prolong.config.legality import Platform
+from nemo_prolong.config.rules.constraints import Platform
 from nemo_prolong.engine import platform
 
 

@@ -17,9 +17,9 @@ import torch
 from launches import run_program
 from tiny import COLUMNS, DOCUMENT_LENGTHS, read_metrics, tiny_config
 
-from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.data.order import GlobalOrder
+from nemo_prolong.records.stage_manifest import StageManifest
 
 pytestmark = pytest.mark.distributed
 

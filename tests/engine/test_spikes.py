@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from nemo_prolong.engine.faults.step_guard import SpikeDetector
+from nemo_prolong.callbacks.step_guard import SpikeDetector
 
 
 def steady(detector: SpikeDetector, steps: int) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nemo_prolong.engine.faults import watchdog
+from nemo_prolong.callbacks import watchdog
 from nemo_prolong.errors import EXIT_HUNG
 
 

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from nemo_prolong.config.locations import evaluation_directory
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.evaluate.request import output_directories
 from nemo_prolong.evaluate.run import evaluate
+from nemo_prolong.records.evaluation import evaluation_directory
 
 
 def config(models, data, **changes):

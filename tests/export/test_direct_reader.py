@@ -9,7 +9,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, load, save
 from torch.distributed.checkpoint.api import CheckpointException
 
-from nemo_prolong.engine.direct_reader import DirectReader
+from nemo_prolong.weights.direct_reader import DirectReader
 
 TENSORS = {
     "matrix": torch.randn(37, 24),

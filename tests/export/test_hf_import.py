@@ -20,14 +20,14 @@ from tiny import SEQ_LENGTH, read_metrics, tiny_config
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from nemo_prolong.config.locations import newest_checkpoint
-from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.config.schema import MixtureEntry, RunConfig
 from nemo_prolong.data.dataset import PackedRowDataset
-from nemo_prolong.engine.hf_directory import HuggingFaceDirectory
-from nemo_prolong.engine.hf_names import pieces
-from nemo_prolong.engine.hf_reader import HuggingFaceReader
 from nemo_prolong.export.run import export
+from nemo_prolong.records.checkpoint.verify import newest_checkpoint
+from nemo_prolong.records.stage_manifest import StageManifest
+from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
+from nemo_prolong.weights.hf_reader import HuggingFaceReader
+from nemo_prolong.weights.names import pieces
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nemo_prolong.config.schema import ModelConfig
-from nemo_prolong.engine.hf_names import Rule, pieces, rules
+from nemo_prolong.weights.names import Rule, pieces, rules
 
 
 def rule_of(ending: str, model: ModelConfig) -> Rule:

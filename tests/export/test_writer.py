@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nemo_prolong.config.schema import ModelConfig
-from nemo_prolong.engine.hf_names import pieces
 from nemo_prolong.export import safetensors_file
 from nemo_prolong.export.safetensors_file import TensorSpec, write_safetensors
 from nemo_prolong.export.writer import all_finite, piece_bytes, plan_shards
+from nemo_prolong.weights.names import pieces
 
 shapes = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple), min_size=1, max_size=6)
 

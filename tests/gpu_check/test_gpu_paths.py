@@ -18,7 +18,7 @@ from benchmarks.hopper import attention, layers, resume, runs, train_program, tr
 from benchmarks.hopper.bench import Bench
 from benchmarks.hopper.records import Row, Verdict, measured
 from benchmarks.hopper.runs import Job, jobs_of, largest, largest_difference, stage_config, train
-from nemo_prolong.config.legality import Platform, legality_findings
+from nemo_prolong.config.rules.constraints import Platform, constraint_findings
 from nemo_prolong.config.schema import ModelConfig, PrecisionConfig
 
 GIB = 2**30
@@ -87,7 +87,7 @@ def test_the_container_allows_every_run_of_the_check(gpu: Bench) -> None:
         for name, (precision, _) in transformer_engine.cases().items()
     ]
     configs += [stage_config(gpu, f"resumed_{i}", precision=case) for i, case in enumerate(resume._CASES.values())]
-    assert [str(error) for config in configs for error in legality_findings(config, CONTAINER)] == []
+    assert [str(error) for config in configs for error in constraint_findings(config, CONTAINER)] == []
     assert [config.train.deterministic for config in configs] == [True] * 6 + [False] + [True] * 4
 
 

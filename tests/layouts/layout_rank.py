@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.engine import cpu
+from nemo_prolong.engine.patches import cpu
 
 cpu.prepare()
 
-from nemo_prolong.engine import stage_training  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.checkpoint import CheckpointWriter  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.packed_step import ExactLossReduction  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.training import stage_training  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.training.packed_step import ExactLossReduction  # noqa: E402 - after cpu.prepare()
 
 
 class SaveFirstAndLast(CheckpointWriter):

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_prolong.config.app import CONFIG_DIR
+from nemo_prolong.config.cli import CONFIG_DIR
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.plan.devices import dense_peak_flops_per_second
 from nemo_prolong.plan.flops import training_flops, training_flops_of_sums, training_flops_per_token
@@ -58,8 +58,8 @@ def test_mfu_reproduces_what_nvidia_printed_for_llama_3_8b_at_8k():
 
 def test_a_step_is_turned_into_rates_and_an_unknown_device_into_one_warning(caplog):
     from nemo_prolong.config.schema import RunConfig
-    from nemo_prolong.engine.telemetry.performance import Performance
-    from nemo_prolong.engine.telemetry.step_sums import GroupLoss, StepTotals
+    from nemo_prolong.telemetry.performance import Performance
+    from nemo_prolong.telemetry.step_sums import GroupLoss, StepTotals
 
     cfg = RunConfig.model_construct(
         model=LLAMA,

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nemo_prolong.errors import DataError
-from nemo_prolong.report.data_card import write_card
-from nemo_prolong.report.data_card_charts import Segment, StackedBar, StackedBars, share_axis, strip
-from nemo_prolong.report.data_card_figures import length_figures
-from nemo_prolong.report.data_card_manifest import Manifest
-from nemo_prolong.report.data_card_markdown import escape
+from nemo_prolong.records.data_manifest import Manifest
+from nemo_prolong.report.data_card.charts import Segment, StackedBar, StackedBars, share_axis, strip
+from nemo_prolong.report.data_card.figures import length_figures
+from nemo_prolong.report.data_card.markdown import escape
+from nemo_prolong.report.data_card.write import write_card
 
 SCRIPT = "<script>alert('x')</script>\"&amp;"
 EVERYTHING = st.text(st.characters(codec=None), max_size=30)
@@ -281,7 +281,7 @@ def test_a_directory_without_stages_rejections_or_samples_has_a_card_without_tho
 def test_a_card_is_written_without_importing_torch(tmp_path):
     write_inputs(tmp_path)
     program = (
-        "import sys; from pathlib import Path; from nemo_prolong.report.data_card import write_card; "
+        "import sys; from pathlib import Path; from nemo_prolong.report.data_card.write import write_card; "
         "write_card(Path(sys.argv[1])); assert not {'torch', 'transformers', 'nemo'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program, tmp_path], check=True, timeout=60)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_prolong.report.figures import (
+from nemo_prolong.report.training.figures import (
     loss_figure,
     perplexity_figure,
     position_figure,
@@ -14,8 +14,8 @@ from nemo_prolong.report.figures import (
     smooth,
     throughput_figure,
 )
-from nemo_prolong.report.read import read_lineage
-from nemo_prolong.report.summary import median_tokens_per_second
+from nemo_prolong.report.training.read import read_lineage
+from nemo_prolong.report.training.summary import median_tokens_per_second
 
 SVG = "{http://www.w3.org/2000/svg}"
 

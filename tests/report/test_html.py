@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from html_page import Page
 
-from nemo_prolong.report.run import write_report
+from nemo_prolong.report.training.run import write_report
 
 
 def report(tree, **changes):
@@ -132,7 +132,7 @@ def test_any_chain_of_stages_makes_a_report(tree, number):
 def test_the_report_is_written_beside_its_summary_without_importing_torch(tree):
     code = (
         "import sys; from nemo_prolong.config.schema import ReportConfig;"
-        "from nemo_prolong.report.run import write_report;"
+        "from nemo_prolong.report.training.run import write_report;"
         f"print(*write_report(ReportConfig(runs={tree.runs!r}, output={str(tree.root / 'out' / 'r.html')!r})));"
         "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
     )

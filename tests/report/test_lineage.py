@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_prolong.config.app import CONFIG_DIR
+from nemo_prolong.config.cli import CONFIG_DIR
 from nemo_prolong.errors import CheckpointError
-from nemo_prolong.report.lineage import chain_of, describe_chain
+from nemo_prolong.report.terminal.lineage import chain_of, describe_chain
 
 
 def paragraphs(run):

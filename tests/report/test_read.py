@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nemo_prolong.errors import CheckpointError, ExportError
-from nemo_prolong.report.read import read_lineage, read_metrics
+from nemo_prolong.report.training.read import read_lineage, read_metrics
 
 
 def test_every_stage_is_read_with_its_steps_validations_and_evaluations(tree):

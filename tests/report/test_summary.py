@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_prolong.report.read import read_lineage
-from nemo_prolong.report.run import write_report
-from nemo_prolong.report.summary import summarize
+from nemo_prolong.report.training.read import read_lineage
+from nemo_prolong.report.training.run import write_report
+from nemo_prolong.report.training.summary import summarize
 
 
 def records(run):

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from html_page import Page
 
-from nemo_prolong.report import telemetry_tables
-from nemo_prolong.report.figures import position_figure
-from nemo_prolong.report.read import read_lineage
-from nemo_prolong.report.run import write_report
-from nemo_prolong.report.summary import summarize
-from nemo_prolong.report.telemetry import changes
+from nemo_prolong.report.training import telemetry_tables
+from nemo_prolong.report.training.figures import position_figure
+from nemo_prolong.report.training.read import read_lineage
+from nemo_prolong.report.training.run import write_report
+from nemo_prolong.report.training.summary import summarize
+from nemo_prolong.report.training.telemetry import changes
 
 
 def records(run):

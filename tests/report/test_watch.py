@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nemo_prolong.config.app import CONFIG_DIR
+from nemo_prolong.config.cli import CONFIG_DIR
 from nemo_prolong.errors import CheckpointError
-from nemo_prolong.report.watch import RunWatch
+from nemo_prolong.report.terminal.watch import RunWatch
 
 SCRIPT = CONFIG_DIR.parent / "scripts" / "watch.py"
 

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from fake_checkpoint import write_checkpoint
 from tiny import tiny_config, write_data
 
-from nemo_prolong.config.manifest import ParentRecord
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.files import write_json_atomically
+from nemo_prolong.records.stage_manifest import ParentRecord
 from nemo_prolong.stages.manifest import new_manifest
 from nemo_prolong.stages.preflight import CONFIG_FILE, dump
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from nemo_prolong.config.checks import check
 from nemo_prolong.config.keys import all_keys, location_of, section_at
-from nemo_prolong.config.locations import checkpoint_directory
-from nemo_prolong.config.manifest import MANIFEST_FILE, SettingChange, StageManifest
+from nemo_prolong.config.rules import check
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
+from nemo_prolong.records.stage_manifest import MANIFEST_FILE, SettingChange, StageManifest
 from nemo_prolong.stages.differences import check_changeable, with_defaults
 from nemo_prolong.stages.manifest import continued, new_manifest
 from nemo_prolong.stages.preflight import CONFIG_FILE, Start, check_files, dump

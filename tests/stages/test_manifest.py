@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import nemo_prolong
-from nemo_prolong.config import manifest as manifest_format
-from nemo_prolong.config.manifest import MANIFEST_FILE, ParentRecord, StageManifest, installed_versions, utc_now
 from nemo_prolong.errors import CheckpointError
+from nemo_prolong.records import stage_manifest as manifest_format
+from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, StageManifest, installed_versions, utc_now
 from nemo_prolong.stages.manifest import new_manifest
 
 COMMAND = "python scripts/train.py +exp=tiny"

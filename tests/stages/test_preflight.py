@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nemo_prolong.config.locations import checkpoint_directory
-from nemo_prolong.config.manifest import MANIFEST_FILE, ParentRecord, StageManifest
 from nemo_prolong.data.tokenizer import TextEncoder, train_tokenizer
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
+from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, StageManifest
 from nemo_prolong.stages.preflight import Start, check_files
 
 NEW_NAME = "Give the run another name=..., or remove the directory."

@@ -16,11 +16,11 @@ import pytest
 from fake_checkpoint import write_checkpoint
 from recipe_tools import SCRIPT, STAGES, STEPS, recipe_command, write_recipe_data
 
-from nemo_prolong.config.app import compose
-from nemo_prolong.config.checkpoint_manifest import checkpoint_directory
+from nemo_prolong.config.cli import compose
 from nemo_prolong.config.recipe_schema import RecipeConfig
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.files import write_json_atomically
+from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
 from nemo_prolong.stages import recipe_run
 from nemo_prolong.stages.manifest import new_manifest
 from nemo_prolong.stages.preflight import CONFIG_FILE, dump

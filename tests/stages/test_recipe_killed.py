@@ -17,9 +17,9 @@ import pytest
 from recipe_tools import STAGES, STEPS, recipe_command, write_recipe_data
 from tiny import VOCAB_SIZE, read_metrics
 
-from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.data.tokenizer import train_tokenizer
 from nemo_prolong.errors import EXIT_PREEMPTED
+from nemo_prolong.records.stage_manifest import StageManifest
 
 pytestmark = [pytest.mark.recipe, pytest.mark.timeout(1200)]
 

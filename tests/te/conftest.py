@@ -15,7 +15,7 @@ import torch
 import transformer_engine.pytorch
 from layouts import leave
 
-from nemo_prolong.engine import cpu
+from nemo_prolong.engine.patches import cpu
 
 cpu.prepare()
 assert transformer_engine.pytorch and not torch.cuda.is_available(), "these tests are for machines without a GPU"

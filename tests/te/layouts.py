@@ -68,7 +68,7 @@ def build(
         precision: Names the backend too.
         device: ``meta`` for no storage, ``cpu`` for storage that is not initialised.
     """
-    from nemo_prolong.engine.model import build_nemo_config
+    from nemo_prolong.engine.model.nemo_model import build_nemo_config
 
     config = build_nemo_config(model, seq_length, parallelism, precision)
     # Of the strategy, when it connects to the model.

@@ -14,7 +14,7 @@ from transformer_engine.common.recipe import DelayedScaling
 from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 
 from nemo_prolong.config.schema import ParallelismConfig
-from nemo_prolong.engine.packed_step import packed_seq_params
+from nemo_prolong.engine.training.packed_step import packed_seq_params
 from nemo_prolong.ops.attention import document_attention
 from nemo_prolong.ops.context_parallel import DocumentPartition
 

@@ -51,7 +51,7 @@ from nemo_prolong.data.preparation.rows import DomainDocuments, PackedSet, domai
 from nemo_prolong.data.preparation.shards import ShardTask, forget_files, read_entries, shard_bounds, shard_format
 from nemo_prolong.data.preparation.token_store import TOKEN_DTYPE, TokenUnit
 from nemo_prolong.data.preparation.workers import disk_errors, run_tasks
-from nemo_prolong.data.preparation.workplace import MANIFEST, TOKENIZER, Workplace, existing_manifest
+from nemo_prolong.data.preparation.work_directory import MANIFEST, TOKENIZER, Workplace, existing_manifest
 from nemo_prolong.errors import DataError
 from nemo_prolong.files import write_json_atomically
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens

@@ -30,8 +30,8 @@ from nemo.lightning.io.pl import MegatronCheckpointIO
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
 
-from nemo_prolong.config.checkpoint_files import MEGATRON_FORMAT
-from nemo_prolong.config.checkpoint_manifest import COMMON_FILE, FORMAT_FILE, METADATA_FILE, WEIGHTS
+from nemo_prolong.records.checkpoint.manifest import COMMON_FILE, FORMAT_FILE, METADATA_FILE, WEIGHTS
+from nemo_prolong.records.checkpoint.verify import MEGATRON_FORMAT
 
 
 @dataclass

@@ -19,8 +19,16 @@ import lightning.pytorch as pl
 import torch
 from megatron.core import parallel_state
 
-from nemo_prolong.config.checkpoint_files import hash_files, list_files, publish
-from nemo_prolong.config.checkpoint_manifest import (
+from nemo_prolong.distributed.ranks import (
+    agree_all,
+    from_rank_zero,
+    gather_on_rank_zero,
+    run_on_all_ranks,
+    run_on_rank_zero,
+)
+from nemo_prolong.engine.checkpoint.megatron_io import PlannedSave
+from nemo_prolong.files import write_text_atomically
+from nemo_prolong.records.checkpoint.manifest import (
     COMMON_FILE,
     FORMAT_FILE,
     METADATA_FILE,
@@ -32,17 +40,10 @@ from nemo_prolong.config.checkpoint_manifest import (
     checkpoint_directory,
     sync_directory,
 )
-from nemo_prolong.config.manifest import installed_versions, utc_now
-from nemo_prolong.engine.checkpoint.description import ModelDescription
-from nemo_prolong.engine.checkpoint.megatron_io import PlannedSave
-from nemo_prolong.engine.ranks import (
-    agree_all,
-    from_rank_zero,
-    gather_on_rank_zero,
-    run_on_all_ranks,
-    run_on_rank_zero,
-)
-from nemo_prolong.files import write_text_atomically
+from nemo_prolong.records.checkpoint.model_description import ModelDescription
+from nemo_prolong.records.checkpoint.retention import publish
+from nemo_prolong.records.checkpoint.verify import hash_files, list_files
+from nemo_prolong.records.stage_manifest import installed_versions, utc_now
 
 
 @dataclass

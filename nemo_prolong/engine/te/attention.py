@@ -12,8 +12,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from nemo_prolong.engine.packed_step import DocumentSeqParams
 from nemo_prolong.engine.te.batch_of_documents import as_batch, runs_in_fp8
+from nemo_prolong.engine.training.packed_step import DocumentSeqParams
 
 
 class _StatelessAttention(TEDotProductAttention):

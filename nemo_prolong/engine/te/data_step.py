@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from nemo_prolong.config.schema import PrecisionConfig
-from nemo_prolong.engine.packed_step import Batch, packed_data_step
 from nemo_prolong.engine.te.fp8 import is_fp8
+from nemo_prolong.engine.training.packed_step import Batch, packed_data_step
 
 _TILE_TOKENS = 16
 """FP8 matrix products want multiples of this in every dim; in the gradient of a weight, tokens are one."""

@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_prolong.config.schema import PrecisionConfig
-from nemo_prolong.engine.layers import RMSNorm
+from nemo_prolong.engine.model.torch_layers import RMSNorm
 from nemo_prolong.engine.te.data_step import data_step_of
 from nemo_prolong.engine.te.fp8 import fp8_fields
 

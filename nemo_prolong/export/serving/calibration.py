@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.config.schema import MixtureEntry
 from nemo_prolong.data.dataset import PackedRowDataset
 from nemo_prolong.errors import ExportError
+from nemo_prolong.records.stage_manifest import StageManifest
 
 SEED = 0
 """Of the order of rows; recorded with every export by being fixed."""

@@ -15,12 +15,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.config.schema import ExportConfig, ExportTargetConfig
 from nemo_prolong.errors import ConfigError, ExportError
 from nemo_prolong.export.serving.memory import KV_BLOCK_TOKENS, check_memory
 from nemo_prolong.export.serving.settings import trtllm_settings, vllm_settings, write_settings
 from nemo_prolong.files import write_json_atomically, write_text_atomically
+from nemo_prolong.records.stage_manifest import StageManifest
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import torch.distributed as dist
 
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.ops.attention import document_attention
+from nemo_prolong.ops.context_parallel.all_to_all import heads_attention
 from nemo_prolong.ops.context_parallel.gather import GatherAttention
-from nemo_prolong.ops.context_parallel.heads import heads_attention
 from nemo_prolong.ops.context_parallel.partition import DocumentPartition
 from nemo_prolong.ops.context_parallel.ring import RingAttention
 

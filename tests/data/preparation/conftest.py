@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nemo_prolong.config.checks import check
+from nemo_prolong.config.rules import check
 from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.data.preparation.run import prepare
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nemo_prolong.engine import cpu
+from nemo_prolong.engine.patches import cpu
 
 cpu.prepare()
 
 from megatron.core import parallel_state  # noqa: E402 - after cpu.prepare()
 
-from nemo_prolong.engine.te.process_groups import hierarchical_context_parallel  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.patches.process_groups import hierarchical_context_parallel  # noqa: E402 - after cpu.prepare()
 
 
 def main(output: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from nemo_prolong.engine import cpu
+from nemo_prolong.engine.patches import cpu
 
 cpu.prepare()
 
@@ -16,7 +16,7 @@ from nemo import lightning as nl  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.config.schema import KernelBackend, ModelConfig, ParallelismConfig, PrecisionConfig  # noqa: E402
 from nemo_prolong.engine import model  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.te import data_step, fp8  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.trainer import StageStrategy  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.training.trainer import StageStrategy  # noqa: E402 - after cpu.prepare()
 
 TINY = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4, "num_query_groups": 2}
 PRECISIONS = [

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from serving_tools import target_config
 
-from nemo_prolong.config.manifest import StageManifest
 from nemo_prolong.engine import fp8_export
 from nemo_prolong.engine.fp8_export import dequantize
 from nemo_prolong.errors import ExportError
@@ -24,6 +23,7 @@ from nemo_prolong.export.serving.quantized import (
     verify_quantization,
     verify_weights,
 )
+from nemo_prolong.records.stage_manifest import StageManifest
 
 LAYER = "model.layers.1"
 

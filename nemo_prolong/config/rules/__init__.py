@@ -1,0 +1,53 @@
+"""Rules between fields: pure functions from a typed configuration to the errors in it.
+
+Nothing here looks at a file, a device or an environment variable, so every rule holds on a login node as on the
+cluster. Whether a parent, a data directory or a run directory exists is the business of ``stages``.
+"""
+
+from __future__ import annotations
+
+from nemo_prolong.config.findings import raise_all
+from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.rules.constraints import Platform, constraint_findings
+from nemo_prolong.config.rules.evaluate import evaluate_findings
+from nemo_prolong.config.rules.layout import check_world, world_size_from_environment
+from nemo_prolong.config.rules.memory import memory_findings
+from nemo_prolong.config.rules.prepare import prepare_findings
+from nemo_prolong.config.rules.run import run_findings
+from nemo_prolong.config.schema import EvaluateConfig, RunConfig, Section
+from nemo_prolong.errors import ConfigError
+
+__all__ = ["check", "check_platform", "check_world", "findings", "world_size_from_environment"]
+
+
+def check(cfg: Section) -> None:
+    """Check a whole configuration.
+
+    Raises:
+        ConfigError: If any rule is broken; all broken rules in one message.
+    """
+    raise_all(findings(cfg))
+
+
+def check_platform(cfg: RunConfig, platform: Platform) -> None:
+    """Check a stage against the versions and the device it is about to run on.
+
+    Args:
+        cfg: A checked configuration.
+        platform: What was found at start-up.
+
+    Raises:
+        ConfigError: If something the stage needs does not exist there; all reasons in one message.
+    """
+    raise_all([*constraint_findings(cfg, platform), *memory_findings(cfg, platform)])
+
+
+def findings(cfg: Section) -> list[ConfigError]:
+    """Return every broken rule of a configuration of any script; sections without cross-field rules have none."""
+    if isinstance(cfg, RunConfig):
+        return run_findings(cfg)
+    if isinstance(cfg, PrepareConfig):
+        return prepare_findings(cfg)
+    if isinstance(cfg, EvaluateConfig):
+        return evaluate_findings(cfg)
+    return []

@@ -1,0 +1,68 @@
+"""Start a stage from a Hugging Face directory: every rank reads its own part of every tensor.
+
+There is no converted copy on disk: what a rank of any TP and PP layout holds of a tensor is a box of rows and columns,
+and safetensors gives boxes. So nothing has to be written once by somebody, waited for by the others and repaired after
+a kill; until the first checkpoint of the run, a restart reads the directory again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from nemo.lightning.pytorch.strategies.utils import RestoreConfig
+
+from nemo_prolong.config.schema import ModelConfig
+from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
+from nemo_prolong.weights.hf_reader import HuggingFaceReader
+
+
+@dataclass
+class HuggingFaceRestore(RestoreConfig):
+    """What NeMo's strategy is given to restore from: a Hugging Face directory instead of a checkpoint.
+
+    Attributes:
+        model: The model; ``stages.preflight`` has compared it with the directory.
+    """
+
+    model: ModelConfig | None = None
+
+    def load(self, sharded_state_dict: Mapping[str, Any]) -> None:
+        """Fill the parameters of this rank's part of the model; see ``load_weights``."""
+        assert self.model is not None
+        load_weights(sharded_state_dict, Path(self.path), self.model)
+
+
+@torch.no_grad()
+def load_weights(sharded_state_dict: Mapping[str, Any], directory: Path, model: ModelConfig) -> None:
+    """Fill the tensors of a sharded state dict in place with the weights of a Hugging Face directory.
+
+    Args:
+        sharded_state_dict: Megatron's description of what this rank holds, over the parameters themselves.
+        directory: A Hugging Face directory of the same model.
+        model: The model.
+
+    Raises:
+        CheckpointError: If the directory is no Llama in safetensors.
+    """
+    reader = HuggingFaceReader(HuggingFaceDirectory(directory), model)
+    sharded = dict(sharded_state_dict)
+    # Gate and up are one parameter that is two tensors: the factory gives views of both halves.
+    apply_factories(sharded)
+    for tensor in nested_values(sharded):
+        if isinstance(tensor, ShardedTensor):
+            _fill(tensor, reader)
+
+
+def _fill(tensor: ShardedTensor, reader: HuggingFaceReader) -> None:
+    name = re.sub(r"^(module\.)+", "", tensor.key)
+    assert tensor.data is not None and tensor.prepend_axis_num in (0, 1), tensor
+    layer = tensor.global_offset[0] if tensor.prepend_axis_num else None
+    first_row, *first_column = tensor.global_offset[tensor.prepend_axis_num :]
+    reader.fill(tensor.data, name, layer, first_row, *first_column)

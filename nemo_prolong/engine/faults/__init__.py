@@ -1,1 +1,0 @@
-"""What a stage does about faults while it trains: steps that would harm it, signals to stop, ranks that hang."""

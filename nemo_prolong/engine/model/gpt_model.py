@@ -1,0 +1,134 @@
+"""Megatron's GPT model with the two steps that decide exactness: the positions going in, the loss coming out.
+
+NeMo builds ``megatron.core``'s own class and offers no hook for another one; ``ExactModelConfig`` puts ours in its
+place. State-dict and checkpoint names stay Megatron's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from nemo.collections import llm
+from nemo.collections.llm.gpt.model.llama import apply_rope_scaling
+
+from nemo_prolong.config.schema import RopeScaling
+from nemo_prolong.engine.training.packed_step import DocumentSeqParams
+from nemo_prolong.ops.linear_cross_entropy import HeadLoss, linear_cross_entropy
+
+
+class ExactLossGPTModel(GPTModel):
+    """Megatron's GPT model whose LM head goes with the cross-entropy, a chunk of tokens at a time."""
+
+    def _postprocess(
+        self,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        labels: torch.Tensor | None,
+        loss_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor | HeadLoss:
+        """Return the losses where there are labels, else what Megatron returns: hidden states or logits.
+
+        Args:
+            hidden_states: [S, 1, D]; with sequence parallelism this rank's slice [S / TP, 1, D].
+            *args: Megatron's, in its order.
+            labels: int64 [1, S].
+            loss_mask: Factor of each token's loss [1, S].
+            **kwargs: Megatron's.
+        """
+        if not self.post_process or labels is None:
+            return super()._postprocess(hidden_states, *args, labels=labels, loss_mask=loss_mask, **kwargs)
+        assert loss_mask is not None and hidden_states.size(1) == len(labels) == 1, (hidden_states.shape, labels.shape)
+        head = self.output_layer
+        return linear_cross_entropy(
+            hidden_states.squeeze(1),
+            self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else head.weight,
+            labels.flatten(),
+            loss_mask.flatten(),
+            vocab_size=self.config.real_vocab_size,
+            tp_group=head.tp_group,
+            sequence_parallel=head.sequence_parallel,
+            accumulate_into_main_grad=True,
+        )
+
+
+class DocumentPositionsGPTModel(ExactLossGPTModel):
+    """The torch backend's model: RoPE angles are looked up by position, once per forward pass.
+
+    Megatron's torch RoPE of packed rows reads the document boundaries back to the host in every layer, and restarts
+    positions at a document only if the longest document is shorter than the row, which changes the rounding.
+    """
+
+    def forward(self, *args: Any, packed_seq_params: DocumentSeqParams, **kwargs: Any) -> torch.Tensor | HeadLoss:
+        """Return what Megatron's forward returns; boundaries reach the core attention and nothing before it."""
+        hidden = dataclasses.replace(packed_seq_params, cu_seqlens_q=None, cu_seqlens_kv=None)
+        return super().forward(*args, packed_seq_params=hidden, **kwargs)
+
+    def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return what Megatron does, with the angles of this rank's tokens, [T, 1, C], instead of the whole table.
+
+        Args:
+            input_ids: int64 [1, T].
+            position_ids: Positions inside the documents, int64 [1, T].
+            *args: Megatron's, in its order.
+            **kwargs: Megatron's.
+        """
+        decoder_input, table, *rest = super()._preprocess(input_ids, position_ids, *args, **kwargs)
+        return decoder_input, table[:, 0].index_select(0, position_ids.flatten()), *rest
+
+
+def scaled_frequencies(inv_freq: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
+    """Return the RoPE frequencies of Llama-3.1.
+
+    Args:
+        inv_freq: float32 [C / 2], radians per position.
+        scaling: What Hugging Face calls ``rope_type: llama3``.
+    """
+    return apply_rope_scaling(
+        inv_freq,
+        factor=scaling.factor,
+        low_freq_factor=scaling.low_freq_factor,
+        high_freq_factor=scaling.high_freq_factor,
+        old_context_len=scaling.original_max_position_embeddings,
+    )
+
+
+@dataclasses.dataclass
+class ExactModelConfig:
+    """What ours adds to a NeMo model configuration.
+
+    Attributes:
+        real_vocab_size: Vocabulary without padding: padded columns of the LM head take no part in the loss, as they
+            take none in the exported model. None where the embedding is not padded.
+        model_class: The class of the model, a subclass of Megatron's.
+        rope_scaling: Llama-3.1's scaling of the RoPE frequencies, or None. Megatron's own switch knows one original
+            context only, and NeMo's class for Llama-3.1 changes other settings too.
+    """
+
+    real_vocab_size: int | None = None
+    model_class: type[GPTModel] = DocumentPositionsGPTModel
+    rope_scaling: RopeScaling | None = None
+
+    def configure_model(self, *args: Any, **kwargs: Any) -> GPTModel:
+        """Return the model that NeMo builds, as one of ours."""
+        model = super().configure_model(*args, **kwargs)  # type: ignore[misc]
+        assert type(model) is GPTModel, type(model)
+        # NeMo names the class it builds; ours differs in methods alone.
+        model.__class__ = self.model_class
+        if self.rope_scaling is not None:
+            rotary = model.rotary_pos_emb
+            rotary.inv_freq = scaled_frequencies(rotary.inv_freq, self.rope_scaling)
+        return model
+
+
+@dataclasses.dataclass
+class LlamaConfig(ExactModelConfig, llm.LlamaConfig):
+    """NeMo's Llama."""
+
+
+@dataclasses.dataclass
+class Llama3Config8B(ExactModelConfig, llm.Llama3Config8B):
+    """NeMo's Llama-3 8B."""

@@ -1,1 +1,0 @@
-"""What is measured of every step, what it is called, and where it is sent."""

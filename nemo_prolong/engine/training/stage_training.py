@@ -1,0 +1,126 @@
+"""Train a stage with NeMo: the one function the stages room calls."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.distributed import Store
+
+from nemo_prolong.config.addresses import HF_PREFIX
+from nemo_prolong.config.schema import RunConfig, Transition
+from nemo_prolong.engine.patches import cpu
+
+cpu.prepare()
+
+from megatron.core import parallel_state  # noqa: E402 - after cpu.prepare()
+from nemo.lightning.pytorch.strategies.utils import RestoreConfig  # noqa: E402 - after cpu.prepare()
+
+from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.callbacks.step_guard import StepGuard  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.callbacks.step_metrics import StepMetrics  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.callbacks.stop_signal import StopOnSignal  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.callbacks.watchdog import HangWatchdog  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.distributed.ranks import (  # noqa: E402 - after cpu.prepare()
+    decided_by_rank_zero,
+    open_store,
+    rank_and_size,
+    refuse_together,
+)
+from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.model.nemo_model import build_model  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.training.data_module import PackedDataModule  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.training.trainer import build_trainer  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.weights.pickles import check_pickles  # noqa: E402 - after cpu.prepare()
+
+
+@dataclass(frozen=True)
+class StageTotals:
+    """What a stage has done.
+
+    Attributes:
+        step: Optimizer steps.
+        consumed_train_tokens: Tokens without padding.
+        consumed_target_tokens: Tokens with a loss.
+        skipped_steps: Steps that were left out because they would have harmed the model.
+        stopped: Whether a signal ended training before its last step; the state is saved.
+    """
+
+    step: int
+    consumed_train_tokens: int
+    consumed_target_tokens: int
+    skipped_steps: int
+    stopped: bool
+
+
+def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | None) -> StageTotals:
+    """Train until ``train_iters`` and return the totals of the stage.
+
+    Args:
+        cfg: The stage.
+        resume: Verified checkpoint of this run to continue from. Here and below rank 0's choice counts, on every rank.
+        parent_checkpoint: Verified checkpoint to take weights (and optimizer state) from when not resuming.
+
+    Raises:
+        ConfigError: If the stage needs kernels that do not exist for this device and these versions.
+        CheckpointError: If the checkpoint holds something that loading would execute, or saving fails too often.
+        TrainingError: If too many steps in a row would have harmed the model.
+    """
+    store = open_store()
+    resume = _rank_zero_path(store, "resume", resume)
+    parent_checkpoint = _rank_zero_path(store, "parent_checkpoint", parent_checkpoint)
+    opened = resume or parent_checkpoint
+    if opened is not None:
+        refuse_together(store, lambda: check_pickles(opened), *rank_and_size())
+    torch.manual_seed(cfg.seed)
+    _set_arithmetic(cfg.train.deterministic)
+    data = PackedDataModule(cfg)
+    run_dir, writer = Path(cfg.run_dir), CheckpointWriter(cfg)
+    guard = StepGuard(cfg.faults, run_dir)
+    metrics = StepMetrics(cfg, writer, guard)
+    restore: RestoreConfig | None = None
+    if resume is None and cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
+        restore = HuggingFaceRestore(path=cfg.parent.removeprefix(HF_PREFIX), model=cfg.model)
+    elif resume is None and parent_checkpoint is not None:
+        restore = RestoreConfig(
+            path=str(parent_checkpoint),
+            load_model_state=True,
+            load_optim_state=cfg.transition == Transition.WEIGHTS_AND_OPTIMIZER,
+        )
+    stop = StopOnSignal(writer, run_dir)
+    # In this order: a step is recorded, then saved; a stop comes after both.
+    callbacks = [guard, metrics, writer, stop, HangWatchdog(cfg.faults.hang_seconds, run_dir)]
+    trainer = build_trainer(cfg, callbacks, validate=data.validates, store=store, restore=restore)
+    stop.listen()
+    try:
+        trainer.fit(build_model(cfg), datamodule=data, ckpt_path=str(resume) if resume else None)
+    finally:
+        stop.restore()
+    tokens = metrics.consumed_train_tokens, metrics.consumed_target_tokens
+    totals = StageTotals(trainer.global_step, *tokens, guard.skipped_steps, stop.stopped)
+    _leave_process_groups()
+    return totals
+
+
+def _set_arithmetic(deterministic: bool) -> None:
+    # Images of NVIDIA let torch multiply fp32 matrices in TF32; fp32 here is fp32.
+    torch.set_float32_matmul_precision("highest")
+    if deterministic:
+        # cuBLAS reads it when its first handle is made; with its own workspaces it may sum in another order.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # torch would also fill every new tensor first, in case it is read before it is written: a pass over memory each.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def _rank_zero_path(store: Store, key: str, path: Path | None) -> Path | None:
+    decided = decided_by_rank_zero(store, key, str(path) if path else None)
+    return Path(decided) if decided else None
+
+
+def _leave_process_groups() -> None:
+    """Leave the process as it was found, so that a second stage can run in it."""
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,1 @@
+"""Run directories to one offline HTML page and ``summary.json``."""

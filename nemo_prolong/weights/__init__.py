@@ -1,0 +1,1 @@
+"""Names, shapes and readers of Megatron checkpoints and Hugging Face directories. Needs torch, and no NeMo."""

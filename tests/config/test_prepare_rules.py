@@ -1,0 +1,128 @@
+"""Every rule between the fields of ``PrepareConfig``, with what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.rules import check
+from nemo_prolong.errors import ConfigError
+
+SOURCE = {"domain": "docs", "path": "corpus/docs"}
+ROW_SET = {"path": "docs-8192", "domain": "docs", "seq_length": "8K"}
+MIXTURE = {"root": "data", "tokenizer": "tokenizer", "mixture": [{"path": "docs-8192", "proportion": 1.0}]}
+
+
+def config(**changes: Any) -> PrepareConfig:
+    settings = {"output": "data", "sources": [SOURCE], "tokenizer": {"path": "llama"}, "row_sets": [ROW_SET]}
+    return PrepareConfig(**{**settings, **changes})
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check(config(**changes))
+    return str(caught.value)
+
+
+def test_a_plain_configuration_passes() -> None:
+    check(config())
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "pieces do not fill rows": (
+        {"row_sets": [{**ROW_SET, "document_length": "3K"}]},
+        "row_sets[0].document_length=3K: pieces of one length must fill the row of seq_length=8K exactly. "
+        "Set row_sets[0].document_length=1K, or null to pack whole documents.",
+    ),
+    "one directory twice": (
+        {"row_sets": [ROW_SET, ROW_SET]},
+        "row_sets[1].path=docs-8192: is the directory of an earlier row set. Set row_sets[1].path=docs-8192-2.",
+    ),
+    "a path that leaves the output": (
+        {"row_sets": [{**ROW_SET, "path": "../docs"}]},
+        "row_sets[0].path=../docs: names one directory of its own below output. "
+        "Set row_sets[0].path=docs-8192, or such.",
+    ),
+    "the directory of the tokenizer": (
+        {"row_sets": [{**ROW_SET, "path": "tokenizer"}]},
+        "row_sets[0].path=tokenizer: names one directory of its own below output. "
+        "Set row_sets[0].path=docs-8192, or such.",
+    ),
+    "an unknown domain": (
+        {"row_sets": [ROW_SET, {**ROW_SET, "path": "b", "domain": "docs+books"}]},
+        "row_sets[1].domain=docs+books: no source has the domain 'books'. Use docs, or several joined by +.",
+    ),
+    "a domain that nothing packs": (
+        {"sources": [SOURCE, {**SOURCE, "domain": "books"}]},
+        "sources[1].domain=books: no row set packs this domain, so its tokens would be lost. "
+        "Add a row set of domain books, or remove the source.",
+    ),
+    "a source without a place": (
+        {"sources": [{"domain": "docs"}]},
+        "sources[0].path='': a source lies somewhere. Set sources[0].path.",
+    ),
+    "text and conversations in one row set": (
+        {
+            "sources": [SOURCE, {"domain": "chat", "path": "chat", "messages_field": "messages"}],
+            "row_sets": [{**ROW_SET, "domain": "docs+chat"}],
+        },
+        "row_sets[0].domain=docs+chat: conversations have target masks and text has none. Make a row set of each.",
+    ),
+    "split without a length": (
+        {"row_sets": [{**ROW_SET, "packing": "split"}]},
+        "row_sets[0].packing=split: cuts documents to one length, which is not given. "
+        "Set row_sets[0].document_length=8K, or a divisor of it.",
+    ),
+    "a length without split": (
+        {"row_sets": [{**ROW_SET, "packing": "best_fit", "document_length": "4K"}]},
+        "row_sets[0].document_length=4K: packing=best_fit keeps documents as they are. "
+        "Set row_sets[0].packing=split, or row_sets[0].document_length=null.",
+    ),
+    "no tokenizer": (
+        {"tokenizer": {}},
+        "tokenizer.path=null: there is no tokenizer, and nothing says what to train. Set tokenizer.path to the "
+        "directory of the model, or tokenizer.vocab_size and tokenizer.train_bytes.",
+    ),
+    "a given tokenizer that is to be trained": (
+        {"tokenizer": {"path": "llama", "vocab_size": 2048}},
+        "tokenizer.path=llama: a given tokenizer is not trained. "
+        "Set tokenizer.vocab_size=null and tokenizer.train_bytes=null, or tokenizer.path=null.",
+    ),
+    "an installation without such text": (
+        {"sources": [{"domain": "docs", "format": "installation", "max_bytes": "1M"},
+                     {"domain": "books", "format": "installation", "max_bytes": "1M"}],
+         "row_sets": [{**ROW_SET, "domain": "docs+books"}]},
+        "sources[1].domain=books: an installation has no such text. Use one of code_by_repo, reference, docs, chat.",
+    ),
+    "an installation without a size": (
+        {"sources": [{"domain": "docs", "format": "installation"}]},
+        "sources[0].max_bytes=None: an installation is read up to one size, the same for all its domains. "
+        "Set the same max_bytes, such as 8M, for every source with format=installation.",
+    ),
+    "a stage that wants other rows": (
+        {"stages": {"stage1": {"tokens": "1M", "data": {**MIXTURE, "mixture": [{"path": "books", "proportion": 1}]}}}},
+        "stages.stage1: mixture path=books: is no row set of this configuration. "
+        "Add it to row_sets, or remove stages.stage1.",
+    ),
+    "a stage whose shares do not sum to 1": (
+        {"stages": {"s": {"tokens": "1M", "data": {**MIXTURE, "mixture": [{"path": "docs-8192", "proportion": 0.5}]}}}},
+        "stages.s: sum of proportions=0.5: proportions sum to 1. Scale them so that they do.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_contradicts_itself_is_refused_with_the_rule_and_the_remedy(name: str) -> None:
+    changes, message = REFUSALS[name]
+    assert refusal(**changes) == message
+
+
+def test_the_rows_of_one_stage_have_one_length() -> None:
+    both = {**MIXTURE, "mixture": [{"path": "docs-8192", "proportion": 0.5}, {"path": "docs-4096", "proportion": 0.5}]}
+    row_sets = [ROW_SET, {"path": "docs-4096", "domain": "docs", "seq_length": "4K"}]
+    stages = {"stage1": {"tokens": "1M", "data": both}}
+    assert refusal(row_sets=row_sets, stages=stages) == (
+        "stages.stage1: the row sets of one stage have one seq_length. Use row sets of one length."
+    )
