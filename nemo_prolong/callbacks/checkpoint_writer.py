@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 
+from nemo_prolong.callbacks.protocol import Callback, CheckpointSave, TrainingLoop
+from nemo_prolong.callbacks.step_metrics import StepMetrics
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.distributed.ranks import RankFailure, from_rank_zero
-from nemo_prolong.engine.checkpoint.save import CheckpointSave
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.records.checkpoint.manifest import listed_steps
-from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.retention import delete_checkpoint, remove_leftovers, superseded
-from nemo_prolong.records.run_log import record_event
+from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -32,15 +28,16 @@ class CheckpointWriter(Callback):
 
     Args:
         cfg: The stage.
-
-    Attributes:
-        blocked_seconds: How long training has waited for saves between steps, in this process.
+        run: Run directory.
     """
 
-    def __init__(self, cfg: RunConfig) -> None:
+    # A step is recorded, then saved: a run that goes on from the checkpoint has the record of its last step.
+    after = (StepMetrics,)
+
+    def __init__(self, cfg: RunConfig, run: RunDirectory) -> None:
         self.cfg = cfg
-        self.blocked_seconds = 0.0
-        self.run_dir = Path(cfg.run_dir)
+        self.run = run
+        self._waited_seconds = 0.0
         on_gpu = torch.cuda.is_available()
         self.background = on_gpu if cfg.checkpoint.async_save is None else cfg.checkpoint.async_save
         self._pending: CheckpointSave | None = None
@@ -53,28 +50,32 @@ class CheckpointWriter(Callback):
         self._last_save_seconds = time.monotonic()
         self._blocked_seconds = 0.0
 
+    def waited_seconds(self) -> float:
+        """Return how long training has waited for saves between steps, in this process."""
+        return self._waited_seconds
+
     def reached(self, point: str) -> None:
         """Do nothing: the tests kill the process at each point of the save path."""
 
-    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_start(self, loop: TrainingLoop) -> None:
         """Delete what killed saves left; the run has chosen what it continues from."""
-        if trainer.is_global_zero:
-            for name in remove_leftovers(self.run_dir):
+        if loop.rank == 0:
+            for name in remove_leftovers(self.run.path):
                 log.info("removed %s, left by a process that was killed", name)
             # Newer ones than the one it continues from were refused.
-            self._refused = {step for step in listed_steps(self.run_dir) if step > trainer.global_step}
+            self._refused = {step for step in listed_steps(self.run.path) if step > loop.step}
         self._last_save_seconds = time.monotonic()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_step_end(self, loop: TrainingLoop) -> None:
         """Complete a save that has been written meanwhile; save when it is time."""
         started = time.monotonic()
         if self._pending is not None and self._pending.is_written():
             self.wait()
-        if self._is_due(trainer.global_step):
-            self.save(trainer)
-        self.blocked_seconds += time.monotonic() - started
+        if self._is_due(loop.step):
+            self.save(loop)
+        self._waited_seconds += time.monotonic() - started
 
-    def on_train_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_end(self, loop: TrainingLoop) -> None:
         """Complete the last save."""
         self.wait()
 
@@ -87,7 +88,7 @@ class CheckpointWriter(Callback):
         # Clocks of hosts differ: rank 0's decides.
         return minutes is not None and from_rank_zero(time.monotonic() - self._last_save_seconds >= 60 * minutes)
 
-    def save(self, trainer: pl.Trainer) -> None:
+    def save(self, loop: TrainingLoop) -> None:
         """Save now, on all ranks; ``wait`` returns when the checkpoint is complete.
 
         Raises:
@@ -95,10 +96,10 @@ class CheckpointWriter(Callback):
         """
         self.wait()
         started = time.monotonic()
-        save = CheckpointSave(self.run_dir, ModelDescription.of_run(self.cfg, trainer.global_step), self.reached)
+        save = loop.new_save(self.reached)
         self._pending, self._saved_step, self._last_save_seconds = save, save.step, started
         try:
-            save.start(trainer, self.background)
+            save.start(background=self.background)
         except RankFailure as failure:
             self._give_up(save, failure)
             return
@@ -106,7 +107,7 @@ class CheckpointWriter(Callback):
         if not self.background:
             self.wait()
 
-    def save_before_stop(self, trainer: pl.Trainer) -> None:
+    def save_before_stop(self, loop: TrainingLoop) -> None:
         """Have the state of this step saved and complete, on all ranks; one that failed is saved again.
 
         Raises:
@@ -114,8 +115,8 @@ class CheckpointWriter(Callback):
         """
         self.wait()
         self._is_final = True
-        if trainer.global_step != self._complete_step:
-            self.save(trainer)
+        if loop.step != self._complete_step:
+            self.save(loop)
             self.wait()
 
     def wait(self) -> None:
@@ -143,7 +144,7 @@ class CheckpointWriter(Callback):
         seconds = time.monotonic() - self._last_save_seconds
         detail = f"{size} in {seconds:.1f} s, training waited {self._blocked_seconds:.1f} s"
         log.info("saved %s, %s", save.final, detail)
-        record_event(self.run_dir, save.step, "checkpoint_saved", f"{save.final.name}: {detail}")
+        self.run.record_event(save.step, "checkpoint_saved", f"{save.final.name}: {detail}")
 
     def _give_up(self, save: CheckpointSave, failure: RankFailure) -> None:
         """Clean up after a failed save; stop when it was one too many."""
@@ -152,7 +153,7 @@ class CheckpointWriter(Callback):
         if torch.distributed.get_rank() == 0:
             save.abandon()
             log.error("checkpoint of step %d failed, the ones before it are untouched: %s", save.step, failure)
-            record_event(self.run_dir, save.step, "checkpoint_failed", str(failure))
+            self.run.record_event(save.step, "checkpoint_failed", str(failure))
         is_last = self._is_final or save.step == self.cfg.train.train_iters
         if is_last or self._failed_saves >= self.cfg.checkpoint.max_failed_saves:
             raise CheckpointError(
@@ -167,7 +168,7 @@ class CheckpointWriter(Callback):
         self._refused.discard(save.step)
         try:
             for old in superseded(
-                self.run_dir, save.final, settings.keep_last, settings.keep_every_steps, self._refused
+                self.run.path, save.final, settings.keep_last, settings.keep_every_steps, self._refused
             ):
                 delete_checkpoint(old)
         except (OSError, CheckpointError) as error:

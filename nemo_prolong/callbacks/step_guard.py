@@ -6,27 +6,23 @@ step. A skipped step takes its rows and its place in the schedule with it; weigh
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 
+from nemo_prolong.callbacks.protocol import Callback, TrainingLoop
 from nemo_prolong.config.schema import FaultsConfig
 from nemo_prolong.errors import TrainingError
-from nemo_prolong.records.run_log import record_event
+from nemo_prolong.records.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
 Figures = tuple[float, float]
-StepResult = tuple[bool, float | None, int | None]
 
 _SMALLEST_DEVIATION = 0.01
 """Of the mean: a series without noise has no standard deviation to compare with."""
@@ -70,20 +66,22 @@ class SpikeDetector:
 
 
 class StepGuard(Callback):
-    """Stands before Megatron's optimizer step and leaves it out where the detector finds a fault.
+    """Says no to the optimizer step where the detector finds a fault.
 
     Args:
         faults: The settings.
-        run_dir: Where ``events.jsonl`` lies.
+        run: Run directory.
+
+    Attributes:
+        skipped_steps: Steps that were left out so far.
     """
 
-    def __init__(self, faults: FaultsConfig, run_dir: Path) -> None:
+    def __init__(self, faults: FaultsConfig, run: RunDirectory) -> None:
         self.faults = faults
-        self.run_dir = run_dir
+        self.run = run
         self.detector = SpikeDetector(faults.spike_sigmas, faults.spike_window_steps)
         self.skipped_steps = 0
         self._in_a_row = 0
-        self._step = 0
         self._sums = torch.zeros(2, dtype=torch.float64)
 
     # A resumed run judges by the same window and goes on counting.
@@ -96,42 +94,33 @@ class StepGuard(Callback):
             "taken": [list(figures) for figures in self.detector.taken],
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore counters and window."""
-        self.skipped_steps, self._in_a_row = state_dict["skipped_steps"], state_dict["in_a_row"]
+        self.skipped_steps, self._in_a_row = state["skipped_steps"], state["in_a_row"]
         self.detector.taken.clear()
-        self.detector.taken.extend((loss, grad_norm) for loss, grad_norm in state_dict["taken"])
+        self.detector.taken.extend((loss, grad_norm) for loss, grad_norm in state["taken"])
 
-    def on_fit_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Stand before the step of every optimizer; they exist by now."""
-        for optimizer in trainer.optimizers:
-            megatron = optimizer.mcore_optimizer
-            megatron.step = functools.partial(self._step_unless_harmful, megatron, megatron.step)
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_step_start(self, loop: TrainingLoop) -> None:
         """Forget the losses of a validation."""
-        self._step = trainer.global_step + 1
         self._sums = torch.zeros(2, dtype=torch.float64)
 
-    def on_megatron_reduce_microbatches_end(self, microbatch_outputs: list[dict[str, Any]], **kwargs: Any) -> None:
+    def on_losses(self, loop: TrainingLoop, outputs: Sequence[dict[str, Any]]) -> None:
         """Add the loss sums of this rank; only the last pipeline stage has any."""
-        for output in microbatch_outputs:
+        for output in outputs:
             self._sums = self._sums.to(output["loss_sum_and_ub_size"].device) + output["loss_sum_and_ub_size"]
 
-    def _step_unless_harmful(self, optimizer: Any, step: Callable[[], StepResult]) -> StepResult:
-        """Do what ``step`` does and return it, or leave it out.
+    def allows_step(self, loop: TrainingLoop, grad_norm: float) -> bool:
+        """Return whether the step is without fault.
 
         Raises:
             TrainingError: On every rank, after too many skipped steps in a row.
         """
-        optimizer.prepare_grads()
-        grad_norm = float(optimizer.get_grad_norm())
         fault = self.detector.fault(self._global_loss(), grad_norm)
         if fault is None:
             self._in_a_row = 0
-            return step()
-        self._skip(fault)
-        return False, grad_norm, None
+            return True
+        self._skip(loop, fault)
+        return False
 
     def _global_loss(self) -> float:
         """Return the mean over the target tokens of the global batch.
@@ -143,15 +132,16 @@ class StepGuard(Callback):
         loss_sum, targets = sums.tolist()
         return loss_sum / targets if targets else 0.0
 
-    def _skip(self, fault: str) -> None:
+    def _skip(self, loop: TrainingLoop, fault: str) -> None:
         self.skipped_steps += 1
         self._in_a_row += 1
-        if torch.distributed.get_rank() == 0:
-            log.warning("step %d is skipped on all ranks: %s", self._step, fault)
-            record_event(self.run_dir, self._step, "step_skipped", fault)
+        step = loop.step + 1
+        if loop.rank == 0:
+            log.warning("step %d is skipped on all ranks: %s", step, fault)
+            self.run.record_event(step, "step_skipped", fault)
         if self._in_a_row >= self.faults.max_skipped_in_a_row:
             raise TrainingError(
-                f"step {self._step}",
+                f"step {step}",
                 f"{self._in_a_row} steps in a row would have harmed the model; the last one: {fault}.",
                 "Continue from the last checkpoint with a lower optim.lr under another name, look at the rows of these "
                 "steps, or raise faults.max_skipped_in_a_row.",

@@ -7,13 +7,11 @@ import logging
 import os
 import threading
 import time
-from pathlib import Path
-from typing import Any
 
-from lightning.pytorch.callbacks import Callback
-
+from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter
+from nemo_prolong.callbacks.protocol import Callback, TrainingLoop
 from nemo_prolong.errors import EXIT_HUNG
-from nemo_prolong.records.run_log import record_event
+from nemo_prolong.records.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -30,48 +28,51 @@ class HangWatchdog(Callback):
 
     Args:
         hang_seconds: The time; None never ends anything.
-        run_dir: Run directory.
+        run: Run directory.
     """
 
-    def __init__(self, hang_seconds: float | None, run_dir: Path) -> None:
+    # A save that was due is part of the step.
+    after = (CheckpointWriter,)
+
+    def __init__(self, hang_seconds: float | None, run: RunDirectory) -> None:
         self.hang_seconds = hang_seconds
-        self.run_dir = run_dir
+        self.run = run
         self._last_progress = time.monotonic()
         self._step = 0
         self._rank = 0
-        # Made when training starts: NeMo copies its callbacks, and an event cannot be copied.
+        # Made when training starts: NeMo copies what its trainer is made of, and an event cannot be copied.
         self._ended: threading.Event | None = None
 
     def _progress(self, step: int | None = None) -> None:
         self._last_progress = time.monotonic()
         self._step = self._step if step is None else step
 
-    def on_train_start(self, trainer: Any, *args: Any) -> None:
+    def on_train_start(self, loop: TrainingLoop) -> None:
         """Start to watch."""
-        self._progress(trainer.global_step)
-        self._rank = trainer.global_rank
+        self._progress(loop.step)
+        self._rank = loop.rank
         if self.hang_seconds is not None:
             self._ended = threading.Event()
             threading.Thread(
                 target=self._watch, args=(self._ended, self.hang_seconds), name="hang watchdog", daemon=True
             ).start()
 
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+    def on_step_end(self, loop: TrainingLoop) -> None:
         """A step ended, and with it a save that was due."""
-        self._progress(trainer.global_step)
+        self._progress(loop.step)
 
-    def on_validation_batch_end(self, *args: Any) -> None:
+    def on_validation_batch_end(self, loop: TrainingLoop) -> None:
         """A part of a validation ended."""
         self._progress()
 
-    def on_train_end(self, *args: Any) -> None:
+    def on_train_end(self, loop: TrainingLoop) -> None:
         """Stop watching."""
         if self._ended is not None:
             self._ended.set()
 
-    def on_exception(self, *args: Any) -> None:
+    def on_exception(self, loop: TrainingLoop) -> None:
         """Stop watching: the process is about to end by itself."""
-        self.on_train_end()
+        self.on_train_end(loop)
 
     def _watch(self, ended: threading.Event, hang_seconds: float) -> None:
         while not ended.wait(min(1.0, hang_seconds / 4)):
@@ -87,9 +88,9 @@ class HangWatchdog(Callback):
             os._exit(EXIT_HUNG)
 
     def _report(self) -> None:
-        stacks = self.run_dir / f"stacks.rank{self._rank}.txt"
+        stacks = self.run.stacks_file(self._rank)
         detail = f"rank {self._rank} made no progress for {self.hang_seconds:g} s; its stacks are in {stacks.name}"
         log.error("%s", detail)
-        record_event(self.run_dir, self._step, "hang", detail)
+        self.run.record_event(self._step, "hang", detail)
         with stacks.open("w") as file:
             faulthandler.dump_traceback(file, all_threads=True)

@@ -1,47 +1,160 @@
-"""``metrics.jsonl`` and ``events.jsonl`` of a run: reading them while they grow, and what follows from both.
+"""``metrics.jsonl`` and ``events.jsonl`` of a run: their records, reading them while they grow, what follows from both.
 
-For the rooms that write them and the rooms that read them. Needs no torch.
+One line is one record. Steps and validations share ``metrics.jsonl``; docs/metrics.md defines every key.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import time
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from nemo_prolong.files import append_line
-from nemo_prolong.redaction import redact
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-log = logging.getLogger(__name__)
+from nemo_prolong.files import append_line, write_text_atomically
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 
-Record = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class GroupLoss:
+    """Token losses of a group of tokens: their sum in nats, and how many target tokens they are of."""
+
+    loss_sum: float
+    target_tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats per target token; 0 where there is none."""
+        return self.loss_sum / self.target_tokens if self.target_tokens else 0.0
 
 
-class GrowingRecords:
-    """The records of a file of JSON objects that another process appends to.
+Groups = dict[str, GroupLoss]
+"""Losses by the name of their group: a bucket of positions, or a domain."""
+
+
+class _Record(BaseModel):
+    """A line of a log. Keys of later versions are ignored; fields with a default are those that some version lacks."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is written: every field that has a value, in the order of the class."""
+        return self.model_dump(exclude_none=True)
+
+    def append_to(self, path: Path) -> None:
+        """Append the record as one line.
+
+        Raises:
+            OSError: If it cannot be written; no part of the line stays.
+        """
+        append_line(path, json.dumps(self.as_json()))
+
+
+class StepRecord(_Record):
+    """One optimizer step, over all ranks; ``loss`` is NaN where the run recorded NaN.
+
+    Tokens are real ones without padding, but ``row_tokens``. ``time`` is Unix time at the end of the step.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    target_tokens: int | None = None
+    real_tokens: int
+    row_tokens: int | None = None
+    consumed_train_tokens: int
+    step_seconds: float
+    tokens_per_second: float | None = None
+    tokens_per_second_per_rank: float | None = None
+    row_tokens_per_second: float | None = None
+    model_flops: int | None = None
+    model_flops_per_second: int | None = None
+    model_flops_per_second_per_rank: int | None = None
+    mfu: float | None = None
+    data_wait_seconds: float | None = None
+    checkpoint_seconds: float | None = None
+    memory_bytes: int | None = None
+    skipped_steps: int = 0
+    goodput: float | None = None
+    loss_by_position: Groups = {}
+    loss_by_domain: Groups = {}
+    time: float | None = None
+
+    @property
+    def real_tokens_per_second(self) -> float:
+        """As recorded, but not rounded; NaN for a step without duration."""
+        return self.real_tokens / self.step_seconds if self.step_seconds > 0 else math.nan
+
+
+class ValidationRecord(_Record):
+    """One validation: its mean loss in nats per target token, after how many steps."""
+
+    step: int
+    val_loss: float
+    val_target_tokens: int | None = None
+    val_loss_by_position: Groups = {}
+    val_loss_by_domain: Groups = {}
+    time: float | None = None
+
+
+class EventRecord(_Record):
+    """What happened that is not a step; ``time`` in Unix seconds, ``step`` optimizer steps done by then."""
+
+    time: float
+    step: int
+    event: str
+    detail: str
+
+
+MetricsRecord = StepRecord | ValidationRecord
+
+
+def parse_metrics(record: dict[str, Any]) -> MetricsRecord:
+    """Return a line of ``metrics.jsonl``.
+
+    Raises:
+        ValidationError: If it is neither a step nor a validation.
+    """
+    kind: type[MetricsRecord] = ValidationRecord if "val_loss" in record else StepRecord
+    return kind.model_validate(record)
+
+
+R = TypeVar("R", bound=_Record)
+
+
+class GrowingLog(Generic[R]):
+    """The records of a file that another process appends to.
+
+    Args:
+        path: The file.
+        parse: Makes a record of a JSON object; a ``ValidationError`` says that it is none.
 
     Attributes:
         records: Those read so far, in the order of the file.
-        unreadable: Lines that are no JSON object; a run that is killed may leave one.
+        unreadable: Lines that are no record; a run that is killed may leave one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, parse: Callable[[dict[str, Any]], R]) -> None:
         self.path = path
-        self.records: list[dict[str, Any]] = []
+        self.records: list[R] = []
         self.unreadable = 0
+        self._parse = parse
         self._offset = 0
         self._inode = -1
 
-    def refresh(self) -> None:
+    def refresh(self, *, ended: bool = False) -> None:
         """Read the lines that are new; all of them where the file was replaced, as a resumed run does.
 
-        A last line without its end is left for the next time. A file that does not exist holds nothing.
+        A file that does not exist holds nothing.
+
+        Args:
+            ended: Nobody writes any more: a last line without its end is a line. Otherwise it is left for next time.
         """
         try:
             file = self.path.open("rb")
@@ -54,7 +167,7 @@ class GrowingRecords:
                 self._start_over(status.st_ino)
             file.seek(self._offset)
             lines = file.read()
-        complete = lines[: lines.rfind(b"\n") + 1]
+        complete = lines if ended else lines[: lines.rfind(b"\n") + 1]
         self._offset += len(complete)
         for line in filter(bytes.strip, complete.splitlines()):
             self._add(line)
@@ -64,13 +177,41 @@ class GrowingRecords:
 
     def _add(self, line: bytes) -> None:
         try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            self.records.append(record)
-        else:
+            self.records.append(self._parse(json.loads(line)))
+        # A number as a line is JSON, and has no keys to look for.
+        except (ValueError, TypeError, ValidationError):
             self.unreadable += 1
+
+
+def metrics_log(run_dir: Path) -> GrowingLog[MetricsRecord]:
+    """Return the metrics of a run, of which nothing is read yet."""
+    return GrowingLog(run_dir / METRICS_FILE, parse_metrics)
+
+
+def events_log(run_dir: Path) -> GrowingLog[EventRecord]:
+    """Return the events of a run, of which nothing is read yet."""
+    return GrowingLog(run_dir / EVENTS_FILE, EventRecord.model_validate)
+
+
+def forget_steps_after(path: Path, step: int) -> None:
+    """Drop the records of steps that are about to be trained again, so that the series has every step once.
+
+    A line that a kill cut off is dropped too.
+
+    Args:
+        path: ``metrics.jsonl``, which may not exist.
+        step: Optimizer steps of the checkpoint that the run goes on from.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except (ValueError, KeyError):
+            continue
+    write_text_atomically(path, "".join(kept))
 
 
 class Goodput(NamedTuple):
@@ -98,7 +239,7 @@ class Goodput(NamedTuple):
         return self.useful_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
 
 
-def goodput(metrics: Iterable[Record], events: Iterable[Record]) -> Goodput | None:
+def goodput(metrics: Iterable[MetricsRecord], events: Iterable[EventRecord]) -> Goodput | None:
     """Return the goodput of a run so far; None where nothing was recorded.
 
     Args:
@@ -106,30 +247,14 @@ def goodput(metrics: Iterable[Record], events: Iterable[Record]) -> Goodput | No
         events: Records of ``events.jsonl``; the first one is the start of the run.
     """
     useful: dict[int, float] = {}
-    times = [record["time"] for record in events]
+    times = [event.time for event in events]
     skipped_steps = 0
     for record in metrics:
-        if "step_seconds" in record:
-            is_skipped = record.get("skipped_steps", 0) > skipped_steps
-            skipped_steps = record.get("skipped_steps", 0)
-            useful[record["step"]] = 0.0 if is_skipped else record["step_seconds"]
-        times += [record["time"] - record.get("step_seconds", 0.0), record["time"]]
+        seconds = 0.0
+        if isinstance(record, StepRecord):
+            is_skipped = record.skipped_steps > skipped_steps
+            skipped_steps, seconds = record.skipped_steps, record.step_seconds
+            useful[record.step] = 0.0 if is_skipped else seconds
+        if record.time is not None:
+            times += [record.time - seconds, record.time]
     return Goodput(sum(useful.values()), min(times), max(times)) if times else None
-
-
-def record_event(run_dir: Path, step: int, event: str, detail: str) -> None:
-    """Append one event; call on one rank only.
-
-    A record that cannot be written is logged: a full disk is the event most worth surviving.
-
-    Args:
-        run_dir: Run directory.
-        step: Optimizer steps done.
-        event: Kind, such as ``checkpoint_failed``.
-        detail: What happened, one sentence.
-    """
-    record = {"time": round(time.time(), 3), "step": step, "event": event, "detail": redact(detail)}
-    try:
-        append_line(run_dir / EVENTS_FILE, json.dumps(record))
-    except OSError as error:
-        log.error("event %s could not be recorded: %s", record, error)

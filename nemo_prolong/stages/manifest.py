@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_prolong.config.addresses import is_address
@@ -29,7 +31,12 @@ _NOT_TAKEN = {Transition.WEIGHTS: (*_OPTIMIZER, *_ANEW), Transition.WEIGHTS_AND_
 
 
 def new_manifest(
-    cfg: RunConfig, before: StageManifest | None, parent_record: ParentRecord | None, command: str, world_size: int
+    cfg: RunConfig,
+    before: StageManifest | None,
+    parent_record: ParentRecord | None,
+    command: str,
+    world_size: int,
+    data: DataManifestFile,
 ) -> StageManifest:
     """Return the manifest of a stage that is about to start.
 
@@ -39,6 +46,7 @@ def new_manifest(
         parent_record: What it takes from its parent.
         command: What was typed.
         world_size: Number of ranks.
+        data: Manifest of its data directory.
     """
     from_elsewhere = parent_record.context_length if parent_record else None
     trained = max(cfg.seq_length, before.trained_context_length if before else from_elsewhere or 0)
@@ -57,7 +65,7 @@ def new_manifest(
         consumed_train_rows=0,
         consumed_train_tokens=0,
         consumed_target_tokens=0,
-        data=_describe_data(cfg.data),
+        data=_describe_data(cfg.data, data),
         versions=installed_versions(),
         git_commit=_git_commit(),
         world_size=world_size,
@@ -94,14 +102,23 @@ def _with_what_is_taken(record: ParentRecord) -> ParentRecord:
     return record.model_copy(update={"taken": list(_TAKEN[transition]), "not_taken": list(_NOT_TAKEN[transition])})
 
 
-def data_manifest_sha256(root: str) -> str | None:
-    """Return the hash of a data directory's manifest, None where it has none (ProLong's published ones)."""
-    content = read_data_manifest(root)
-    return None if content is None else hashlib.sha256(content).hexdigest()
+@dataclass(frozen=True)
+class DataManifestFile:
+    """``manifest.json`` of a data directory; both None where it has none (ProLong's published ones)."""
+
+    sha256: str | None = None
+    tokenizer_sha256: str | None = None
 
 
-def read_data_manifest(root: str) -> bytes | None:
-    """Return the content of a data directory's manifest, None where it has none."""
+def read_data_manifest(root: str) -> DataManifestFile:
+    """Return the manifest of a data directory."""
+    content = _data_manifest_bytes(root)
+    if content is None:
+        return DataManifestFile()
+    return DataManifestFile(hashlib.sha256(content).hexdigest(), json.loads(content).get("tokenizer_sha256"))
+
+
+def _data_manifest_bytes(root: str) -> bytes | None:
     if not is_address(root):
         path = Path(root) / DATA_MANIFEST
         return path.read_bytes() if path.is_file() else None
@@ -111,12 +128,12 @@ def read_data_manifest(root: str) -> bytes | None:
         return None
 
 
-def _describe_data(data: DataConfig) -> DataRecord:
+def _describe_data(data: DataConfig, manifest: DataManifestFile) -> DataRecord:
     return DataRecord(
         root=data.root,
         tokenizer=data.tokenizer,
         mixture=[entry.model_dump() for entry in data.mixture],
-        manifest_sha256=data_manifest_sha256(data.root),
+        manifest_sha256=manifest.sha256,
     )
 
 

@@ -5,7 +5,6 @@ A stage that cannot run is refused in a second, by one message, before NeMo is i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
 from nemo_prolong.records.checkpoint.verify import CheckpointChoice, choose_checkpoint
+from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, SettingChange, StageManifest
 from nemo_prolong.redaction import redact_values
 from nemo_prolong.stages.differences import (
@@ -29,9 +29,7 @@ from nemo_prolong.stages.differences import (
     unchangeable,
 )
 from nemo_prolong.stages.hf_parent import check_hugging_face_parent
-from nemo_prolong.stages.manifest import data_manifest_sha256, read_data_manifest
-
-CONFIG_FILE = "config.json"
+from nemo_prolong.stages.manifest import DataManifestFile, read_data_manifest
 
 _NO_CHECKPOINT = CheckpointChoice(None)
 _NEW_NAME = "Give the run another name=..., or remove the directory."
@@ -44,6 +42,7 @@ class Start:
     """How a stage starts.
 
     Attributes:
+        data: Manifest of the data directory.
         resume: Verified checkpoint of this run to continue from, or None.
         run: Manifest of this run as it was left, when it continues.
         changes: Settings that are not as they were when this run was started.
@@ -54,6 +53,7 @@ class Start:
         refused: Newer checkpoints that are not used, and why.
     """
 
+    data: DataManifestFile
     resume: Path | None = None
     run: StageManifest | None = None
     changes: tuple[SettingChange, ...] = ()
@@ -64,11 +64,12 @@ class Start:
     refused: tuple[str, ...] = ()
 
 
-def check_files(cfg: RunConfig, rank: int = 0) -> Start:
+def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
     """Return how the stage starts.
 
     Args:
         cfg: The stage.
+        run: Its run directory.
         rank: Only rank 0 judges the run directory and reads checkpoints: the others would see what rank 0 is just
             writing, and read every file again. They learn the choice of rank 0 when training starts.
 
@@ -78,34 +79,36 @@ def check_files(cfg: RunConfig, rank: int = 0) -> Start:
         ConfigError: If the parent is of a kind this version cannot read, or of another shape, or a setting is changed
             that a run cannot be continued with.
     """
-    check_data(cfg)
-    found = _check_run_dir(cfg) if rank == 0 else _Continued()
+    data = check_data(cfg)
+    found = _check_run_dir(cfg, run, data) if rank == 0 else _Continued()
     if found.run is not None:
         # It has taken what it takes from its parent, which need not exist any more.
-        return _start(found, resume=found.choice.checkpoint, run=found.run, parent_record=found.run.parent)
-    if cfg.transition == Transition.SCRATCH or (rank != 0 and listed_steps(Path(cfg.run_dir))):
-        return _start(found)
+        return _start(data, found, resume=found.choice.checkpoint, run=found.run, parent_record=found.run.parent)
+    if cfg.transition == Transition.SCRATCH or (rank != 0 and listed_steps(run.path)):
+        return _start(data, found)
     if cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
-        return _start(found, parent_record=check_hugging_face_parent(cfg, weights=rank == 0))
-    parent_dir = _parent_dir(cfg)
-    parent = StageManifest.read(parent_dir)
-    _check_complete(parent_dir, parent)
+        return _start(data, found, parent_record=check_hugging_face_parent(cfg, weights=rank == 0))
+    parent_run = _parent_run(cfg)
+    parent = parent_run.manifest
+    _check_complete(parent_run)
     check_same_shape(cfg, parent.model)
-    taken = _parent_checkpoint(parent_dir, parent) if rank == 0 else _NO_CHECKPOINT
+    taken = _parent_checkpoint(parent_run) if rank == 0 else _NO_CHECKPOINT
     return _start(
+        data,
         found,
         taken,
         parent=parent,
         parent_record=ParentRecord(
-            path=str(parent_dir), step=parent.step, transition=cfg.transition, rotary_base=parent.rotary_base
+            path=str(parent_run.path), step=parent.step, transition=cfg.transition, rotary_base=parent.rotary_base
         ),
         parent_checkpoint=taken.checkpoint,
     )
 
 
-def _start(found: _Continued, taken: CheckpointChoice = _NO_CHECKPOINT, **what: Any) -> Start:
+def _start(data: DataManifestFile, found: _Continued, taken: CheckpointChoice = _NO_CHECKPOINT, **what: Any) -> Start:
     choices = [found.choice, taken]
     return Start(
+        data=data,
         changes=found.changes,
         verified=tuple(choice.summary for choice in choices if choice.summary),
         refused=tuple(refusal for choice in choices for refusal in choice.refused),
@@ -113,8 +116,8 @@ def _start(found: _Continued, taken: CheckpointChoice = _NO_CHECKPOINT, **what: 
     )
 
 
-def check_data(cfg: RunConfig) -> None:
-    """Check that rows and tokenizer are there.
+def check_data(cfg: RunConfig) -> DataManifestFile:
+    """Check that rows and tokenizer are there, and return the manifest of the data directory.
 
     Raises:
         DataError: If something is missing, or the tokenizer is not the one of the rows.
@@ -132,7 +135,9 @@ def check_data(cfg: RunConfig) -> None:
     named += [("data.validation", path) for path in cfg.data.validation]
     for key, path in named:
         _check_row_set(root, key, path, remedy)
-    _check_tokenizer(cfg, tokenizer)
+    data = read_data_manifest(root)
+    _check_tokenizer(cfg, tokenizer, data)
+    return data
 
 
 def _check_row_set(root: str, key: str, path: str, remedy: str) -> None:
@@ -142,9 +147,9 @@ def _check_row_set(root: str, key: str, path: str, remedy: str) -> None:
         raise DataError(f"{key}={path}", f"{Path(root) / path} holds no packed rows.", remedy)
 
 
-def _check_tokenizer(cfg: RunConfig, tokenizer: Path) -> None:
+def _check_tokenizer(cfg: RunConfig, tokenizer: Path, data: DataManifestFile) -> None:
     """Refuse another tokenizer than the rows were made with; ProLong's published rows do not say which that was."""
-    expected = json.loads(read_data_manifest(cfg.data.root) or b"{}").get("tokenizer_sha256")
+    expected = data.tokenizer_sha256
     if expected is not None and TextEncoder(tokenizer, "tokenizers").sha256 != expected:
         raise DataError(
             f"data.tokenizer={cfg.data.tokenizer}",
@@ -153,7 +158,7 @@ def _check_tokenizer(cfg: RunConfig, tokenizer: Path) -> None:
         )
 
 
-def stored_run(cfg: RunConfig) -> StageManifest | None:
+def stored_run(cfg: RunConfig, run: RunDirectory) -> StageManifest | None:
     """Return the manifest of the run in the run directory, or None where none has begun.
 
     A process that was killed while it wrote the first files of a run has not begun it.
@@ -161,32 +166,32 @@ def stored_run(cfg: RunConfig) -> StageManifest | None:
     Raises:
         CheckpointError: If something else is in the place of the run.
     """
-    run_dir = Path(cfg.run_dir)
+    run_dir = run.path
     if run_dir.is_file():
         rule, remedy = f"{run_dir} is a file.", _NEW_NAME.replace("directory", "file")
         raise CheckpointError(f"name={cfg.name}", rule, remedy)
     # Other ranks of this launch may have opened their logs already.
     if not run_dir.exists() or all(any(path.match(name) for name in _NO_RUN_YET) for path in run_dir.iterdir()):
         return None
-    manifest = StageManifest.read(run_dir) if (run_dir / MANIFEST_FILE).is_file() else None
-    if manifest is not None and (run_dir / CONFIG_FILE).is_file():
-        return manifest
-    if manifest is None or listed_steps(run_dir):
+    if run.is_run:
+        return run.manifest
+    if not run.has_manifest or listed_steps(run_dir):
         raise CheckpointError(f"name={cfg.name}", f"{run_dir} exists and is not the directory of a run.", _NEW_NAME)
     return None
 
 
-def changed_settings(cfg: RunConfig, step: int) -> list[SettingChange]:
+def changed_settings(cfg: RunConfig, run: RunDirectory, step: int) -> list[SettingChange]:
     """Return what is not as it was when the run in the run directory was started.
 
     Args:
         cfg: The stage as it is to be continued.
+        run: The run directory.
         step: Optimizer steps done.
     """
-    return differences(json.loads((Path(cfg.run_dir) / CONFIG_FILE).read_text()), dump(cfg), step)
+    return differences(run.config, dump(cfg), step)
 
 
-def refuse_other_run(cfg: RunConfig, changes: Sequence[SettingChange]) -> None:
+def refuse_other_run(cfg: RunConfig, run: RunDirectory, changes: Sequence[SettingChange]) -> None:
     """Refuse to take the run in the run directory for the one that is configured, if there are changes.
 
     Raises:
@@ -195,12 +200,12 @@ def refuse_other_run(cfg: RunConfig, changes: Sequence[SettingChange]) -> None:
     if not changes:
         return
     remedy = f"Repeat that run's command to continue it, or {_NEW_NAME[0].lower()}{_NEW_NAME[1:]}"
-    if StageManifest.read(Path(cfg.run_dir)).status != "complete" and not unchangeable(changes):
+    if run.manifest.status != "complete" and not unchangeable(changes):
         allowed = ",".join(change.key for change in changes)
         remedy = f"{remedy[:-1]}, or continue it with the new values: 'resume.allow=[{allowed}]'."
     raise CheckpointError(
         f"name={cfg.name}",
-        f"{cfg.run_dir} holds another run; it differs in {', '.join(map(str, changes))}.",
+        f"{run.path} holds another run; it differs in {', '.join(map(str, changes))}.",
         remedy,
     )
 
@@ -214,29 +219,28 @@ class _Continued:
     changes: tuple[SettingChange, ...] = ()
 
 
-def _check_run_dir(cfg: RunConfig) -> _Continued:
+def _check_run_dir(cfg: RunConfig, run: RunDirectory, data: DataManifestFile) -> _Continued:
     """Return what to continue if the directory holds an unfinished run of the same configuration.
 
     A finished one whose last checkpoint is damaged is unfinished again: it is trained from the newest good one on.
     """
-    manifest = stored_run(cfg)
+    manifest = stored_run(cfg, run)
     if manifest is None:
         return _Continued()
-    run_dir = Path(cfg.run_dir)
-    choice = choose_checkpoint(run_dir)
+    choice = choose_checkpoint(run.path, run.identity)
     step = step_of(choice.checkpoint) if choice.checkpoint else 0
     if manifest.status == "complete" and not (choice.checkpoint and step < manifest.step):
-        rule = f"{run_dir} already holds a complete run of {manifest.stage}."
+        rule = f"{run.path} already holds a complete run of {manifest.stage}."
         raise CheckpointError(f"name={cfg.name}", rule, _NEW_NAME)
-    changes = changed_settings(cfg, step)
-    refuse_other_run(cfg, not_allowed(changes, cfg.resume.allow))
+    changes = changed_settings(cfg, run, step)
+    refuse_other_run(cfg, run, not_allowed(changes, cfg.resume.allow))
     if choice.checkpoint is None:
         # It starts over: whatever is named may be different.
         if not any(is_within("data.root", name) for name in cfg.resume.allow):
-            _check_same_data(cfg, manifest)
+            _check_same_data(cfg, run, data)
         return _Continued(choice, changes=tuple(changes))
     check_changeable(changes)
-    _check_same_data(cfg, manifest)
+    _check_same_data(cfg, run, data)
     _check_steps_left(cfg, step)
     return _Continued(choice, manifest, tuple(changes))
 
@@ -250,14 +254,13 @@ def _check_steps_left(cfg: RunConfig, step: int) -> None:
         )
 
 
-def _check_same_data(cfg: RunConfig, manifest: StageManifest) -> None:
+def _check_same_data(cfg: RunConfig, run: RunDirectory, data: DataManifestFile) -> None:
     """Refuse to continue a run on other rows: the order of rows means nothing when they are others."""
-    before, now = manifest.data.manifest_sha256, data_manifest_sha256(cfg.data.root)
+    before, now = run.manifest.data.manifest_sha256, data.sha256
     if before != now:
         raise DataError(
             f"data.root={cfg.data.root}",
-            f"is not the data that {cfg.run_dir} was trained on: "
-            f"its manifest.json has the SHA-256 {now}, not {before}.",
+            f"is not the data that {run.path} was trained on: its manifest.json has the SHA-256 {now}, not {before}.",
             "Put the data back, or start a new run with another name=....",
         )
 
@@ -268,38 +271,39 @@ def dump(cfg: RunConfig) -> dict[str, Any]:
     return config
 
 
-def _parent_dir(cfg: RunConfig) -> Path:
+def _parent_run(cfg: RunConfig) -> RunDirectory:
     assert cfg.parent is not None, "checked with the configuration"
-    path = Path(cfg.parent)
-    if not path.is_dir():
+    run = RunDirectory(cfg.parent)
+    if not run.path.is_dir():
         raise CheckpointError(
             f"parent={cfg.parent}", "the parent run does not exist.", "Train the parent stage first, or name its run."
         )
-    return path
+    return run
 
 
-def _check_complete(parent_dir: Path, parent: StageManifest) -> None:
+def _check_complete(run: RunDirectory) -> None:
+    parent = run.manifest
     if parent.status != "complete":
         raise CheckpointError(
-            f"parent={parent_dir}",
+            f"parent={run.path}",
             f"the parent is not complete (step {parent.step} of {parent.train_iters}, status {parent.status}).",
             f"Finish it by repeating its command: {parent.command}",
         )
 
 
-def _parent_checkpoint(parent_dir: Path, parent: StageManifest) -> CheckpointChoice:
+def _parent_checkpoint(run: RunDirectory) -> CheckpointChoice:
     """Return the parent's last checkpoint; an earlier one is no substitute for it."""
-    choice = choose_checkpoint(parent_dir)
+    parent, choice = run.manifest, choose_checkpoint(run.path, run.identity)
     if choice.checkpoint is None:
         raise CheckpointError(
-            f"parent={parent_dir}",
+            f"parent={run.path}",
             "the parent is complete, but its checkpoints are gone.",
             "Restore them, or train the parent again under another name.",
         )
     if step_of(choice.checkpoint) != parent.step:
         refused = choice.refused[0] if choice.refused else f"there is none of step {parent.step}"
         raise CheckpointError(
-            f"parent={parent_dir}",
+            f"parent={run.path}",
             f"the parent's last checkpoint cannot be used: {refused}",
             f"Restore it, or repeat the parent's command, which continues from its newest good one: {parent.command}",
         )

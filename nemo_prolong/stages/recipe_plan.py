@@ -16,6 +16,7 @@ from nemo_prolong.config.schema import ExportConfig, RunConfig
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
 from nemo_prolong.records.checkpoint.verify import choose_checkpoint
+from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.stages.preflight import changed_settings, check_data, check_same_shape, refuse_other_run, stored_run
 
@@ -37,9 +38,14 @@ class PlannedStage:
     arguments: tuple[str, ...]
 
     @property
+    def run(self) -> RunDirectory:
+        """Its run directory as it is now: processes that were started meanwhile have written to it."""
+        return RunDirectory(self.cfg.run_dir)
+
+    @property
     def manifest(self) -> StageManifest | None:
         """How far it is; None where it has not begun."""
-        return stored_run(self.cfg)
+        return stored_run(self.cfg, self.run)
 
     @property
     def is_complete(self) -> bool:
@@ -149,9 +155,8 @@ def _plan_export(overrides: Sequence[str] | None, last: PlannedStage) -> Planned
 def _check_run(stage: PlannedStage) -> None:
     """Check what can be checked hours before the stage starts."""
     if stage.is_complete:
-        manifest = stage.manifest
-        assert manifest is not None
-        refuse_other_run(stage.cfg, changed_settings(stage.cfg, manifest.step))
+        run = stage.run
+        refuse_other_run(stage.cfg, run, changed_settings(stage.cfg, run, run.manifest.step))
     else:
         check_data(stage.cfg)
 

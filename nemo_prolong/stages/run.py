@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_prolong.config.rules import check_platform
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import EXIT_PREEMPTED
-from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.logs import run_logging
 from nemo_prolong.records.checkpoint.manifest import step_of
-from nemo_prolong.records.run_log import record_event
+from nemo_prolong.records.run_directory import RunDirectory
+from nemo_prolong.records.run_log import StepRecord
 from nemo_prolong.records.stage_manifest import StageManifest, utc_now
-from nemo_prolong.redaction import redact
 from nemo_prolong.stages.manifest import continued, new_manifest
-from nemo_prolong.stages.preflight import CONFIG_FILE, Start, check_files, dump
+from nemo_prolong.stages.preflight import Start, check_files, dump
 from nemo_prolong.telemetry.trackers import check_packages
 
 if TYPE_CHECKING:
@@ -45,52 +42,50 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         SystemExit: With ``EXIT_PREEMPTED``, on every rank, if a signal asked to stop; the state is saved.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    start = check_files(cfg, rank)
+    run = RunDirectory(cfg.run_dir)
+    start = check_files(cfg, run, rank)
     _check_kernels(cfg)
     check_packages(cfg.tracker)
-    run_dir = Path(cfg.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    manifest = new_manifest(cfg, start.run or start.parent, start.parent_record, _command(), world_size)
+    run.path.mkdir(parents=True, exist_ok=True)
+    manifest = new_manifest(cfg, start.run or start.parent, start.parent_record, _command(), world_size, start.data)
     if start.run and start.resume:
         manifest = continued(manifest, start.run, step_of(start.resume), start.changes)
     if rank == 0:
-        forget_steps_after(run_dir, manifest.step)
-        # In this order: a manifest without a configuration is known to be a run that has not begun.
-        manifest.write(run_dir)
-        write_text_atomically(run_dir / "overrides.txt", redact("".join(f"{line}\n" for line in overrides)))
-        write_json_atomically(run_dir / CONFIG_FILE, dump(cfg))
-        _record_start(run_dir, start, world_size)
-    log_file = run_dir / ("train.log" if rank == 0 else f"train.rank{rank}.log")
-    with run_logging(log_file, console=rank == 0):
+        run.write_start(manifest, overrides, dump(cfg))
+        _record_start(run, start, world_size)
+    with run_logging(run.log_file(rank), console=rank == 0):
         _announce(cfg, start, manifest)
         # Importing NeMo takes seconds and prints a page; nothing above needs it.
+        from nemo_prolong.engine.patches.cpu import prepare
+
+        prepare()
         from nemo_prolong.engine.training.stage_training import train_stage
 
-        totals = train_stage(cfg, resume=start.resume, parent_checkpoint=start.parent_checkpoint)
+        totals = train_stage(cfg, run, resume=start.resume, parent_checkpoint=start.parent_checkpoint)
         if rank == 0:
             finished = _finished(manifest, cfg, totals)
-            finished.write(run_dir)
-            record_event(run_dir, finished.step, finished.status, f"{finished.step} of {finished.train_iters} steps")
-            _announce_end(finished, run_dir)
+            run.write_manifest(finished)
+            run.record_event(finished.step, finished.status, f"{finished.step} of {finished.train_iters} steps")
+            _announce_end(finished, run)
     if totals.stopped:
         raise SystemExit(EXIT_PREEMPTED)
 
 
-def _record_start(run_dir: Path, start: Start, world_size: int) -> None:
+def _record_start(run: RunDirectory, start: Start, world_size: int) -> None:
     """Record how the run begins or goes on; its goodput is counted from here."""
     ranks = f"on {world_size} rank{'' if world_size == 1 else 's'}"
     step = step_of(start.resume) if start.resume else 0
     for refusal in start.refused:
-        record_event(run_dir, step, "checkpoint_refused", refusal)
+        run.record_event(step, "checkpoint_refused", refusal)
     for change in start.changes:
-        record_event(run_dir, step, "setting_changed", str(change))
+        run.record_event(step, "setting_changed", str(change))
     if start.resume:
-        record_event(run_dir, step, "resumed", f"from {start.resume.name}, {ranks}")
+        run.record_event(step, "resumed", f"from {start.resume.name}, {ranks}")
         return
     taken = "from scratch"
     if start.parent_record:
         taken = f"with the {start.parent_record.transition.replace('_', ' ')} of {start.parent_record.path}"
-    record_event(run_dir, step, "started", f"{taken}, {ranks}")
+    run.record_event(step, "started", f"{taken}, {ranks}")
 
 
 def _check_kernels(cfg: RunConfig) -> None:
@@ -98,24 +93,6 @@ def _check_kernels(cfg: RunConfig) -> None:
     from nemo_prolong.engine.platform import current_platform
 
     check_platform(cfg, current_platform())
-
-
-def forget_steps_after(run_dir: Path, step: int) -> None:
-    """Drop the records of steps that are about to be trained again, so that the series has every step once.
-
-    A line that a kill cut off is dropped too.
-    """
-    path = run_dir / "metrics.jsonl"
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(f"{line}\n")
-        except (ValueError, KeyError):
-            continue
-    write_text_atomically(path, "".join(kept))
 
 
 def _command() -> str:
@@ -165,9 +142,8 @@ def _finished(manifest: StageManifest, cfg: RunConfig, totals: StageTotals) -> S
     )
 
 
-def _announce_end(manifest: StageManifest, run_dir: Path) -> None:
+def _announce_end(manifest: StageManifest, run: RunDirectory) -> None:
     """Say in one line how the stage ended."""
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    # Records of a validation hold val_loss instead, and a stage may end with one.
-    last_loss = next(record["loss"] for record in reversed(records) if "loss" in record)
-    log.info("%s %s: %d steps, last loss %.4f, %s", manifest.stage, manifest.status, manifest.step, last_loss, run_dir)
+    # A stage may end with a validation.
+    last_loss = next(record.loss for record in reversed(run.metrics().records) if isinstance(record, StepRecord))
+    log.info("%s %s: %d steps, last loss %.4f, %s", manifest.stage, manifest.status, manifest.step, last_loss, run.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nemo_prolong.config.schema import MlflowConfig
-from nemo_prolong.telemetry.tracker import Figures, RunRecord
+from nemo_prolong.telemetry.tracker import Figures, TrackedRun
 
 _MOST_PARAMS = 100
 """Parameters that the server takes in one request."""
@@ -24,7 +24,7 @@ class MlflowTracker:
         run: The run.
     """
 
-    def __init__(self, cfg: MlflowConfig, run: RunRecord) -> None:
+    def __init__(self, cfg: MlflowConfig, run: TrackedRun) -> None:
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=cfg.tracking_uri)
@@ -34,7 +34,7 @@ class MlflowTracker:
         else:
             self._client.update_run(self._run_id, status="RUNNING")
 
-    def _create(self, experiment: str, run: RunRecord) -> str:
+    def _create(self, experiment: str, run: TrackedRun) -> str:
         found = self._client.get_experiment_by_name(experiment)
         experiment_id = found.experiment_id if found else self._client.create_experiment(experiment)
         created = self._client.create_run(experiment_id, run_name=run.name, tags={"stage": run.stage})

@@ -6,27 +6,16 @@ On a device everything is added there; the host waits once, when the step is ove
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from nemo_prolong.ops.token_loss import LossSums
+from nemo_prolong.records.run_log import GroupLoss, Groups
 from nemo_prolong.telemetry.positions import bucket_names
 
 UNNAMED_DOMAIN = "unnamed"
 """Where rows have no domain."""
-
-
-class GroupLoss(NamedTuple):
-    """Token losses of a group: their sum in nats, and how many target tokens they are of."""
-
-    loss_sum: float
-    target_tokens: int
-
-    @property
-    def mean(self) -> float:
-        """Nats per target token; 0 where there is none."""
-        return self.loss_sum / self.target_tokens if self.target_tokens else 0.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +33,8 @@ class StepTotals:
     """
 
     loss: GroupLoss
-    by_position: dict[str, GroupLoss]
-    by_domain: dict[str, GroupLoss]
+    by_position: Groups
+    by_domain: Groups
     real_tokens: int
     squared_tokens: int
     data_wait_seconds: float
@@ -138,7 +127,7 @@ class StepSums:
         tables = [self._by_domain.get(name, nothing).flatten() for name in self._domains]
         return torch.cat([self._loss, sizes, *tables])
 
-    def _named(self, table: list[float]) -> tuple[dict[str, GroupLoss], dict[str, GroupLoss]]:
+    def _named(self, table: list[float]) -> tuple[Groups, Groups]:
         """Return the losses by domain and by position of a flat table [domains, 2, G]."""
         cells = torch.tensor(table, dtype=torch.float64).view(len(self._domains), 2, len(self._buckets))
         domains = zip(self._domains, cells.sum(dim=2).tolist(), strict=True)

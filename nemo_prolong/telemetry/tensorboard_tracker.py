@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.utils.tensorboard import SummaryWriter
 
-from nemo_prolong.telemetry.tracker import Figures, RunRecord
+from nemo_prolong.telemetry.tracker import Figures, TrackedRun
 
 
 class TensorBoardTracker:
@@ -14,9 +14,9 @@ class TensorBoardTracker:
         run: The run.
     """
 
-    def __init__(self, run: RunRecord) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         # Events of steps that a resumed run trains again are hidden.
-        self._writer = SummaryWriter(str(run.run_dir / "tensorboard"), purge_step=run.step + 1)
+        self._writer = SummaryWriter(str(run.directory.tensorboard), purge_step=run.step + 1)
 
     def log(self, figures: Figures, step: int, unix_time: float) -> None:
         """Write the figures of a step."""

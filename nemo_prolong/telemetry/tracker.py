@@ -5,15 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.files import write_text_atomically
+from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.redaction import redact_values
-
-_IDS_DIRECTORY = "tracker_ids"
-"""In the run directory, a file for each tracker: each is written by a thread of its own."""
 
 Figures = Mapping[str, float]
 """Name of a metric: its value."""
@@ -30,32 +27,31 @@ class Tracker(Protocol):
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class TrackedRun:
     """What trackers are told about a run.
 
     Attributes:
-        run_dir: Run directory.
+        directory: Run directory.
         name: Name of the run.
         stage: Stage.
         step: Steps done before the first record.
         config: The configuration without secrets.
     """
 
-    run_dir: Path
+    directory: RunDirectory
     name: str
     stage: str
     step: int
     config: dict[str, Any]
 
     @classmethod
-    def of(cls, cfg: RunConfig, step: int) -> RunRecord:
-        """Return the record of a stage that continues after ``step``."""
-        config = redact_values(cfg.model_dump(mode="json"))
-        return cls(Path(cfg.run_dir), cfg.name, str(cfg.stage), step, config)
+    def of(cls, cfg: RunConfig, directory: RunDirectory, step: int) -> TrackedRun:
+        """Return what is said of a stage that continues after ``step``."""
+        return cls(directory, cfg.name, str(cfg.stage), step, redact_values(cfg.model_dump(mode="json")))
 
     def forget_ids(self) -> None:
         """Have every tracker begin a new series: none takes a step twice."""
-        shutil.rmtree(self.run_dir / _IDS_DIRECTORY, ignore_errors=True)
+        shutil.rmtree(self.directory.tracker_ids, ignore_errors=True)
 
     def id_of(self, tracker: str, make: Callable[[], str]) -> tuple[str, bool]:
         """Return the id of this run at a tracker, and whether it is new; a resumed run keeps the one it has.
@@ -64,7 +60,8 @@ class RunRecord:
             tracker: Name of the tracker.
             make: Makes a new id.
         """
-        path = self.run_dir / _IDS_DIRECTORY / tracker
+        # A file for each tracker: each is written by a thread of its own.
+        path = self.directory.tracker_ids / tracker
         if path.exists():
             return path.read_text().strip(), False
         made = make()

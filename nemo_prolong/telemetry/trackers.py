@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from nemo_prolong.config.schema import RunConfig, TrackerConfig
 from nemo_prolong.errors import ConfigError
+from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.telemetry.mlflow_tracker import MlflowTracker
-from nemo_prolong.telemetry.tracker import Figures, RunRecord, Tracker
+from nemo_prolong.telemetry.tracker import Figures, TrackedRun, Tracker
 from nemo_prolong.telemetry.wandb_tracker import WandbTracker
 
 log = logging.getLogger(__name__)
@@ -53,11 +54,12 @@ class Trackers:
 
     Args:
         cfg: The stage.
+        directory: Run directory.
         step: Steps done: the first record will be of the next one.
     """
 
-    def __init__(self, cfg: RunConfig, step: int) -> None:
-        run = RunRecord.of(cfg, step)
+    def __init__(self, cfg: RunConfig, directory: RunDirectory, step: int) -> None:
+        run = TrackedRun.of(cfg, directory, step)
         if step == 0:
             run.forget_ids()
         makers: list[tuple[str, Callable[[], Tracker]]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from nemo_prolong.config.schema import WandbConfig
-from nemo_prolong.telemetry.tracker import Figures, RunRecord
+from nemo_prolong.telemetry.tracker import Figures, TrackedRun
 
 
 class WandbTracker:
@@ -16,7 +16,7 @@ class WandbTracker:
         run: The run.
     """
 
-    def __init__(self, cfg: WandbConfig, run: RunRecord) -> None:
+    def __init__(self, cfg: WandbConfig, run: TrackedRun) -> None:
         import wandb
 
         run_id, _ = run.id_of("wandb", lambda: uuid.uuid4().hex)
@@ -24,7 +24,7 @@ class WandbTracker:
             project=cfg.project,
             entity=cfg.entity,
             mode=cfg.mode,
-            dir=str(run.run_dir),
+            dir=str(run.directory.path),
             id=run_id,
             resume="allow",
             name=run.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nemo_prolong.records.checkpoint.manifest import CheckpointManifest, RunRecord, checkpoint_directory
+from nemo_prolong.records.checkpoint.manifest import CheckpointManifest, RunIdentity, checkpoint_directory
 from nemo_prolong.records.checkpoint.verify import MEGATRON_FORMAT, hash_files, list_files
 
 
@@ -25,7 +25,7 @@ def seal(checkpoint: Path, step: int) -> None:
     """Write a manifest of the files that are there."""
     CheckpointManifest(
         step=step,
-        run=RunRecord.of(checkpoint.parents[1]),
+        run=RunIdentity.of(checkpoint.parents[1]),
         layout={"world_size": 2},
         versions={"nemo_prolong": "0.1.0"},
         saved_at="2026-11-24T14:00:00Z",

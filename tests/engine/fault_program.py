@@ -45,13 +45,13 @@ def at_steps(action: Callable[[int], None]) -> None:
     """Call ``action`` with the number of each step before it is trained."""
     from nemo_prolong.callbacks.step_guard import StepGuard
 
-    begin = StepGuard.on_train_batch_start
+    begin = StepGuard.on_step_start
 
-    def on_train_batch_start(self: StepGuard, trainer: Any, *args: Any) -> None:
-        begin(self, trainer, *args)
-        action(trainer.global_step + 1)
+    def on_step_start(self: StepGuard, loop: Any) -> None:
+        begin(self, loop)
+        action(loop.step + 1)
 
-    StepGuard.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
+    StepGuard.on_step_start = on_step_start  # type: ignore[method-assign]
 
 
 def send(number: signal.Signals, fault: Fault, rank: int) -> None:

@@ -56,10 +56,11 @@ def main() -> None:
     cfg = RunConfig(**json.loads(Path(sys.argv[1]).read_text()))
     Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
     from nemo_prolong.engine.training.stage_training import train_stage
+    from nemo_prolong.records.run_directory import RunDirectory
 
     waits = HostWaits()
     with waits:
-        train_stage(cfg, None, None)
+        train_stage(cfg, RunDirectory(cfg.run_dir), None, None)
     if os.environ.get("RANK", "0") == "0":
         rows = [[in_micro_batch, place, count] for (in_micro_batch, place), count in waits.found.items()]
         Path(sys.argv[2]).write_text(json.dumps(rows))

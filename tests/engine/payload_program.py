@@ -15,6 +15,7 @@ from fork_ranks import run_ranks
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import CheckpointError
+from nemo_prolong.records.run_directory import RunDirectory
 
 
 def train(case: dict[str, Any], rank: int) -> None:
@@ -23,7 +24,8 @@ def train(case: dict[str, Any], rank: int) -> None:
 
     paths = [Path(case[key]) if case[key] else None for key in ("resume", "parent_checkpoint")]
     try:
-        train_stage(RunConfig(**case["config"]), *paths)
+        cfg = RunConfig(**case["config"])
+        train_stage(cfg, RunDirectory(cfg.run_dir), *paths)
     except CheckpointError as error:
         print(error, flush=True)
         # Taking NeMo apart takes longer than the refusal.

@@ -46,30 +46,31 @@ def train(cfg: RunConfig) -> dict[str, Any]:
     """Train until the run stops, and return what was seen."""
     from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter
     from nemo_prolong.engine.checkpoint.megatron_io import PlannedSave
-    from nemo_prolong.engine.checkpoint.save import CheckpointSave
+    from nemo_prolong.engine.checkpoint.save import MegatronCheckpointSave
     from nemo_prolong.engine.training import stage_training
     from nemo_prolong.errors import CheckpointError
     from nemo_prolong.records.checkpoint.verify import choose_checkpoint
+    from nemo_prolong.records.run_directory import RunDirectory
 
     for method in ("shard_results", "write_common", "write_metadata", "write_format"):
         break_method(PlannedSave, method)
-    break_method(CheckpointSave, "_seal")
+    break_method(MegatronCheckpointSave, "_seal")
     for method in ("write_shards", "write_shards_in_background"):
         limit_file_size(PlannedSave, method)
     seen: list[Any] = []
-    stepping = CheckpointWriter.on_train_batch_end
+    stepping = CheckpointWriter.on_step_end
 
-    def observed(self: Any, trainer: Any, *args: Any) -> None:
-        stepping(self, trainer, *args)
-        if trainer.global_step % 2 == 0 and RANK == 0:
+    def observed(self: Any, loop: Any) -> None:
+        stepping(self, loop)
+        if loop.step % 2 == 0 and RANK == 0:
             good = choose_checkpoint(Path(cfg.run_dir)).checkpoint
             names = sorted(path.name for path in (Path(cfg.run_dir) / "checkpoints").iterdir())
-            seen.append([trainer.global_step, good.name if good else None, names])
+            seen.append([loop.step, good.name if good else None, names])
 
-    CheckpointWriter.on_train_batch_end = observed
+    CheckpointWriter.on_step_end = observed
     error = None
     try:
-        stage_training.train_stage(cfg, None, None)
+        stage_training.train_stage(cfg, RunDirectory(cfg.run_dir), None, None)
     except CheckpointError as raised:
         error = str(raised)
     return {"seen": seen, "error": error}

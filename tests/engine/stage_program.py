@@ -16,16 +16,16 @@ from nemo_prolong.stages.run import run_stage
 
 def kill_after(step: int) -> None:
     """Arrange for the death of this process."""
-    from nemo_prolong.engine.training.stage_training import StepMetrics
+    from nemo_prolong.callbacks.step_metrics import StepMetrics
 
-    record = StepMetrics.on_train_batch_end
+    record = StepMetrics.on_step_end
 
-    def record_and_die(self: Any, trainer: Any, *args: Any) -> None:
-        record(self, trainer, *args)
-        if trainer.global_step == step:
+    def record_and_die(self: Any, loop: Any) -> None:
+        record(self, loop)
+        if loop.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    StepMetrics.on_train_batch_end = record_and_die
+    StepMetrics.on_step_end = record_and_die
 
 
 def main() -> None:

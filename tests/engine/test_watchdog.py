@@ -11,13 +11,14 @@ import pytest
 
 from nemo_prolong.callbacks import watchdog
 from nemo_prolong.errors import EXIT_HUNG
+from nemo_prolong.records.run_directory import RunDirectory
 
 
 def exit_code_of_a_hang(run_dir: Path) -> int:
     """Hang in a fork of this process."""
     child = os.fork()
     if not child:
-        watchdog.HangWatchdog(0.1, run_dir).on_train_start(SimpleNamespace(global_step=7, global_rank=3))
+        watchdog.HangWatchdog(0.1, RunDirectory(run_dir)).on_train_start(SimpleNamespace(step=7, rank=3))
         time.sleep(20)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -31,7 +32,7 @@ def test_a_process_that_makes_no_progress_writes_its_stacks_and_ends(tmp_path: P
 
 
 def test_a_file_system_that_hangs_does_not_keep_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "record_event", lambda *args: time.sleep(20))
+    monkeypatch.setattr(RunDirectory, "record_event", lambda *args: time.sleep(20))
     monkeypatch.setattr(watchdog, "_REPORT_SECONDS", 0.2)
     assert exit_code_of_a_hang(tmp_path) == EXIT_HUNG
 

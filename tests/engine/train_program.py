@@ -16,6 +16,7 @@ from fork_ranks import run_ranks
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.logs import run_logging
+from nemo_prolong.records.run_directory import RunDirectory
 
 
 def train(job: dict[str, Any], _rank: int = 0) -> None:
@@ -26,7 +27,11 @@ def train(job: dict[str, Any], _rank: int = 0) -> None:
     with run_logging(run_dir / f"train.rank{os.environ.get('RANK', '0')}.log", console=False):
         from nemo_prolong.engine.training.stage_training import train_stage
 
-        train_stage(cfg, *(Path(job[key]) if job[key] else None for key in ("resume", "parent_checkpoint")))
+        train_stage(
+            cfg,
+            RunDirectory(run_dir),
+            *(Path(job[key]) if job[key] else None for key in ("resume", "parent_checkpoint")),
+        )
 
 
 def train_by_forks(job: dict[str, Any], ranks: int) -> None:

@@ -4,12 +4,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from nemo_prolong.callbacks.protocol import TrainingLoop
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine.patches import cpu
+from nemo_prolong.records.run_directory import RunDirectory
 
 cpu.prepare()
 
@@ -28,9 +29,9 @@ class SaveFirstAndLast(CheckpointWriter):
 class SaveAndLeave(CheckpointWriter):
     """Saves what was loaded, before any step, and ends the process."""
 
-    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_start(self, loop: TrainingLoop) -> None:
         """Save and leave."""
-        self.save(trainer)
+        self.save(loop)
         self.wait()
         sys.exit(0)
 
@@ -70,4 +71,6 @@ def run(job: dict[str, Any], rank: int) -> None:
     )
     if not job["reload"]:
         record_first_validation(run_dir / "validation", rank)
-    stage_training.train_stage(cfg, *(Path(job[key]) if job[key] else None for key in ("reload", "parent")))
+    stage_training.train_stage(
+        cfg, RunDirectory(run_dir), *(Path(job[key]) if job[key] else None for key in ("reload", "parent"))
+    )

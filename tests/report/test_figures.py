@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemo_prolong.records.run_log import StepRecord
 from nemo_prolong.report.training.figures import (
     loss_figure,
     perplexity_figure,
@@ -65,7 +66,7 @@ def test_every_step_and_every_validation_can_be_read_off_the_loss_curve(lineage)
             stage.steps
         )
         for validation in stage.validations:
-            assert f"{stage.label} step {validation.step}: validation loss {validation.loss:.3f}" in hover
+            assert f"{stage.label} step {validation.step}: validation loss {validation.val_loss:.3f}" in hover
 
 
 def test_stages_follow_each_other_on_one_axis_of_tokens(lineage):
@@ -79,11 +80,14 @@ def test_stages_follow_each_other_on_one_axis_of_tokens(lineage):
         assert widths[number] / widths[0] == pytest.approx(tokens[number] / tokens[0], rel=0.01)
 
 
+def step(number, loss, consumed):
+    return StepRecord(step=number, loss=loss, real_tokens=10, consumed_train_tokens=consumed, step_seconds=1.0)
+
+
 def test_a_long_stage_is_thinned_without_losing_a_spike(lineage):
     stage = lineage.stages[0]
-    first = stage.steps[0]
-    steps = [type(first)(i, 3.0, 10, 10 * i, 1.0, None) for i in range(1, 20001)]
-    steps[12345] = type(first)(12346, 9.0, 10, 123460, 1.0, None)
+    steps = [step(i, 3.0, 10 * i) for i in range(1, 20001)]
+    steps[12345] = step(12346, 9.0, 123460)
     stage.steps[:] = steps
     stage.validations.clear()
     root = parse(loss_figure([stage]).wide)
@@ -134,8 +138,7 @@ def test_a_stage_of_one_step_with_a_constant_loss_still_has_a_chart(lineage):
 
 def test_steps_without_a_finite_loss_leave_a_gap_not_a_crash(lineage):
     stage = lineage.stages[3]
-    first = stage.steps[0]
-    stage.steps[4] = type(first)(5, float("nan"), 10, stage.steps[4].consumed_train_tokens, 1.0, None)
+    stage.steps[4] = step(5, float("nan"), stage.steps[4].consumed_train_tokens)
     assert "nan" not in loss_figure(lineage.stages).wide
 
 

@@ -33,18 +33,17 @@ def stages(tree):
     return read_lineage(tree.runs, None).stages
 
 
-@pytest.mark.parametrize("key", ["by_position", "by_domain"])
+@pytest.mark.parametrize("key", ["loss_by_position", "loss_by_domain"])
 def test_losses_by_group_are_means_over_the_first_and_the_last_steps(tree, stages, key):
     # 20 steps are more than 5% of 200.
     steps = records(tree.runs[0])
     for change in changes(stages[0].steps, key):
-        recorded = f"loss_{key}"
-        assert change.first_loss == pytest.approx(mean_of(steps[:20], recorded, change.name))
-        assert change.last_loss == pytest.approx(mean_of(steps[-20:], recorded, change.name))
-        assert change.target_tokens == sum(step[recorded][change.name]["target_tokens"] for step in steps)
+        assert change.first_loss == pytest.approx(mean_of(steps[:20], key, change.name))
+        assert change.last_loss == pytest.approx(mean_of(steps[-20:], key, change.name))
+        assert change.target_tokens == sum(step[key][change.name]["target_tokens"] for step in steps)
     assert len(changes(stages[0].steps, key)) == 2
     long = changes(4 * stages[0].steps, key)
-    assert long[0].last_loss == pytest.approx(mean_of(steps[-40:], recorded, long[0].name)), "5% of 800 steps are 40"
+    assert long[0].last_loss == pytest.approx(mean_of(steps[-40:], key, long[0].name)), "5% of 800 steps are 40"
 
 
 def test_domains_stand_with_their_share_the_largest_first(stages):

@@ -17,9 +17,10 @@ from tiny import tiny_config, write_data
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.files import write_json_atomically
+from nemo_prolong.records.run_directory import CONFIG_FILE
 from nemo_prolong.records.stage_manifest import ParentRecord
-from nemo_prolong.stages.manifest import new_manifest
-from nemo_prolong.stages.preflight import CONFIG_FILE, dump
+from nemo_prolong.stages.manifest import new_manifest, read_data_manifest
+from nemo_prolong.stages.preflight import dump
 
 
 @pytest.fixture
@@ -40,7 +41,8 @@ def make_run() -> Callable[..., Path]:
 
     def make(cfg: RunConfig, status: str, steps: tuple[int, ...], parent_record: ParentRecord | None = None) -> Path:
         run_dir = Path(cfg.run_dir)
-        manifest = new_manifest(cfg, None, parent_record, "python scripts/train.py +exp=tiny", 1)
+        data = read_data_manifest(cfg.data.root)
+        manifest = new_manifest(cfg, None, parent_record, "python scripts/train.py +exp=tiny", 1, data)
         manifest.model_copy(update={"status": status, "step": max(steps, default=0)}).write(run_dir)
         write_json_atomically(run_dir / CONFIG_FILE, dump(cfg))
         for step in steps:

@@ -14,15 +14,24 @@ from nemo_prolong.config.rules import check
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
+from nemo_prolong.records.run_directory import CONFIG_FILE, RunDirectory
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, SettingChange, StageManifest
 from nemo_prolong.stages.differences import check_changeable, with_defaults
-from nemo_prolong.stages.manifest import continued, new_manifest
-from nemo_prolong.stages.preflight import CONFIG_FILE, Start, check_files, dump
+from nemo_prolong.stages.manifest import DataManifestFile, continued, new_manifest
+from nemo_prolong.stages.preflight import Start, check_files, dump
+
+DATA = DataManifestFile()
+"""The rows of these tests have no manifest."""
+
+
+def start_of(cfg: RunConfig, rank: int = 0) -> Start:
+    """Look at what is on disk, as the start of a stage does."""
+    return check_files(cfg, RunDirectory(cfg.run_dir), rank)
 
 
 def refusal(kind, cfg) -> str:
     with pytest.raises(kind) as error:
-        check_files(cfg)
+        start_of(cfg)
     assert type(error.value) is kind
     return str(error.value)
 
@@ -37,7 +46,7 @@ def stored(run_dir: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["optim.lr", "optim"])
 def test_a_named_key_or_its_section_may_differ_and_the_change_is_returned(name, make_config, make_run):
     run_dir = make_run(make_config(), "running", (2,))
-    start = check_files(make_config(optim={"lr": 0.02}, resume={"allow": [name]}))
+    start = start_of(make_config(optim={"lr": 0.02}, resume={"allow": [name]}))
     assert start.resume == checkpoint_directory(run_dir, 2)
     assert start.changes == (SettingChange(step=2, key="optim.lr", before=0.01, after=0.02),)
     assert str(start.changes[0]) == "optim.lr (0.01 -> 0.02)"
@@ -57,7 +66,7 @@ def test_what_is_not_named_is_refused_alone_with_the_words_that_would_allow_it(m
 
 def test_a_key_that_is_named_and_the_same_changes_nothing(make_config, make_run):
     make_run(make_config(), "running", (2,))
-    assert check_files(make_config(resume={"allow": ["optim.lr", "seed"]})).changes == ()
+    assert start_of(make_config(resume={"allow": ["optim.lr", "seed"]})).changes == ()
 
 
 ORDER = "it decides which rows come at which step, and rows were trained on already"
@@ -87,7 +96,7 @@ def test_what_the_checkpoints_contradict_cannot_be_named_once_there_is_one(
     )
     # Without a checkpoint the run starts over, and nothing was trained with the old value.
     shutil.rmtree(run_dir / "checkpoints")
-    assert check_files(cfg).changes[0].key == key
+    assert start_of(cfg).changes[0].key == key
 
 
 def test_every_key_of_the_model_is_fixed_unless_no_tensor_depends_on_it() -> None:
@@ -110,7 +119,7 @@ def test_other_data_is_refused_however_it_is_named_once_rows_were_trained_on(mak
     assert "is not the data that" in refusal(DataError, named)
     shutil.rmtree(run_dir / "checkpoints")
     assert "is not the data that" in refusal(DataError, make_config())
-    assert check_files(named).resume is None
+    assert start_of(named).resume is None
 
 
 def test_data_that_moved_is_the_same_data_when_its_manifest_is(make_config, make_run, data_root):
@@ -118,7 +127,7 @@ def test_data_that_moved_is_the_same_data_when_its_manifest_is(make_config, make
     run_dir = make_run(make_config(), "running", (2,))
     moved = data_root.rename(data_root.with_name("moved"))
     cfg = make_config(data={"root": str(moved)}, resume={"allow": ["data.root"]})
-    assert check_files(cfg).resume == checkpoint_directory(run_dir, 2)
+    assert start_of(cfg).resume == checkpoint_directory(run_dir, 2)
 
 
 def test_fewer_steps_than_were_trained_are_refused(make_config, make_run):
@@ -146,10 +155,10 @@ def test_a_name_that_is_no_key_is_refused_with_the_nearest(make_config):
 
 def test_the_manifest_keeps_the_start_the_parent_and_every_change_once(make_config):
     change = SettingChange(step=2, key="optim.lr", before=0.01, after=0.02)
-    before = new_manifest(make_config(), None, None, "first", 1).model_copy(
+    before = new_manifest(make_config(), None, None, "first", 1, DATA).model_copy(
         update={"started_at": "2026-01-01T00:00:00Z"}
     )
-    once = continued(new_manifest(make_config(), before, None, "second", 2), before, 2, [change])
+    once = continued(new_manifest(make_config(), before, None, "second", 2, DATA), before, 2, [change])
     assert (once.started_at, once.step, once.changes) == (before.started_at, 2, [change])
     assert continued(once, once, 2, [change]).changes == [change]
 
@@ -166,7 +175,7 @@ def test_a_run_of_a_version_without_some_keys_goes_on_with_their_defaults(make_c
     del config["precision"]["offload"], config["precision"]["recompute"]["recompute_modules"]
     del config["model"]["rope_scaling"], config["train"]["loss_average"]
     (run_dir / CONFIG_FILE).write_text(json.dumps(config))
-    assert check_files(cfg).resume == checkpoint_directory(run_dir, 2)
+    assert start_of(cfg).resume == checkpoint_directory(run_dir, 2)
     changed = make_config(train={"loss_average": "per_device"}, faults={"spike_sigmas": 3.0})
     assert "faults.spike_sigmas (6.0 -> 3.0), train.loss_average (global -> per_device)." in refusal(
         CheckpointError, changed
@@ -197,15 +206,15 @@ def test_every_key_with_a_default_is_filled_in_at_every_depth(make_config):
 def test_a_start_killed_between_its_first_files_is_started_over(left, make_config, make_child, make_run):
     parent = make_run(make_config(name="parent"), "complete", (4,))
     child = make_child(parent)
-    fresh = check_files(child)
+    fresh = start_of(child)
     run_dir = make_run(child, "running", ())
     (run_dir / "overrides.txt").touch()
     for path in run_dir.iterdir():
         if path.name not in left:
             path.unlink()
     (run_dir / ".stage.json.123.tmp").write_text("{")
-    assert check_files(child).parent_checkpoint == checkpoint_directory(parent, 4)
-    assert check_files(child).parent_record == fresh.parent_record
+    assert start_of(child).parent_checkpoint == checkpoint_directory(parent, 4)
+    assert start_of(child).parent_record == fresh.parent_record
 
 
 def test_a_stage_killed_before_its_first_checkpoint_takes_the_same_from_its_parent_again(
@@ -213,11 +222,11 @@ def test_a_stage_killed_before_its_first_checkpoint_takes_the_same_from_its_pare
 ):
     parent = make_run(make_config(name="parent"), "complete", (4,))
     child = make_child(parent)
-    fresh = check_files(child)
+    fresh = start_of(child)
     run_dir = make_run(child, "running", (), fresh.parent_record)
     (run_dir / "checkpoints" / "step_00000002.writing-0a1b2c3d").mkdir(parents=True)
     (run_dir / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    again = check_files(child)
+    again = start_of(child)
     assert isinstance(again, Start) and again.run is None and again.resume is None
     assert (again.parent_checkpoint, again.parent_record) == (fresh.parent_checkpoint, fresh.parent_record)
     assert StageManifest.read(run_dir).parent is not None

@@ -14,14 +14,16 @@ import nemo_prolong
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.records import stage_manifest as manifest_format
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, StageManifest, installed_versions, utc_now
-from nemo_prolong.stages.manifest import new_manifest
+from nemo_prolong.stages.manifest import DataManifestFile, new_manifest, read_data_manifest
 
 COMMAND = "python scripts/train.py +exp=tiny"
+
+DATA = DataManifestFile()
 
 
 @pytest.fixture
 def manifest(make_config):
-    return new_manifest(make_config(), None, None, COMMAND, 2)
+    return new_manifest(make_config(), None, None, COMMAND, 2, DATA)
 
 
 # A stage that starts.
@@ -51,27 +53,34 @@ def test_a_stage_that_starts_has_its_settings_and_no_progress(make_config, manif
 def test_the_trained_length_is_the_longest_of_all_stages_and_the_advertised_one_is_typed_or_equal(
     seq_length, parent_length, advertised, expected, make_config
 ):
-    parent = parent_length and new_manifest(make_config(seq_length=parent_length), None, None, COMMAND, 1)
+    parent = parent_length and new_manifest(make_config(seq_length=parent_length), None, None, COMMAND, 1, DATA)
     cfg = make_config(seq_length=seq_length, advertised_context_length=advertised)
-    manifest = new_manifest(cfg, parent, None, COMMAND, 1)
+    manifest = new_manifest(cfg, parent, None, COMMAND, 1, DATA)
     assert (manifest.trained_context_length, manifest.advertised_context_length) == expected
 
 
 def test_the_trained_length_is_handed_down_over_two_generations(make_config):
-    long = new_manifest(make_config(seq_length=256), None, None, COMMAND, 1)
-    child = new_manifest(make_config(), long, None, COMMAND, 1)
-    assert new_manifest(make_config(), child, None, COMMAND, 1).trained_context_length == 256
+    long = new_manifest(make_config(seq_length=256), None, None, COMMAND, 1, DATA)
+    child = new_manifest(make_config(), long, None, COMMAND, 1, DATA)
+    assert new_manifest(make_config(), child, None, COMMAND, 1, DATA).trained_context_length == 256
 
 
 def test_the_record_of_the_parent_is_kept(make_config):
     record = ParentRecord(path="runs/base", step=4, transition="weights")
-    kept = new_manifest(make_config(), None, record, COMMAND, 1).parent
+    kept = new_manifest(make_config(), None, record, COMMAND, 1, DATA).parent
     assert kept.model_copy(update={"taken": [], "not_taken": []}) == record
 
 
 def test_the_record_of_the_parent_says_what_was_taken_and_what_started_anew(make_config):
     weights, everything = (
-        new_manifest(make_config(), None, ParentRecord(path="runs/base", step=4, transition=kind), COMMAND, 1).parent
+        new_manifest(
+            make_config(),
+            None,
+            ParentRecord(path="runs/base", step=4, transition=kind),
+            COMMAND,
+            1,
+            DATA,
+        ).parent
         for kind in ("weights", "weights_and_optimizer")
     )
     optimizer = ["fp32 master weights", "moments of Adam", "step counter of Adam"]
@@ -82,7 +91,7 @@ def test_the_record_of_the_parent_says_what_was_taken_and_what_started_anew(make
 
 def test_the_data_is_recorded_with_the_hash_of_its_manifest(make_config, data_root):
     (data_root / "manifest.json").write_bytes(b'{"format": 1}')
-    data = new_manifest(make_config(), None, None, COMMAND, 1).data
+    data = new_manifest(make_config(), None, None, COMMAND, 1, read_data_manifest(make_config().data.root)).data
     assert (data.root, data.tokenizer) == (str(data_root), "tokenizer")
     assert data.mixture == [{"path": "rows", "proportion": 1.0}]
     assert data.manifest_sha256 == hashlib.sha256(b'{"format": 1}').hexdigest()
@@ -95,7 +104,7 @@ def test_data_that_others_published_has_no_manifest_to_hash(manifest):
 def test_the_commit_is_forty_digits_and_none_without_git(make_config, manifest, monkeypatch):
     assert manifest.git_commit is None or re.fullmatch("[0-9a-f]{40}", manifest.git_commit)
     monkeypatch.setenv("PATH", "")
-    assert new_manifest(make_config(), None, None, COMMAND, 1).git_commit is None
+    assert new_manifest(make_config(), None, None, COMMAND, 1, DATA).git_commit is None
 
 
 def test_versions_are_those_installed_and_absent_packages_are_left_out(monkeypatch):

@@ -8,11 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.data.tokenizer import TextEncoder, train_tokenizer
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
+from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, StageManifest
+from nemo_prolong.stages.manifest import DataManifestFile
 from nemo_prolong.stages.preflight import Start, check_files
+
+DATA = DataManifestFile()
+"""The rows of these tests have no manifest."""
+
+
+def start_of(cfg: RunConfig, rank: int = 0) -> Start:
+    """Look at what is on disk, as the start of a stage does."""
+    return check_files(cfg, RunDirectory(cfg.run_dir), rank)
+
 
 NEW_NAME = "Give the run another name=..., or remove the directory."
 CONTINUE = "Repeat that run's command to continue it, or give the run another name=..., or remove the directory."
@@ -21,7 +33,7 @@ CONTINUE = "Repeat that run's command to continue it, or give the run another na
 def refusal(kind, cfg, rank=0) -> str:
     """Return the message that ``cfg`` is refused with."""
     with pytest.raises(kind) as error:
-        check_files(cfg, rank)
+        start_of(cfg, rank)
     # Not a subclass: the class decides the exit code.
     assert type(error.value) is kind
     return str(error.value)
@@ -56,7 +68,7 @@ def test_a_directory_without_tokenizer_json_is_no_tokenizer(make_config, data_ro
 
 def test_a_tokenizer_elsewhere_may_be_named_by_its_absolute_path(make_config, data_root, tmp_path):
     elsewhere = (data_root / "tokenizer").rename(tmp_path / "elsewhere")
-    assert check_files(make_config(data={"tokenizer": str(elsewhere)})) == Start()
+    assert start_of(make_config(data={"tokenizer": str(elsewhere)})) == Start(DATA)
 
 
 def test_a_row_set_without_an_index_is_refused_by_name(make_config, data_root):
@@ -76,7 +88,7 @@ def test_another_tokenizer_than_the_rows_were_made_with_is_refused(make_config, 
     train_tokenizer(["the window of the buffer " * 20], 280, data_root / "tokenizer")
     made_with = TextEncoder(data_root / "tokenizer").sha256
     (data_root / "manifest.json").write_text(json.dumps({"tokenizer_sha256": made_with}))
-    assert check_files(make_config()) == Start()
+    assert start_of(make_config()).data.tokenizer_sha256 == made_with
     (data_root / "manifest.json").write_text(json.dumps({"tokenizer_sha256": "0" * 64}))
     assert refusal(DataError, make_config()) == (
         f"data.tokenizer=tokenizer: the tokenizer in {data_root}/tokenizer is not the one that the rows in {data_root} "
@@ -141,7 +153,7 @@ def test_a_parent_of_another_shape_is_refused_with_every_difference(make_config,
 
 def test_a_complete_parent_gives_its_newest_checkpoint_and_a_record_of_it(make_config, make_child, make_run):
     parent = make_run(make_config(name="parent"), "complete", (2, 4))
-    start = check_files(make_child(parent))
+    start = start_of(make_child(parent))
     assert start.resume is None
     assert start.parent is not None and start.parent.name == "parent"
     assert start.parent_record == ParentRecord(path=str(parent), step=4, transition="weights", rotary_base=10000.0)
@@ -151,7 +163,7 @@ def test_a_complete_parent_gives_its_newest_checkpoint_and_a_record_of_it(make_c
 def test_a_new_rope_base_and_a_new_name_are_no_other_shape(make_config, make_child, make_run):
     parent = make_run(make_config(name="parent"), "complete", (4,))
     child = make_child(parent, model={"rotary_base": 80000.0, "name": "tiny-long", "init_method_std": 0.01})
-    assert check_files(child).parent_checkpoint == checkpoint_directory(parent, 4)
+    assert start_of(child).parent_checkpoint == checkpoint_directory(parent, 4)
 
 
 # Run directory.
@@ -159,7 +171,7 @@ def test_a_new_rope_base_and_a_new_name_are_no_other_shape(make_config, make_chi
 
 def test_a_new_run_starts_from_nothing_and_checking_writes_nothing(make_config, tmp_path):
     before = listing(tmp_path)
-    assert check_files(make_config()) == Start()
+    assert start_of(make_config()) == Start(DATA)
     assert listing(tmp_path) == before
 
 
@@ -242,8 +254,8 @@ def test_the_same_configuration_resumes_from_the_checkpoint_of_the_highest_step(
     cfg = make_config(train={"train_iters": 12})
     # Neither the order of writing nor the number of digits decides.
     run_dir = make_run(cfg, status, (2, 10, 3))
-    start, checkpoint = check_files(cfg), checkpoint_directory(run_dir, 10)
-    assert start == Start(resume=checkpoint, run=StageManifest.read(run_dir), verified=start.verified)
+    start, checkpoint = start_of(cfg), checkpoint_directory(run_dir, 10)
+    assert start == Start(DATA, resume=checkpoint, run=StageManifest.read(run_dir), verified=start.verified)
     (verified,) = start.verified
     assert verified.startswith(f"verified {checkpoint}: 7 files, 4.4 KiB in ")
 
@@ -252,14 +264,14 @@ def test_a_checkpoint_that_was_being_written_is_ignored(make_config, make_run):
     cfg = make_config()
     run_dir = make_run(cfg, "running", (2,))
     (run_dir / "checkpoints" / "step_00000003.writing-0a1b2c3d").mkdir()
-    assert check_files(cfg).resume == checkpoint_directory(run_dir, 2)
+    assert start_of(cfg).resume == checkpoint_directory(run_dir, 2)
 
 
 def test_a_run_that_stopped_before_its_first_checkpoint_starts_again(make_config, make_run):
     cfg = make_config()
     run_dir = make_run(cfg, "running", ())
     (run_dir / "checkpoints" / "step_00000002.writing-0a1b2c3d").mkdir(parents=True)
-    assert check_files(cfg) == Start()
+    assert start_of(cfg) == Start(DATA)
 
 
 def test_another_layout_tracker_or_checkpoint_rhythm_continues_the_same_run(make_config, make_run):
@@ -271,7 +283,7 @@ def test_another_layout_tracker_or_checkpoint_rhythm_continues_the_same_run(make
         data={"num_workers": 2},
         train={"log_every_n_steps": 2},
     )
-    assert check_files(changed).resume == checkpoint_directory(run_dir, 2)
+    assert start_of(changed).resume == checkpoint_directory(run_dir, 2)
 
 
 def damage(checkpoint: Path) -> Path:
@@ -287,7 +299,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(make
     cfg = make_config()
     run_dir = make_run(cfg, "running", (2, 4))
     shard = damage(checkpoint_directory(run_dir, 4))
-    start = check_files(cfg)
+    start = start_of(cfg)
     assert start.resume == checkpoint_directory(run_dir, 2)
     assert start.refused == (f"{shard}: its SHA-256 is not that of the manifest: it was changed or damaged.",)
 
@@ -297,7 +309,7 @@ def test_a_complete_run_whose_last_checkpoint_is_damaged_continues_from_the_one_
     run_dir = make_run(cfg, "complete", (2, 4))
     assert "complete run" in refusal(CheckpointError, cfg)
     damage(checkpoint_directory(run_dir, 4))
-    assert check_files(cfg).resume == checkpoint_directory(run_dir, 2)
+    assert start_of(cfg).resume == checkpoint_directory(run_dir, 2)
 
 
 def test_a_run_with_no_good_checkpoint_is_refused_and_nothing_is_deleted(make_config, make_run):
@@ -328,9 +340,9 @@ def test_a_child_that_goes_on_knows_its_parent_from_its_own_manifest_and_needs_i
     child = make_child("runs/gone")
     run_dir = make_run(child, "running", (1,), record)
     for rank in (0, 1):
-        start = check_files(child, rank)
+        start = start_of(child, rank)
         assert start.resume == (None if rank else checkpoint_directory(run_dir, 1))
-    kept = check_files(child).parent_record
+    kept = start_of(child).parent_record
     assert kept is not None and kept == StageManifest.read(run_dir).parent
     assert (kept.path, kept.step, kept.sha256, kept.context_length) == ("runs/gone", 4, "1" * 64, 8192)
 
@@ -344,7 +356,7 @@ def test_logs_that_other_ranks_have_opened_do_not_make_a_directory_taken(make_co
     run_dir.mkdir(parents=True)
     (run_dir / "train.rank1.log").touch()
     (run_dir / "train.rank13.log").touch()
-    assert check_files(cfg) == Start()
+    assert start_of(cfg) == Start(DATA)
     # The log of rank 0 is one of an earlier run.
     (run_dir / "train.log").touch()
     assert "is not the directory of a run." in refusal(CheckpointError, cfg)
@@ -354,10 +366,10 @@ def test_only_rank_0_judges_the_run_directory_and_the_others_wait_for_its_choice
     run_dir = make_run(make_config(), "complete", (2,))
     other = make_config(seed=7)
     assert "complete run" in refusal(CheckpointError, other)
-    assert check_files(other, rank=1) == Start()
+    assert start_of(other, rank=1) == Start(DATA)
     (run_dir / MANIFEST_FILE).unlink()
     assert "is not the directory of a run." in refusal(CheckpointError, other)
-    assert check_files(other, rank=1) == Start()
+    assert start_of(other, rank=1) == Start(DATA)
 
 
 def test_every_rank_judges_data_and_parent(make_config, make_child, tmp_path):

@@ -12,7 +12,6 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -36,13 +35,13 @@ from nemo_prolong.records.checkpoint.manifest import (
     WEIGHTS,
     CheckpointManifest,
     FileRecord,
-    RunRecord,
     checkpoint_directory,
     sync_directory,
 )
 from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.retention import publish
 from nemo_prolong.records.checkpoint.verify import hash_files, list_files
+from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import installed_versions, utc_now
 
 
@@ -55,33 +54,40 @@ class _Share:
     error: Exception | None = None
 
 
-class CheckpointSave:
-    """Saves the state of a trainer; every method is called on all ranks.
+class MegatronCheckpointSave:
+    """One save of the state of a trainer, see ``CheckpointSave``; every method is called on all ranks.
 
     Args:
-        run_dir: Run directory.
+        trainer: Whose strategy has a ``StageCheckpointIO``.
+        run: Run directory.
         description: Step and model.
         reached: Called with the name of each point of the path as it is passed.
     """
 
-    def __init__(self, run_dir: Path, description: ModelDescription, reached: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        run: RunDirectory,
+        description: ModelDescription,
+        reached: Callable[[str], None],
+    ) -> None:
         self.step = description.step
-        self.final = checkpoint_directory(run_dir, self.step)
+        self.final = checkpoint_directory(run.path, self.step)
         # Writers of a killed process may outlive it for a moment: they must not meet the files of the next attempt.
         self.temporary = self.final.with_name(f"{self.final.name}.writing-{from_rank_zero(secrets.token_hex(4))}")
         self.manifest: CheckpointManifest | None = None
-        self._run_dir = run_dir
+        self._trainer = trainer
+        self._run = run
         self._description = description
         self._reached = reached
         self._planned: PlannedSave
         self._share = _Share()
         self._thread: threading.Thread | None = None
 
-    def start(self, trainer: pl.Trainer, background: bool) -> None:
+    def start(self, *, background: bool) -> None:
         """Plan the save and write the shards, or start to write them.
 
         Args:
-            trainer: Whose strategy has a ``StageCheckpointIO``.
             background: Return when the state is copied, while it is being written.
 
         Raises:
@@ -90,8 +96,8 @@ class CheckpointSave:
         self._reached("save_due")
         run_on_rank_zero(lambda: (self.temporary / WEIGHTS).mkdir(parents=True))
         self._reached("directory_made")
-        trainer.save_checkpoint(self.temporary)
-        self._planned = trainer.strategy.checkpoint_io.take_planned()
+        self._trainer.save_checkpoint(self.temporary)
+        self._planned = self._trainer.strategy.checkpoint_io.take_planned()
         self._reached("planned")
         if not background:
             self._write_share(self._planned.write_shards)
@@ -156,7 +162,7 @@ class CheckpointSave:
         sync_directory(self.temporary / WEIGHTS)
         self.manifest = CheckpointManifest(
             step=self.step,
-            run=RunRecord.of(self._run_dir),
+            run=self._run.identity,
             layout=_layout(),
             versions=installed_versions(),
             saved_at=utc_now(),

@@ -5,35 +5,33 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from megatron.core import parallel_state
+from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 from torch.distributed import Store
 
+from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter
+from nemo_prolong.callbacks.step_guard import StepGuard
+from nemo_prolong.callbacks.step_metrics import StepMetrics
+from nemo_prolong.callbacks.stop_signal import StopOnSignal
+from nemo_prolong.callbacks.watchdog import HangWatchdog
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import RunConfig, Transition
-from nemo_prolong.engine.patches import cpu
-
-cpu.prepare()
-
-from megatron.core import parallel_state  # noqa: E402 - after cpu.prepare()
-from nemo.lightning.pytorch.strategies.utils import RestoreConfig  # noqa: E402 - after cpu.prepare()
-
-from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.callbacks.step_guard import StepGuard  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.callbacks.step_metrics import StepMetrics  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.callbacks.stop_signal import StopOnSignal  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.callbacks.watchdog import HangWatchdog  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.distributed.ranks import (  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.distributed.ranks import (
     decided_by_rank_zero,
     open_store,
     rank_and_size,
     refuse_together,
 )
-from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.model.nemo_model import build_model  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.training.data_module import PackedDataModule  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.training.trainer import build_trainer  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.weights.pickles import check_pickles  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore
+from nemo_prolong.engine.model.nemo_model import build_model
+from nemo_prolong.engine.training.data_module import PackedDataModule
+from nemo_prolong.engine.training.lightning_loop import lightning_callbacks
+from nemo_prolong.engine.training.trainer import build_trainer
+from nemo_prolong.records.run_directory import RunDirectory
+from nemo_prolong.weights.pickles import check_pickles
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,39 @@ class StageTotals:
     stopped: bool
 
 
-def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | None) -> StageTotals:
+class StageCallbacks(NamedTuple):
+    """What happens around the steps of a stage."""
+
+    guard: StepGuard
+    metrics: StepMetrics
+    writer: CheckpointWriter
+    stop: StopOnSignal
+    watchdog: HangWatchdog
+
+    @classmethod
+    def of(cls, cfg: RunConfig, run: RunDirectory) -> StageCallbacks:
+        """Return the callbacks of a stage that writes to a run directory."""
+        guard, writer = StepGuard(cfg.faults, run), CheckpointWriter(cfg, run)
+        metrics = StepMetrics(cfg, run, guard, writer.waited_seconds)
+        return cls(guard, metrics, writer, StopOnSignal(writer, run), HangWatchdog(cfg.faults.hang_seconds, run))
+
+    def totals(self, step: int) -> StageTotals:
+        """Return what the stage has done after ``step`` optimizer steps."""
+        return StageTotals(
+            step=step,
+            consumed_train_tokens=self.metrics.consumed_train_tokens,
+            consumed_target_tokens=self.metrics.consumed_target_tokens,
+            skipped_steps=self.guard.skipped_steps,
+            stopped=self.stop.stopped,
+        )
+
+
+def train_stage(cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_checkpoint: Path | None) -> StageTotals:
     """Train until ``train_iters`` and return the totals of the stage.
 
     Args:
         cfg: The stage.
+        run: Its run directory.
         resume: Verified checkpoint of this run to continue from. Here and below rank 0's choice counts, on every rank.
         parent_checkpoint: Verified checkpoint to take weights (and optimizer state) from when not resuming.
 
@@ -77,9 +103,7 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
     torch.manual_seed(cfg.seed)
     _set_arithmetic(cfg.train.deterministic)
     data = PackedDataModule(cfg)
-    run_dir, writer = Path(cfg.run_dir), CheckpointWriter(cfg)
-    guard = StepGuard(cfg.faults, run_dir)
-    metrics = StepMetrics(cfg, writer, guard)
+    callbacks = StageCallbacks.of(cfg, run)
     restore: RestoreConfig | None = None
     if resume is None and cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
         restore = HuggingFaceRestore(path=cfg.parent.removeprefix(HF_PREFIX), model=cfg.model)
@@ -89,17 +113,14 @@ def train_stage(cfg: RunConfig, resume: Path | None, parent_checkpoint: Path | N
             load_model_state=True,
             load_optim_state=cfg.transition == Transition.WEIGHTS_AND_OPTIMIZER,
         )
-    stop = StopOnSignal(writer, run_dir)
-    # In this order: a step is recorded, then saved; a stop comes after both.
-    callbacks = [guard, metrics, writer, stop, HangWatchdog(cfg.faults.hang_seconds, run_dir)]
-    trainer = build_trainer(cfg, callbacks, validate=data.validates, store=store, restore=restore)
-    stop.listen()
+    hooks = lightning_callbacks(callbacks, cfg, run)
+    trainer = build_trainer(cfg, hooks, validate=data.validates, store=store, restore=restore)
+    callbacks.stop.listen()
     try:
         trainer.fit(build_model(cfg), datamodule=data, ckpt_path=str(resume) if resume else None)
     finally:
-        stop.restore()
-    tokens = metrics.consumed_train_tokens, metrics.consumed_target_tokens
-    totals = StageTotals(trainer.global_step, *tokens, guard.skipped_steps, stop.stopped)
+        callbacks.stop.restore()
+    totals = callbacks.totals(trainer.global_step)
     _leave_process_groups()
     return totals
 

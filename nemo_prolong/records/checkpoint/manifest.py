@@ -62,7 +62,7 @@ class FileRecord(BaseModel):
     sha256: str
 
 
-class RunRecord(BaseModel):
+class RunIdentity(BaseModel):
     """The run that wrote a checkpoint: a name can be given twice, a name and a start cannot."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -71,7 +71,7 @@ class RunRecord(BaseModel):
     started_at: str
 
     @classmethod
-    def of(cls, run_dir: Path) -> RunRecord | None:
+    def of(cls, run_dir: Path) -> RunIdentity | None:
         """Return the run of a directory by its ``stage.json``; None where that cannot be read."""
         try:
             stage = json.loads((run_dir / STAGE_FILE).read_text())
@@ -88,7 +88,7 @@ class CheckpointManifest(BaseModel):
     format: Literal[1] = 1
     software: Literal["nemo_prolong"] = "nemo_prolong"
     step: int
-    run: RunRecord | None
+    run: RunIdentity | None
     layout: dict[str, int]
     versions: dict[str, str]
     saved_at: str

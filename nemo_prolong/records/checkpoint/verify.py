@@ -31,7 +31,7 @@ from nemo_prolong.records.checkpoint.manifest import (
     WEIGHTS,
     CheckpointManifest,
     FileRecord,
-    RunRecord,
+    RunIdentity,
     checkpoint_directory,
     listed_steps,
     step_of,
@@ -69,15 +69,19 @@ class CheckpointChoice:
     summary: str = ""
 
 
-def choose_checkpoint(run_dir: Path) -> CheckpointChoice:
+def choose_checkpoint(run_dir: Path, run: RunIdentity | None = None) -> CheckpointChoice:
     """Return the verified checkpoint of the highest step; the time of a file means nothing.
 
     Every file of it is read.
 
+    Args:
+        run_dir: Run directory.
+        run: The run that its checkpoints must be of; None reads it from the directory.
+
     Raises:
         CheckpointError: If there are checkpoints and none of them is good; nothing is deleted.
     """
-    run, refused = RunRecord.of(run_dir), []
+    run, refused = run or RunIdentity.of(run_dir), []
     for step in reversed(listed_steps(run_dir)):
         checkpoint, started = checkpoint_directory(run_dir, step), time.perf_counter()
         try:
@@ -113,7 +117,7 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return choice.checkpoint
 
 
-def verify_checkpoint(checkpoint: Path, run: RunRecord | None = None) -> CheckpointManifest:
+def verify_checkpoint(checkpoint: Path, run: RunIdentity | None = None) -> CheckpointManifest:
     """Read every file of a checkpoint and compare it with the manifest.
 
     A checkpoint that this process has verified is not read again while its files stay untouched.
@@ -130,7 +134,7 @@ def verify_checkpoint(checkpoint: Path, run: RunRecord | None = None) -> Checkpo
 
 @functools.cache
 def _verify(
-    checkpoint: Path, run: RunRecord | None, fingerprint: tuple[tuple[str, int, int, int], ...]
+    checkpoint: Path, run: RunIdentity | None, fingerprint: tuple[tuple[str, int, int, int], ...]
 ) -> CheckpointManifest:
     manifest = check_listing(checkpoint, run)
     found = hash_files(checkpoint, manifest.files)
@@ -141,7 +145,7 @@ def _verify(
     return manifest
 
 
-def check_listing(checkpoint: Path, run: RunRecord | None = None) -> CheckpointManifest:
+def check_listing(checkpoint: Path, run: RunIdentity | None = None) -> CheckpointManifest:
     """Compare names and sizes with the manifest, without reading the files.
 
     Raises:

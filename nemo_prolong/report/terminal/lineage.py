@@ -61,7 +61,7 @@ def _step(path: str, manifest: StageManifest) -> LineageStep:
         manifest,
         first_loss=steps[0].loss if steps else None,
         last_loss=steps[-1].loss if steps else None,
-        last_validation_loss=validations[-1].loss if validations else None,
+        last_validation_loss=validations[-1].val_loss if validations else None,
     )
 
 

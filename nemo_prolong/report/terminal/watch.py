@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich.columns import Columns
 from rich.console import Group, RenderableType
@@ -18,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nemo_prolong.records.run_log import EVENTS_FILE, METRICS_FILE, GrowingRecords, goodput
+from nemo_prolong.records.run_directory import RunDirectory
+from nemo_prolong.records.run_log import EventRecord, GroupLoss, MetricsRecord, StepRecord, ValidationRecord, goodput
 from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.report import numbers
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
@@ -31,8 +31,6 @@ _CURVE_COLUMNS = 56
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _SILENCE_STEPS = 10
 """A run that recorded nothing for as long as so many steps is said to be silent."""
-
-Record = Mapping[str, Any]
 
 
 class RunWatch:
@@ -47,8 +45,8 @@ class RunWatch:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self._metrics = GrowingRecords(run_dir / METRICS_FILE)
-        self._events = GrowingRecords(run_dir / EVENTS_FILE)
+        run = RunDirectory(run_dir)
+        self._metrics, self._events = run.metrics(), run.events()
         self.refresh()
 
     def refresh(self) -> None:
@@ -69,11 +67,11 @@ class RunWatch:
             now: Unix time; None is the present.
         """
         now = time.time() if now is None else now
-        steps = [record for record in self._metrics.records if "loss" in record]
+        steps = [record for record in self._metrics.records if isinstance(record, StepRecord)]
         parts: list[RenderableType] = [self._progress(steps, now)]
         if steps:
             recent = steps[-RECENT_STEPS:]
-            parts.append(_curve([record["loss"] for record in steps]))
+            parts.append(_curve([record.loss for record in steps]))
             parts.append(
                 Columns([_training(steps, recent, self._metrics.records), self._speed(recent)], padding=(0, 4))
             )
@@ -86,8 +84,8 @@ class RunWatch:
         )
         return Panel(Group(*parts), title=Text(title), title_align="left")
 
-    def _progress(self, steps: Sequence[Record], now: float) -> RenderableType:
-        done, total = (steps[-1]["step"] if steps else 0), self.manifest.train_iters
+    def _progress(self, steps: Sequence[StepRecord], now: float) -> RenderableType:
+        done, total = (steps[-1].step if steps else 0), self.manifest.train_iters
         grid = Table.grid(padding=(0, 2))
         grid.add_row(
             f"step {done:,} of {total:,}",
@@ -97,21 +95,21 @@ class RunWatch:
         )
         return grid
 
-    def _time_left(self, steps: Sequence[Record], left: int, now: float) -> str:
+    def _time_left(self, steps: Sequence[StepRecord], left: int, now: float) -> str:
         if self.is_over:
             return self.manifest.status
         if not steps:
             return "no step yet"
-        seconds = statistics.median(record["step_seconds"] for record in steps[-RECENT_STEPS:])
-        silent = now - max(record["time"] for record in [steps[-1], *self._events.records[-1:]])
+        seconds = statistics.median(record.step_seconds for record in steps[-RECENT_STEPS:])
+        silent = now - max([steps[-1].time or 0.0, *(event.time for event in self._events.records[-1:])])
         if silent > max(60.0, _SILENCE_STEPS * seconds):
             return f"nothing recorded for {format_seconds(silent)}"
         return f"ETA {format_seconds(left * seconds)}"
 
-    def _speed(self, recent: Sequence[Record]) -> Table:
+    def _speed(self, recent: Sequence[StepRecord]) -> Table:
         last = recent[-1]
-        seconds = sum(record["step_seconds"] for record in recent)
-        rate = sum(record["real_tokens"] for record in recent) / seconds
+        seconds = sum(record.step_seconds for record in recent)
+        rate = sum(record.real_tokens for record in recent) / seconds
         rows = {
             "tokens/s": f"{rate:,.0f}",
             "tokens/s and rank": f"{rate / self.manifest.world_size:,.0f}",
@@ -121,7 +119,7 @@ class RunWatch:
             "waiting for rows": _share(recent, "data_wait_seconds", seconds),
             "waiting for checkpoints": _share(recent, "checkpoint_seconds", seconds),
             "goodput": numbers.percent(self._goodput()),
-            "memory": format_bytes(last["memory_bytes"]) if last.get("memory_bytes") else numbers.MISSING,
+            "memory": format_bytes(last.memory_bytes) if last.memory_bytes else numbers.MISSING,
         }
         return _facts(rows)
 
@@ -130,41 +128,42 @@ class RunWatch:
         return found.fraction if found else None
 
 
-def _training(steps: Sequence[Record], recent: Sequence[Record], records: Sequence[Record]) -> Table:
+def _training(steps: Sequence[StepRecord], recent: Sequence[StepRecord], records: Sequence[MetricsRecord]) -> Table:
     last = steps[-1]
-    validations = [record["val_loss"] for record in records if "val_loss" in record]
+    validations = [record.val_loss for record in records if isinstance(record, ValidationRecord)]
     rows = {
-        "loss": f"{numbers.loss(last['loss'])}  (mean of {len(recent)}: {numbers.loss(_mean(recent, 'loss'))})",
+        "loss": f"{numbers.loss(last.loss)}  (mean of {len(recent)}: {numbers.loss(_mean(recent, 'loss'))})",
         "validation loss": numbers.loss(validations[-1] if validations else None),
-        "grad norm": f"{last['grad_norm']:.3f}",
-        "learning rate": f"{last['learning_rate']:.2e}",
-        "tokens so far": numbers.tokens(last["consumed_train_tokens"]),
-        "filled": numbers.percent(sum(r["real_tokens"] for r in recent) / sum(r["row_tokens"] for r in recent)),
-        "skipped steps": f"{last.get('skipped_steps', 0):,}",
+        "grad norm": _formatted(last.grad_norm, ".3f"),
+        "learning rate": _formatted(last.learning_rate, ".2e"),
+        "tokens so far": numbers.tokens(last.consumed_train_tokens),
+        "filled": numbers.percent(_fill(recent)),
+        "skipped steps": f"{last.skipped_steps:,}",
     }
     return _facts(rows)
 
 
-def _losses(title: str, recent: Sequence[Record], key: str) -> Table | None:
+def _losses(title: str, recent: Sequence[StepRecord], key: str) -> Table | None:
     """Return the mean loss of every group over the recent steps; None where they have no groups."""
-    sums: dict[str, tuple[float, int]] = {}
+    sums: dict[str, GroupLoss] = {}
     for record in recent:
-        for name, group in record.get(key, {}).items():
-            total, count = sums.get(name, (0.0, 0))
-            sums[name] = total + group["loss_sum"], count + group["target_tokens"]
+        for name, group in getattr(record, key).items():
+            before = sums.get(name, GroupLoss(0.0, 0))
+            sums[name] = GroupLoss(before.loss_sum + group.loss_sum, before.target_tokens + group.target_tokens)
     if not sums:
         return None
     table = Table(f"loss by {title}", "", "tokens", box=None, pad_edge=False, header_style="dim")
-    for name, (total, count) in sums.items():
-        table.add_row(Text(name), numbers.loss(total / count if count else None), numbers.tokens(count))
+    for name, group in sums.items():
+        mean = group.mean if group.target_tokens else None
+        table.add_row(Text(name), numbers.loss(mean), numbers.tokens(group.target_tokens))
     return table
 
 
-def _events(events: Sequence[Record]) -> Table:
+def _events(events: Sequence[EventRecord]) -> Table:
     table = Table("last events", "step", "", "", box=None, pad_edge=False, header_style="dim")
     for event in events[-SHOWN_EVENTS:]:
-        clock = datetime.fromtimestamp(event["time"]).strftime("%H:%M:%S")
-        table.add_row(clock, f"{event['step']:,}", Text(event["event"]), Text(event["detail"]))
+        clock = datetime.fromtimestamp(event.time).strftime("%H:%M:%S")
+        table.add_row(clock, f"{event.step:,}", Text(event.event), Text(event.detail))
     if not events:
         table.add_row(numbers.MISSING, "", "", "")
     return table
@@ -191,16 +190,28 @@ def _facts(rows: Mapping[str, str]) -> Table:
     return table
 
 
-def _mean(records: Iterable[Record], key: str) -> float | None:
-    values = [record[key] for record in records if key in record]
+def _values(records: Iterable[StepRecord], key: str) -> list[float]:
+    """Return a figure of every record that has it."""
+    return [value for record in records if (value := getattr(record, key)) is not None]
+
+
+def _mean(records: Iterable[StepRecord], key: str) -> float | None:
+    values = _values(records, key)
     return statistics.fmean(values) if values else None
 
 
-def _share(records: Sequence[Record], key: str, seconds: float) -> str:
-    if not any(key in record for record in records):
-        return numbers.MISSING
-    waited = sum(record.get(key, 0.0) for record in records)
-    return f"{waited / seconds:.1%} of step time"
+def _fill(records: Iterable[StepRecord]) -> float | None:
+    pairs = [(record.real_tokens, record.row_tokens) for record in records if record.row_tokens]
+    return sum(real for real, _ in pairs) / sum(row for _, row in pairs) if pairs else None
+
+
+def _share(records: Sequence[StepRecord], key: str, seconds: float) -> str:
+    waits = _values(records, key)
+    return f"{sum(waits) / seconds:.1%} of step time" if waits else numbers.MISSING
+
+
+def _formatted(value: float | None, number_format: str) -> str:
+    return numbers.MISSING if value is None else format(value, number_format)
 
 
 def _tera(value: float | None) -> str:

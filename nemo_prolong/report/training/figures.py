@@ -11,10 +11,11 @@ from typing import Any
 from markupsafe import Markup
 
 from nemo_prolong.records.evaluation import PerplexityResult, RecallEntry, RecallResult
+from nemo_prolong.records.run_log import StepRecord
 from nemo_prolong.report import numbers, svg
 from nemo_prolong.report.charts import Axis, Band, Bar, BarChart, LineChart, Point, Series
 from nemo_prolong.report.scales import log_ticks, round_step, round_ticks, token_ticks
-from nemo_prolong.report.training.read import EvaluatedModel, Lineage, StageRun, Step
+from nemo_prolong.report.training.read import EvaluatedModel, Lineage, StageRun
 from nemo_prolong.report.training.summary import WARMUP_STEPS, median_tokens_per_second, steady_throughput
 from nemo_prolong.report.training.telemetry import WINDOW_FRACTION, WINDOW_STEPS, changes, last_position
 from nemo_prolong.units import format_tokens
@@ -89,7 +90,7 @@ def loss_figure(stages: Sequence[StageRun]) -> Figure | None:
     )
 
 
-def _loss_series(stage: StageRun, steps: list[Step], style: int, offset: int) -> list[Series]:
+def _loss_series(stage: StageRun, steps: list[StepRecord], style: int, offset: int) -> list[Series]:
     """Return the raw line, the smoothed line with hover texts, and the validations."""
     raw = [Point(offset + step.consumed_train_tokens, step.loss) for step in _extremes(steps, MAX_CURVE_POINTS)]
     smoothed = smooth([step.loss for step in steps])
@@ -107,10 +108,13 @@ def _loss_series(stage: StageRun, steps: list[Step], style: int, offset: int) ->
     at_step = {0: 0} | {step.step: step.consumed_train_tokens for step in steps}
     validations = [
         Point(
-            offset + at_step[v.step], v.loss, f"{stage.label} step {v.step}: validation loss {v.loss:.3f}", hollow=True
+            offset + at_step[v.step],
+            v.val_loss,
+            f"{stage.label} step {v.step}: validation loss {v.val_loss:.3f}",
+            hollow=True,
         )
         for v in stage.validations
-        if v.step in at_step and math.isfinite(v.loss)
+        if v.step in at_step and math.isfinite(v.val_loss)
     ]
     return [
         Series(style, raw, line="faint"),
@@ -137,7 +141,7 @@ def smooth(values: Sequence[float]) -> list[float]:
     return result
 
 
-def _extremes(steps: list[Step], at_most: int) -> list[Step]:
+def _extremes(steps: list[StepRecord], at_most: int) -> list[StepRecord]:
     """Thin ``steps`` to the lowest and highest of each stretch, so that no spike is lost; first and last stay."""
     if len(steps) <= at_most:
         return steps
@@ -161,7 +165,7 @@ def position_figure(stages: Sequence[StageRun]) -> Figure | None:
                 f"{stage.label}, positions {change.name}: loss {change.last_loss:.3f}, "
                 f"{numbers.loss(change.first_loss)} at the start",
             )
-            for change in changes(stage.steps, "by_position")
+            for change in changes(stage.steps, "loss_by_position")
             if change.last_loss is not None and math.isfinite(change.last_loss)
         ]
         series.append(Series(style, sorted(points, key=lambda point: point.x), markers=True))

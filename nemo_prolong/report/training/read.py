@@ -7,7 +7,6 @@ A report is wanted most when something went wrong, so whatever a run may lack (a
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,66 +16,17 @@ from typing import Any
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.errors import ExportError
 from nemo_prolong.records.evaluation import PerplexityResult, RecallResult, evaluation_directory, read_result
-from nemo_prolong.records.run_log import EVENTS_FILE, METRICS_FILE, Goodput, GrowingRecords, goodput
+from nemo_prolong.records.run_directory import RunDirectory
+from nemo_prolong.records.run_log import (
+    EventRecord,
+    Goodput,
+    GrowingLog,
+    R,
+    StepRecord,
+    ValidationRecord,
+    metrics_log,
+)
 from nemo_prolong.records.stage_manifest import StageManifest
-
-
-@dataclass(frozen=True)
-class GroupLoss:
-    """Token losses of a group of tokens: their sum in nats and their number."""
-
-    loss_sum: float
-    target_tokens: int
-
-
-Groups = dict[str, GroupLoss]
-"""Losses by the name of their group."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimizer step of ``metrics.jsonl``; ``loss`` is NaN where the run recorded NaN.
-
-    The fields with defaults are those that earlier versions did not record.
-    """
-
-    step: int
-    loss: float
-    real_tokens: int
-    consumed_train_tokens: int
-    step_seconds: float
-    memory_bytes: int | None
-    row_tokens: int | None = None
-    mfu: float | None = None
-    model_flops_per_second_per_rank: float | None = None
-    data_wait_seconds: float | None = None
-    checkpoint_seconds: float | None = None
-    skipped_steps: int = 0
-    by_position: Groups = field(default_factory=dict)
-    by_domain: Groups = field(default_factory=dict)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Real tokens, padding not counted."""
-        return self.real_tokens / self.step_seconds if self.step_seconds > 0 else math.nan
-
-
-@dataclass(frozen=True)
-class Validation:
-    """One validation: after how many steps, and the mean loss in nats per target token."""
-
-    step: int
-    loss: float
-
-
-@dataclass(frozen=True)
-class Event:
-    """One line of ``events.jsonl``; ``time`` in Unix seconds."""
-
-    time: float
-    step: int
-    event: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -124,12 +74,12 @@ class StageRun:
     label: str
     manifest: StageManifest
     config: dict[str, Any]
-    steps: list[Step]
-    validations: list[Validation]
+    steps: list[StepRecord]
+    validations: list[ValidationRecord]
     evaluated: EvaluatedModel
     data_manifest: dict[str, Any]
     notes: list[str] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    events: list[EventRecord] = field(default_factory=list)
     goodput: Goodput | None = None
 
     @property
@@ -195,7 +145,8 @@ def read_lineage(runs: list[str], export: str | None) -> Lineage:
 
 def _read_stage(directory: str, label: str, manifest: StageManifest) -> StageRun:
     notes: list[str] = []
-    steps, validations = read_metrics(Path(directory) / METRICS_FILE, notes)
+    run = RunDirectory(directory)
+    steps, validations = read_metrics(run.metrics_file, notes)
     if manifest.status != "complete":
         notes.append(f"{directory}: status is {manifest.status}; figures show what was recorded so far.")
     data_manifest = _read_json_object(Path(manifest.data.root) / "manifest.json")
@@ -211,8 +162,8 @@ def _read_stage(directory: str, label: str, manifest: StageManifest) -> StageRun
         evaluated=evaluated,
         data_manifest=data_manifest or {},
         notes=notes,
-        events=read_events(Path(directory) / EVENTS_FILE, notes),
-        goodput=_read_goodput(Path(directory)),
+        events=_noted(run.events(), notes),
+        goodput=run.goodput(),
     )
 
 
@@ -236,7 +187,7 @@ def _read_evaluation(model: str, label: str, trained_context_length: int, notes:
     return EvaluatedModel(model, label, trained_context_length, perplexity, recall)
 
 
-def read_metrics(path: Path, notes: list[str]) -> tuple[list[Step], list[Validation]]:
+def read_metrics(path: Path, notes: list[str]) -> tuple[list[StepRecord], list[ValidationRecord]]:
     """Read ``metrics.jsonl``; lines that cannot be read are counted in a note and skipped.
 
     A run that was killed leaves a cut line, and its successor may repeat the steps after the last checkpoint: the
@@ -245,71 +196,23 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[list[Step], list[Validat
     if not path.is_file():
         notes.append(f"{path.parent}: there is no metrics.jsonl, so no loss and no throughput.")
         return [], []
-    steps: dict[int, Step] = {}
-    validations: dict[int, Validation] = {}
-    unreadable = 0
-    for line in filter(str.strip, path.read_text("utf-8", errors="replace").splitlines()):
-        try:
-            record = json.loads(line)
-            if "val_loss" in record:
-                validations[record["step"]] = Validation(int(record["step"]), float(record["val_loss"]))
-            else:
-                steps[record["step"]] = _step(record)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            unreadable += 1
-    if unreadable:
-        notes.append(f"{path}: {unreadable} unreadable line(s) skipped; a run that is killed may leave one.")
+    steps: dict[int, StepRecord] = {}
+    validations: dict[int, ValidationRecord] = {}
+    log = metrics_log(path.parent)
+    log.refresh(ended=True)
+    for record in _noted(log, notes):
+        if isinstance(record, StepRecord):
+            steps[record.step] = record
+        else:
+            validations[record.step] = record
     return _ascending(steps.values()), _ascending(validations.values())
 
 
-def read_events(path: Path, notes: list[str]) -> list[Event]:
-    """Read ``events.jsonl``; a run before its first event has none. Unreadable lines are counted in a note."""
-    file = GrowingRecords(path)
-    file.refresh()
-    events = []
-    for record in file.records:
-        try:
-            event = Event(float(record["time"]), int(record["step"]), str(record["event"]), str(record["detail"]))
-        except (ValueError, KeyError, TypeError):
-            file.unreadable += 1
-        else:
-            events.append(event)
-    if file.unreadable:
-        notes.append(f"{path}: {file.unreadable} unreadable line(s) skipped; a run that is killed may leave one.")
-    return events
-
-
-def _read_goodput(run_dir: Path) -> Goodput | None:
-    metrics, events = GrowingRecords(run_dir / METRICS_FILE), GrowingRecords(run_dir / EVENTS_FILE)
-    metrics.refresh()
-    events.refresh()
-    try:
-        return goodput(metrics.records, events.records)
-    except (KeyError, TypeError):  # records of other software, or damaged ones
-        return None
-
-
-def _step(record: dict[str, Any]) -> Step:
-    return Step(
-        step=int(record["step"]),
-        loss=float(record["loss"]),
-        real_tokens=int(record["real_tokens"]),
-        consumed_train_tokens=int(record["consumed_train_tokens"]),
-        step_seconds=float(record["step_seconds"]),
-        memory_bytes=record.get("memory_bytes"),
-        row_tokens=record.get("row_tokens"),
-        mfu=record.get("mfu"),
-        model_flops_per_second_per_rank=record.get("model_flops_per_second_per_rank"),
-        data_wait_seconds=record.get("data_wait_seconds"),
-        checkpoint_seconds=record.get("checkpoint_seconds"),
-        skipped_steps=int(record.get("skipped_steps", 0)),
-        by_position=_groups(record.get("loss_by_position", {})),
-        by_domain=_groups(record.get("loss_by_domain", {})),
-    )
-
-
-def _groups(recorded: dict[str, dict[str, Any]]) -> Groups:
-    return {name: GroupLoss(float(group["loss_sum"]), int(group["target_tokens"])) for name, group in recorded.items()}
+def _noted(log: GrowingLog[R], notes: list[str]) -> list[R]:
+    """Return the records of a log that was read; unreadable lines are counted in a note."""
+    if log.unreadable:
+        notes.append(f"{log.path}: {log.unreadable} unreadable line(s) skipped; a run that is killed may leave one.")
+    return log.records
 
 
 def _ascending(records: Iterable[Any]) -> list[Any]:

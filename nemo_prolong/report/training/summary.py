@@ -43,7 +43,7 @@ def summarize_stage(stage: StageRun) -> dict[str, Any]:
         "transition": stage.transition,
         "first_loss": finite(stage.steps[0].loss) if stage.steps else None,
         "last_loss": finite(stage.steps[-1].loss) if stage.steps else None,
-        "last_validation_loss": finite(stage.validations[-1].loss) if stage.validations else None,
+        "last_validation_loss": finite(stage.validations[-1].val_loss) if stage.validations else None,
         "tokens_trained": stage.tokens_trained,
         "seq_length": stage.manifest.seq_length,
         "trained_context_length": stage.manifest.trained_context_length,
@@ -57,8 +57,8 @@ def summarize_stage(stage: StageRun) -> dict[str, Any]:
         "goodput": finite(stage.goodput.fraction) if stage.goodput else None,
         "skipped_steps": stage.steps[-1].skipped_steps if stage.steps else 0,
         "events": event_counts(stage),
-        "loss_by_position": _changes(stage, "by_position"),
-        "loss_by_domain": _changes(stage, "by_domain"),
+        "loss_by_position": _changes(stage, "loss_by_position"),
+        "loss_by_domain": _changes(stage, "loss_by_domain"),
     }
 
 
@@ -77,7 +77,7 @@ def _changes(stage: StageRun, key: str) -> dict[str, dict[str, float | int | Non
 def steady_throughput(stage: StageRun) -> list[float]:
     """Return tokens per second of every step after the warm-up, or of all if there are no more."""
     steps = stage.steps[WARMUP_STEPS:] or stage.steps
-    return [step.tokens_per_second for step in steps if math.isfinite(step.tokens_per_second)]
+    return [step.real_tokens_per_second for step in steps if math.isfinite(step.real_tokens_per_second)]
 
 
 def median_tokens_per_second(stage: StageRun) -> float | None:

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nemo_prolong.report.training.read import GroupLoss, Groups, StageRun, Step
+from nemo_prolong.records.run_log import GroupLoss, Groups, StepRecord
+from nemo_prolong.report.training.read import StageRun
 
 WINDOW_FRACTION = 0.05
 WINDOW_STEPS = 20
@@ -24,12 +25,12 @@ class GroupChange:
     target_tokens: int
 
 
-def changes(steps: Sequence[Step], key: str) -> list[GroupChange]:
+def changes(steps: Sequence[StepRecord], key: str) -> list[GroupChange]:
     """Return every group of a stage with its mean loss over the first and the last steps.
 
     Args:
         steps: Of the stage.
-        key: ``by_position`` or ``by_domain``.
+        key: ``loss_by_position`` or ``loss_by_domain``.
     """
     window = max(WINDOW_STEPS, round(WINDOW_FRACTION * len(steps)))
     whole, first, last = (_added(part, key) for part in (steps, steps[:window], steps[-window:]))
@@ -39,7 +40,7 @@ def changes(steps: Sequence[Step], key: str) -> list[GroupChange]:
     ]
 
 
-def _added(steps: Iterable[Step], key: str) -> Groups:
+def _added(steps: Iterable[StepRecord], key: str) -> Groups:
     sums: Groups = {}
     for step in steps:
         for name, group in getattr(step, key).items():
@@ -57,20 +58,20 @@ def last_position(name: str) -> int:
     return int(name.split("-")[1])
 
 
-def median_of(steps: Sequence[Step], key: str) -> float | None:
+def median_of(steps: Sequence[StepRecord], key: str) -> float | None:
     """Return the median of a figure over the steps that have it."""
     values = [value for step in steps if (value := getattr(step, key)) is not None]
     return statistics.median(values) if values else None
 
 
-def share_of_step_time(steps: Sequence[Step], key: str) -> float | None:
+def share_of_step_time(steps: Sequence[StepRecord], key: str) -> float | None:
     """Return what a wait comes to in units of the time of all steps; None where it was not recorded."""
     waits = [value for step in steps if (value := getattr(step, key)) is not None]
     seconds = sum(step.step_seconds for step in steps)
     return sum(waits) / seconds if waits and seconds > 0 else None
 
 
-def fill(steps: Sequence[Step]) -> float | None:
+def fill(steps: Sequence[StepRecord]) -> float | None:
     """Return real tokens over row tokens."""
     pairs = [(step.real_tokens, step.row_tokens) for step in steps if step.row_tokens]
     return sum(real for real, _ in pairs) / sum(rows for _, rows in pairs) if pairs else None

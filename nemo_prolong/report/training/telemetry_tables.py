@@ -39,7 +39,7 @@ def domain_table(stages: Sequence[StageRun]) -> Table | None:
     """Return the loss of every domain at both ends of every stage; None where no stage recorded it."""
     rows = []
     for stage in stages:
-        found = sorted(changes(stage.steps, "by_domain"), key=lambda change: -change.target_tokens)
+        found = sorted(changes(stage.steps, "loss_by_domain"), key=lambda change: -change.target_tokens)
         total = sum(change.target_tokens for change in found)
         for number, change in enumerate(found):
             cells = text_cells(change.name, numbers.percent(change.target_tokens / total), *_losses(change))
@@ -52,7 +52,7 @@ def position_table(stages: Sequence[StageRun]) -> Table | None:
     """Return the loss of every bucket of positions at both ends of every stage; None where none recorded it."""
     rows = []
     for stage in stages:
-        found = [change for change in changes(stage.steps, "by_position") if change.target_tokens]
+        found = [change for change in changes(stage.steps, "loss_by_position") if change.target_tokens]
         for number, change in enumerate(sorted(found, key=lambda change: last_position(change.name))):
             first = int(change.name.split("-")[0])
             cells = text_cells(numbers.span(first, last_position(change.name) + 1), *_losses(change))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nemo_prolong.stages.run import forget_steps_after
+from nemo_prolong.records.run_log import forget_steps_after
 
 
 def test_records_of_steps_that_are_trained_again_are_dropped_and_so_is_a_line_cut_off(tmp_path: Path) -> None:
@@ -13,10 +13,10 @@ def test_records_of_steps_that_are_trained_again_are_dropped_and_so_is_a_line_cu
     records = [{"step": step, "loss": 5.0 - step} for step in (1, 2, 3)]
     records.insert(2, {"step": 2, "val_loss": 4.0})
     metrics.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 4, "lo')
-    forget_steps_after(tmp_path, 2)
+    forget_steps_after(tmp_path / "metrics.jsonl", 2)
     assert [json.loads(line) for line in metrics.read_text().splitlines()] == records[:3]
 
 
 def test_a_run_without_records_has_nothing_to_forget(tmp_path: Path) -> None:
-    forget_steps_after(tmp_path, 2)
+    forget_steps_after(tmp_path / "metrics.jsonl", 2)
     assert not (tmp_path / "metrics.jsonl").exists()
