@@ -169,6 +169,7 @@ class StepMetrics(Callback):
         except OSError as error:
             # The ranks would wait for this one. A disk that stays full ends the run through its checkpoints.
             log.error("the record of step %d could not be written: %s", record.step, error)
+        assert record.time is not None, "only records of earlier versions have none"
         self._trackers.log(named_figures(record.as_json()), record.step, record.time)
 
     def on_end(self, loop: TrainingLoop) -> None:
@@ -184,7 +185,7 @@ class StepMetrics(Callback):
     def _log_progress(self, record: StepRecord) -> None:
         train_iters = self.cfg.train.train_iters
         left = (train_iters - record.step) * statistics.median(self._recent_seconds)
-        mfu = f"  MFU {record['mfu']:.1%}" if record.mfu is not None else ""
+        mfu = f"  MFU {record.mfu:.1%}" if record.mfu is not None else ""
         log.info(
             "step %*d/%d  loss %.4f  grad norm %.3f  lr %.2e  %s tokens/s%s  %s tokens  ETA %s",
             len(str(train_iters)),

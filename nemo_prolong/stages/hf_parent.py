@@ -62,7 +62,8 @@ def _check_same_tokens(cfg: RunConfig, theirs: Path) -> None:
 
 def _vocabulary(path: Path) -> dict[str, int]:
     try:
-        return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+        vocabulary: dict[str, int] = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     # The library raises a bare Exception for a file it cannot read.
     except Exception as error:
         raise CheckpointError(str(path), f"the tokenizer cannot be loaded ({error}).", "Restore the file.") from error
+    return vocabulary

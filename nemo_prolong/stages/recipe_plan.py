@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prolong.config.cli import compose
-from nemo_prolong.config.recipe_schema import RecipeConfig
+from nemo_prolong.config.recipe_schema import RecipeConfig, RecipeStage
 from nemo_prolong.config.rules import check_world
 from nemo_prolong.config.schema import ExportConfig, RunConfig
 from nemo_prolong.errors import ConfigError
@@ -134,15 +134,17 @@ def plan_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = ()) -> RecipePl
         DataError: If rows that a stage needs are missing.
         CheckpointError: If a run directory holds something else.
     """
-    stages = []
-    for stage in cfg.stages:
-        arguments = (*config_flags, f"+exp={stage.exp}", *cfg.overrides, *stage.overrides)
-        stages.append(PlannedStage(compose(RunConfig, "train", arguments), arguments))
+    stages = [_plan_stage(stage, cfg.overrides, config_flags) for stage in cfg.stages]
     _check_chain(stages)
     for stage in stages:
         check_world(stage.cfg, cfg.ranks, stage.arguments)
         _check_run(stage)
     return RecipePlan(tuple(stages), _plan_export(cfg.export_overrides, stages[-1]))
+
+
+def _plan_stage(stage: RecipeStage, overrides: Sequence[str], config_flags: Sequence[str]) -> PlannedStage:
+    arguments = (*config_flags, f"+exp={stage.exp}", *overrides, *stage.overrides)
+    return PlannedStage(compose(RunConfig, "train", arguments), arguments)
 
 
 def _plan_export(overrides: Sequence[str] | None, last: PlannedStage) -> PlannedExport | None:

@@ -6,6 +6,7 @@ deliver is dropped after one warning. ``metrics.jsonl`` has everything regardles
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import queue
@@ -140,9 +141,12 @@ class TrackerThread:
     def _run(self) -> None:
         while isinstance(item := self._queue.get(), _Sample):
             if time.monotonic() - self._failed_at >= _RETRY_SECONDS:
-                self._attempt(lambda sample=item: self._opened().log(*sample))
+                self._attempt(functools.partial(self._log, item))
         if self._tracker is not None:
-            self._attempt(lambda: self._opened().close(succeeded=item.succeeded))
+            self._attempt(functools.partial(self._tracker.close, succeeded=item.succeeded))
+
+    def _log(self, sample: _Sample) -> None:
+        self._opened().log(*sample)
 
     def _opened(self) -> Tracker:
         if self._tracker is None:

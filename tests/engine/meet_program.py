@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from nemo_prolong.distributed.ranks import open_store
+from nemo_prolong.distributed.rendezvous import open_store
 
 
 def main() -> None:

@@ -14,7 +14,12 @@ from fake_checkpoint import seal, write_checkpoint
 
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.records.checkpoint.manifest import CheckpointManifest, checkpoint_directory
-from nemo_prolong.records.checkpoint.retention import delete_checkpoint, publish, remove_leftovers, superseded
+from nemo_prolong.records.checkpoint.retention import (
+    delete_checkpoint,
+    publish_checkpoint,
+    remove_leftovers,
+    superseded,
+)
 from nemo_prolong.records.checkpoint.verify import choose_checkpoint, newest_checkpoint, verify_checkpoint
 
 FILES = (
@@ -298,7 +303,7 @@ def test_the_directories_of_a_new_checkpoint_are_on_disk_up_to_the_run(
     shutil.copytree(checkpoint_directory(run_dir, 4), temporary)
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
-    publish(temporary, final)
+    publish_checkpoint(temporary, final)
     assert synced == [str(run_dir / "checkpoints"), str(run_dir)]
 
 
@@ -307,7 +312,7 @@ def test_a_new_save_of_a_step_replaces_a_damaged_one(run_dir: Path) -> None:
     temporary = final.with_name("step_00000004.writing-0a1b2c3d")
     shutil.copytree(final, temporary)
     flip(final / FILES[4], 3)
-    publish(temporary, final)
+    publish_checkpoint(temporary, final)
     assert choose_checkpoint(run_dir).checkpoint == final
     assert names(sorted(final.parent.iterdir())) == ["step_00000002", "step_00000004"]
 

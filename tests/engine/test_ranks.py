@@ -11,7 +11,7 @@ import pytest
 from launches import run_program
 from torch.distributed import HashStore
 
-from nemo_prolong.distributed.ranks import agree_on_name, refuse_together
+from nemo_prolong.distributed.rendezvous import agree_on_name, refuse_together
 from nemo_prolong.errors import CheckpointError
 
 PROGRAM = Path(__file__).with_name("meet_program.py")

@@ -26,7 +26,7 @@ from nemo_prolong.distributed.ranks import (
     run_on_rank_zero,
 )
 from nemo_prolong.engine.checkpoint.megatron_io import PlannedSave
-from nemo_prolong.files import write_text_atomically
+from nemo_prolong.files import sync, write_text_atomically
 from nemo_prolong.records.checkpoint.manifest import (
     COMMON_FILE,
     FORMAT_FILE,
@@ -36,10 +36,9 @@ from nemo_prolong.records.checkpoint.manifest import (
     CheckpointManifest,
     FileRecord,
     checkpoint_directory,
-    sync_directory,
 )
 from nemo_prolong.records.checkpoint.model_description import ModelDescription
-from nemo_prolong.records.checkpoint.retention import publish
+from nemo_prolong.records.checkpoint.retention import publish_checkpoint
 from nemo_prolong.records.checkpoint.verify import hash_files, list_files
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import installed_versions, utc_now
@@ -159,7 +158,7 @@ class MegatronCheckpointSave:
             files |= share
         assert list_files(self.temporary) == set(files), "a file of the checkpoint was hashed by no rank"
         self._reached("hashed")
-        sync_directory(self.temporary / WEIGHTS)
+        sync(self.temporary / WEIGHTS)
         self.manifest = CheckpointManifest(
             step=self.step,
             run=self._run.identity,
@@ -170,7 +169,7 @@ class MegatronCheckpointSave:
         )
         self.manifest.write(self.temporary)
         self._reached("manifest_written")
-        publish(self.temporary, self.final)
+        publish_checkpoint(self.temporary, self.final)
         self._reached("published")
 
     def abandon(self) -> None:

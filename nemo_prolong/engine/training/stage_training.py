@@ -19,12 +19,7 @@ from nemo_prolong.callbacks.stop_signal import StopOnSignal
 from nemo_prolong.callbacks.watchdog import HangWatchdog
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import RunConfig, Transition
-from nemo_prolong.distributed.ranks import (
-    decided_by_rank_zero,
-    open_store,
-    rank_and_size,
-    refuse_together,
-)
+from nemo_prolong.distributed.rendezvous import decided_by_rank_zero, open_store, rank_and_size, refuse_together
 from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore
 from nemo_prolong.engine.model.nemo_model import build_model
 from nemo_prolong.engine.training.data_module import PackedDataModule

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemo_prolong.errors import CheckpointError
-from nemo_prolong.files import write_text_atomically
+from nemo_prolong.files import sync, write_text_atomically
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE as STAGE_FILE
 
 CHECKPOINT_MANIFEST = "manifest.json"
@@ -125,18 +124,9 @@ class CheckpointManifest(BaseModel):
         content = self.model_dump(mode="json")
         text = json.dumps({**content, "sha256": _digest(content)}, indent=2) + "\n"
         write_text_atomically(checkpoint / CHECKPOINT_MANIFEST, text)
-        sync_directory(checkpoint)
+        sync(checkpoint)
 
 
 def _digest(content: dict[str, Any]) -> str:
     """Return the SHA-256 of the manifest's content in one spelling of JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def sync_directory(directory: Path) -> None:
-    """Put the entries of a directory on disk: a rename is not there after a power cut before this."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

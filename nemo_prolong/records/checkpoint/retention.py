@@ -10,7 +10,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from nemo_prolong.errors import CheckpointError
-from nemo_prolong.records.checkpoint.manifest import checkpoint_directory, listed_steps, step_of, sync_directory
+from nemo_prolong.files import publish, sync
+from nemo_prolong.records.checkpoint.manifest import checkpoint_directory, listed_steps, step_of
 from nemo_prolong.records.checkpoint.verify import check_listing
 
 log = logging.getLogger(__name__)
@@ -18,21 +19,20 @@ log = logging.getLogger(__name__)
 _LEFTOVER = re.compile(r"step_\d{8}\.(writing|deleting).*")
 
 
-def publish(temporary: Path, final: Path) -> None:
+def publish_checkpoint(temporary: Path, final: Path) -> None:
     """Give a complete checkpoint its name; one that has the name already was refused, and goes."""
     if final.exists():
         delete_checkpoint(final)
-    temporary.rename(final)
-    sync_directory(final.parent)
+    publish(temporary, final)
     # The first save of a run made that directory.
-    sync_directory(final.parents[1])
+    sync(final.parents[1])
 
 
 def delete_checkpoint(checkpoint: Path) -> None:
     """Delete a checkpoint; from the first moment on its name stands for a whole one or for none."""
     doomed = checkpoint.with_name(f"{checkpoint.name}.deleting-{secrets.token_hex(4)}")
     checkpoint.rename(doomed)
-    sync_directory(doomed.parent)
+    sync(doomed.parent)
     shutil.rmtree(doomed)
 
 

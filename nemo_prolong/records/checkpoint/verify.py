@@ -8,7 +8,6 @@ that of its name and its run that of the directory it lies in.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prolong.errors import CheckpointError
+from nemo_prolong.files import digest_file
 from nemo_prolong.records.checkpoint.manifest import (
     CHECKPOINT_MANIFEST,
     COMMON_FILE,
@@ -238,9 +238,7 @@ def hash_files(root: Path, names: Iterable[str]) -> dict[str, FileRecord]:
 
 def _hash_file(path: Path) -> FileRecord:
     try:
-        with path.open("rb") as file:
-            return FileRecord(
-                sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=os.fstat(file.fileno()).st_size
-            )
+        digest = digest_file(path)
     except OSError as error:
         raise CheckpointError(str(path), f"it cannot be read ({error}).", RESTORE) from error
+    return FileRecord(sha256=digest.sha256, bytes=digest.num_bytes)
