@@ -12,14 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from layouts import LAYOUTS, ONE_RANK, PERTURBED_DOCUMENT, RECOMPUTED, STEPS, VALIDATION_DOCUMENTS, stage_config
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint import load as load_distributed
 
 from nemo_prolong.data.dataset import PackedRowDataset, ValidationRowDataset
+from tests.support import oracle
+from tests.support.layouts import (
+    LAYOUTS,
+    ONE_RANK,
+    PERTURBED_DOCUMENT,
+    RECOMPUTED,
+    STEPS,
+    VALIDATION_DOCUMENTS,
+    stage_config,
+)
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(180 * (len(LAYOUTS) + 1))]
 
