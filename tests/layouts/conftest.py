@@ -74,7 +74,7 @@ def layout_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     jobs += [
         runs.job(name, layouts[name], "_reloads", runs.checkpoint(runs.reloaded_from(name))) for name in runs.names
     ]
-    per_device = runs.job("per_device", LAYOUTS["1112"])
+    per_device = runs.job("per_device", LAYOUTS["dp2"])
     per_device["config"]["train"] |= {"train_iters": 1, "loss_average": "per_device"}
     jobs.append(per_device)
     for name, recompute in RECOMPUTED.items():

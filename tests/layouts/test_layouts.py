@@ -31,7 +31,7 @@ from tests.support.layouts import (
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(180 * (len(LAYOUTS) + 1))]
 
-ORDINARY = ("2121_p2p_sp", "1122_all_gather", "1221_a2a")
+ORDINARY = ("tp2_cp2_p2p_sp", "cp2_dp2_all_gather", "pp2_cp2_a2a")
 layouts = pytest.mark.parametrize(
     "layout", [pytest.param(name, marks=[] if name in ORDINARY else pytest.mark.layouts) for name in LAYOUTS]
 )
