@@ -64,7 +64,7 @@ test-recipe: setup ## kill the tiny recipe at random times, and resume on 1, 2 a
 test-interop: $(INTEROP)/.installed $(TRANSFORMERS5)/.installed setup ## MDS against mosaicml-streaming; exports in transformers 4 and 5, served, in FP8
 	@$(INTEROP)/bin/python -m pytest -c tests/interop/pytest.ini tests/interop/interop_mds.py $(PYTEST_ARGS)
 	@exports=$$(mktemp -d); trap 'rm -rf "$$exports"' EXIT; \
-	$(BIN)/python tests/interop/write_exports.py "$$exports" > "$$exports/log" 2>&1 || { cat "$$exports/log"; exit 1; }; \
+	$(BIN)/python -m tests.interop.write_exports "$$exports" > "$$exports/log" 2>&1 || { cat "$$exports/log"; exit 1; }; \
 	INTEROP_EXPORTS=$$exports $(TRANSFORMERS5)/bin/python -m pytest -c tests/interop/pytest.ini \
 		tests/interop/interop_transformers.py tests/interop/interop_serving.py $(PYTEST_ARGS)
 

@@ -1,6 +1,7 @@
 """Environment of every test: set before torch is imported, inherited by the processes that tests start."""
 
 import os
+from pathlib import Path
 
 from hypothesis import settings
 
@@ -11,6 +12,9 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A test that reaches for the Hub fails at once and says so.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Programs that tests start import ``tests.support`` from wherever they run.
+_ROOT = str(Path(__file__).parents[1])
+os.environ["PYTHONPATH"] = os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("prolong", deadline=None)

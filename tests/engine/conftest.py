@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from launches import TWO_RANK_LAYOUTS, job, train
-from tiny import tiny_config, write_data
+from tests.support.launches import TWO_RANK_LAYOUTS, job, train
+from tests.support.tiny import tiny_config, write_data
 
 
 @pytest.fixture(scope="session")

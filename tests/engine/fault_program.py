@@ -16,11 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import kill_program
-from fork_ranks import run_ranks
-
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import ProlongError
+from tests.engine import kill_program
+from tests.support.fork_ranks import run_ranks
 
 Fault = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Kill a run with SIGKILL at given moments and start it again: ``python kill_program.py SPEC.json``.
+"""Kill a run with SIGKILL at given moments and start it again: ``kill_program.py SPEC.json``.
 
 The specification is ``{"config": RunConfig, "points": [...], "shares": [...], "result": path}``; after a share of the
 uninterrupted run's time a run is killed. NeMo is imported once; every run is a fork of this process. Two scenarios are

@@ -1,4 +1,4 @@
-"""Train and resume without each CPU patch in turn; ``python patch_program.py DATA OUTPUT`` writes {patch: exit status}.
+"""Train and resume without each CPU patch in turn; ``patch_program.py DATA OUTPUT`` writes {patch: exit status}.
 
 NeMo is imported once, then every case runs in a fork of this process. The case "none" leaves nothing out.
 """
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import nemo.lightning  # noqa: F401 - imported before the forks, without any patch
 from nemo.collections import llm  # noqa: F401 - likewise
-from tiny import tiny_config
 
 from nemo_prolong.engine.patches import cpu
+from tests.support.tiny import tiny_config
 
 
 def train_and_resume(data: Path, runs: Path, without: str | None) -> None:

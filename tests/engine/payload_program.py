@@ -11,11 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fork_ranks import run_ranks
-
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.records.run_directory import RunDirectory
+from tests.support.fork_ranks import run_ranks
 
 
 def train(case: dict[str, Any], rank: int) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from fault_program import train
+from tests.engine.fault_program import train
 
 
 def main() -> None:

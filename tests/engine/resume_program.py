@@ -15,9 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fork_ranks import run_ranks
-
 from nemo_prolong.config.schema import RunConfig
+from tests.support.fork_ranks import run_ranks
 
 
 def train(job: dict[str, Any], rank: int) -> None:

@@ -1,4 +1,4 @@
-"""Score the documents of a run's first global batch one by one; ``python score_program.py WORKSPACE RUN OUTPUT``."""
+"""Score the documents of a run's first global batch one by one; ``score_program.py WORKSPACE RUN OUTPUT``."""
 
 import json
 import sys

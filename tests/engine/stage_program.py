@@ -1,4 +1,4 @@
-"""Run one stage as scripts/train.py does; ``python stage_program.py CONFIG.json [KILL_AFTER_STEP]``.
+"""Run one stage as scripts/train.py does; ``stage_program.py CONFIG.json [KILL_AFTER_STEP]``.
 
 With a step, the process kills itself with SIGKILL as soon as that step is recorded: no handler runs, nothing flushed.
 """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from launches import run_program
+
+from tests.support.launches import run_program
 
 # An image of NVIDIA lets torch multiply in TF32 by an environment variable; what it leaves is this setting.
 PROGRAM = """

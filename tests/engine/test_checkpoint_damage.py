@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_checkpoint import seal, write_checkpoint
 
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.records.checkpoint.manifest import CheckpointManifest, checkpoint_directory
@@ -21,6 +20,7 @@ from nemo_prolong.records.checkpoint.retention import (
     superseded,
 )
 from nemo_prolong.records.checkpoint.verify import choose_checkpoint, newest_checkpoint, verify_checkpoint
+from tests.support.fake_checkpoint import seal, write_checkpoint
 
 FILES = (
     "model.json",

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import run_program
-from tiny import read_metrics
 
-PROGRAM = Path(__file__).with_name("save_failure_program.py")
+from tests.support.launches import run_program
+from tests.support.tiny import read_metrics
+
+PROGRAM = "tests.engine.save_failure_program"
 REASONS = {
     4: "rank 1: [Errno 28] No space left on device",
     6: "rank 0: [Errno 5] Input/output error",
@@ -37,7 +38,7 @@ def failing_run(request: pytest.FixtureRequest, workspace: Path, make_config: Ca
     path, result = workspace / f"{name}.json", workspace / f"{name}.result"
     path.write_text(json.dumps(cfg.model_dump(mode="json")))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run_program([*launcher, str(PROGRAM), str(path), str(result)])
+    run_program([*launcher, "-m", PROGRAM, str(path), str(result)])
     ranks = [json.loads(Path(f"{result}.{rank}").read_text()) for rank in range(2)]
     events = [json.loads(line) for line in (Path(cfg.run_dir) / "events.jsonl").read_text().splitlines()]
     return {"ranks": ranks, "events": events, "run": Path(cfg.run_dir), "background": request.param}

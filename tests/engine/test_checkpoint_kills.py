@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from launches import run_program
-from tiny import read_metrics
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint import load as load_distributed
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
+from tests.support.launches import run_program
+from tests.support.tiny import read_metrics
 
-PROGRAM = Path(__file__).with_name("kill_program.py")
+PROGRAM = "tests.engine.kill_program"
 # Point of the save path -> the step that a repetition continues from.
 POINTS = {
     "save_due": 2,
@@ -61,7 +61,7 @@ def scenarios(workspace: Path, make_config: Callable[..., Any]) -> dict[str, dic
     }
     path = workspace / "kills.json"
     path.write_text(json.dumps(spec))
-    run_program([sys.executable, str(PROGRAM), str(path)], timeout_seconds=TIMEOUT_SECONDS)
+    run_program([sys.executable, "-m", PROGRAM, str(path)], timeout_seconds=TIMEOUT_SECONDS)
     seen = [json.loads(Path(f"{spec['result']}.{half}").read_text()) for half in range(2)]
     return {scenario["name"]: scenario for half in seen for scenario in half}
 
@@ -119,7 +119,7 @@ def test_what_the_kills_left_shows_that_they_hit_where_they_should(scenarios: di
 
 def test_no_writer_outlives_the_run_that_was_killed(scenarios: dict[str, Any]) -> None:
     command_lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
-    assert not [line for line in command_lines if str(PROGRAM).encode() in line]
+    assert not [line for line in command_lines if PROGRAM.encode() in line]
 
 
 @pytest.mark.parametrize("kill", range(RANDOM_KILLS))

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from launches import run_program
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from nemo_prolong.errors import CheckpointError
@@ -25,8 +24,9 @@ from nemo_prolong.records.checkpoint.manifest import CheckpointManifest, checkpo
 from nemo_prolong.records.checkpoint.verify import choose_checkpoint, hash_files, list_files, verify_checkpoint
 from nemo_prolong.weights.checkpoint_reader import CheckpointReader
 from nemo_prolong.weights.pickles import check_pickles, read_metadata
+from tests.support.launches import run_program
 
-PROGRAM = Path(__file__).with_name("payload_program.py")
+PROGRAM = "tests.engine.payload_program"
 
 
 class Payload:
@@ -187,7 +187,7 @@ def continued(
         case = {"name": name, "config": config.model_dump(mode="json"), "resume": None, "parent_checkpoint": None}
         cases.append({**case, role: str(checkpoint)})
     (directory / "cases.json").write_text(json.dumps(cases))
-    run_program([sys.executable, str(PROGRAM), str(directory / "cases.json"), str(directory / "statuses.json")])
+    run_program([sys.executable, "-m", PROGRAM, str(directory / "cases.json"), str(directory / "statuses.json")])
     return {"directory": directory, "paths": paths, "statuses": json.loads((directory / "statuses.json").read_text())}
 
 

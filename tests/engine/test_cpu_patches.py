@@ -7,17 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from launches import run_program
 
 from nemo_prolong.engine.patches import cpu
+from tests.support.launches import run_program
 
-PROGRAM = Path(__file__).with_name("patch_program.py")
+PROGRAM = "tests.engine.patch_program"
 
 
 @pytest.fixture(scope="module")
 def statuses(workspace: Path) -> dict[str, int]:
     output = workspace / "patches.json"
-    run_program([sys.executable, str(PROGRAM), str(workspace / "data"), str(output)])
+    run_program([sys.executable, "-m", PROGRAM, str(workspace / "data"), str(output)])
     return json.loads(output.read_text())
 
 

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import run_program
-from tiny import read_metrics
 
 from nemo_prolong.errors import EXIT_HUNG, EXIT_PREEMPTED, CheckpointError, TrainingError
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint, verify_checkpoint
 from nemo_prolong.stages.manifest import StageManifest
+from tests.support.launches import run_program
+from tests.support.tiny import read_metrics
 
 TIMEOUT_SECONDS = 1200
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(TIMEOUT_SECONDS)]
 
-PROGRAM = Path(__file__).with_name("fault_program.py")
-RESTART_PROGRAM = Path(__file__).with_name("restart_program.py")
+PROGRAM = "tests.engine.fault_program"
+RESTART_PROGRAM = "tests.engine.restart_program"
 STEPS = 6
 # Rank that dies in the save of step 4, and where in it.
 KILLS = [(1, "half_a_shard"), (1, "shards_written"), (0, "manifest_written")]
@@ -80,7 +80,7 @@ def statuses(workspace: Path, make_config: Callable[..., Any]) -> dict[str, list
         cases += [case(name, f"faults_{name}", fault), case(f"{name}_again", f"faults_{name}")]
     path, output = workspace / "fault_cases.json", workspace / "fault_statuses.json"
     path.write_text(json.dumps(cases))
-    run_program([sys.executable, str(PROGRAM), str(path), str(output)], timeout_seconds=TIMEOUT_SECONDS)
+    run_program([sys.executable, "-m", PROGRAM, str(path), str(output)], timeout_seconds=TIMEOUT_SECONDS)
     return json.loads(output.read_text())
 
 
@@ -231,7 +231,7 @@ def restartable(workspace: Path, make_config: Callable[..., Any]) -> Callable[[s
         path = workspace / f"{name}.json"
         path.write_text(json.dumps({"name": name, "config": config.model_dump(mode="json"), "fault": fault}))
         command = [sys.executable, "-m", *launcher, "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-        run_program([*command, str(RESTART_PROGRAM), str(path)], timeout_seconds=TIMEOUT_SECONDS)
+        run_program([*command, "-m", RESTART_PROGRAM, str(path)], timeout_seconds=TIMEOUT_SECONDS)
         return workspace / name
 
     return run

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from launches import run_program
 
 from nemo_prolong.ops import attention
 from nemo_prolong.ops.attention import document_attention
+from tests.support.launches import run_program
 
-PROGRAM = Path(__file__).with_name("host_wait_program.py")
+PROGRAM = "tests.engine.host_wait_program"
 STEPS, MICRO_BATCHES = 4, 16
 
 # They look at a row before it is moved to the device.
@@ -39,7 +39,7 @@ def watch(cfg: Any, workspace: Path, launcher: tuple[str, ...] = ()) -> Waits:
     """Return how often each place asked, outside and between the micro-batches of ``STEPS`` steps."""
     config, output = workspace / f"{cfg.name}.json", workspace / f"{cfg.name}.waits.json"
     config.write_text(cfg.model_dump_json())
-    run_program([sys.executable, *launcher, str(PROGRAM), str(config), str(output)])
+    run_program([sys.executable, *launcher, "-m", PROGRAM, str(config), str(output)])
     rows = json.loads(output.read_text())
     return {inside: {place: count for where, place, count in rows if where == inside} for inside in (False, True)}
 

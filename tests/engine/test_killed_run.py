@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import run_program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import read_metrics
 
 from nemo_prolong.stages.manifest import StageManifest
+from tests.support.launches import run_program
+from tests.support.tiny import read_metrics
 
-PROGRAM = Path(__file__).with_name("stage_program.py")
+PROGRAM = "tests.engine.stage_program"
 CANARY = "cAnArY0123456789"
 
 
@@ -36,11 +36,11 @@ def killed_run(one_rank_runs: Path, make_config: Callable[..., Any]) -> dict[str
     path = one_rank_runs / "killed.json"
     path.write_text(json.dumps(cfg.model_dump(mode="json")))
     first = subprocess.run(
-        [sys.executable, str(PROGRAM), str(path), "6"], capture_output=True, timeout=200, env={**os.environ, **secrets}
+        [sys.executable, "-m", PROGRAM, str(path), "6"], capture_output=True, timeout=200, env={**os.environ, **secrets}
     )
     run_dir = Path(cfg.run_dir)
     seen = {"status": first.returncode, "steps": len(read_metrics(run_dir)), "first": StageManifest.read(run_dir)}
-    run_program([sys.executable, str(PROGRAM), str(path)], **secrets)
+    run_program([sys.executable, "-m", PROGRAM, str(path)], **secrets)
     return {**seen, "run": run_dir, "second": StageManifest.read(run_dir)}
 
 

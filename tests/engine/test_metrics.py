@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launches import TWO_RANK_LAYOUTS
-from tiny import DOMAINS, SEQ_LENGTH, read_metrics
 
 from nemo_prolong.config.schema import MixtureEntry
 from nemo_prolong.data.dataset import PackedRowDataset
 from nemo_prolong.plan.flops import training_flops
+from tests.support.launches import TWO_RANK_LAYOUTS
+from tests.support.tiny import DOMAINS, SEQ_LENGTH, read_metrics
 
 GROUPINGS = ("loss_by_position", "loss_by_domain")
 BUCKETS = ["0-7", "8-15", "16-31", "32-63"]

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import tiny_config
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.telemetry import trackers as trackers_module
 from nemo_prolong.telemetry.names import GROUP_NAMES, STEP_NAMES, named_figures
 from nemo_prolong.telemetry.trackers import Trackers, check_packages
+from tests.support.tiny import tiny_config
 
 RECORD = {
     "step": 7,

@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
-from launches import run_program
 from torch.distributed import HashStore
 
 from nemo_prolong.distributed.rendezvous import agree_on_name, refuse_together
 from nemo_prolong.errors import CheckpointError
+from tests.support.launches import run_program
 
-PROGRAM = Path(__file__).with_name("meet_program.py")
+PROGRAM = "tests.engine.meet_program"
 
 
 def meet(store: HashStore, world_size: int = 4) -> str:
@@ -72,6 +71,6 @@ def test_ranks_that_refuse_nothing_go_on() -> None:
 @pytest.mark.distributed
 def test_ranks_that_torchrun_starts_again_form_their_groups_again() -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    output = run_program([*torchrun, str(PROGRAM)], timeout_seconds=120)
+    output = run_program([*torchrun, "-m", PROGRAM], timeout_seconds=120)
     attempts = sorted(line for line in output.splitlines() if line.startswith("attempt"))
     assert attempts[-2:] == ["attempt 1: rank 0 of 2", "attempt 1: rank 1 of 2"]

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launches import run_program
-from tiny import COLUMNS, DOCUMENT_LENGTHS, read_metrics, tiny_config
 
 from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.data.order import GlobalOrder
 from nemo_prolong.records.stage_manifest import StageManifest
+from tests.support.launches import run_program
+from tests.support.tiny import COLUMNS, DOCUMENT_LENGTHS, read_metrics, tiny_config
 
 pytestmark = pytest.mark.distributed
 
-PROGRAM = Path(__file__).with_name("resume_program.py")
+PROGRAM = "tests.engine.resume_program"
 STEPS, SAVED_STEP, BATCH, ROWS = 8, 4, 4, 40
 CP2 = {"context_parallel_size": 2}
 WHOLE: dict[str, tuple[int, dict[str, Any]]] = {"dp4": (4, {}), "dp4_again": (4, {}), "cp2": (2, CP2)}
@@ -93,7 +93,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         jobs.append(_job(root, name, ranks, source, parallelism=layout, **changes))
     path = root / "jobs.json"
     path.write_text(json.dumps(jobs))
-    run_program([sys.executable, str(PROGRAM), str(path)])
+    run_program([sys.executable, "-m", PROGRAM, str(path)])
     return root
 
 

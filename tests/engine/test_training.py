@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from launches import TWO_RANK_LAYOUTS, run_program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import DOCUMENT_LENGTHS, SEQ_LENGTH, read_metrics
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint import load as load_distributed
 
-PROGRAMS = Path(__file__).parent
+from tests.support.launches import TWO_RANK_LAYOUTS, run_program
+from tests.support.tiny import DOCUMENT_LENGTHS, SEQ_LENGTH, read_metrics
+
+SCORE_PROGRAM = "tests.engine.score_program"
 
 MASTERS = "optimizer.state.param"
 
@@ -142,7 +143,7 @@ def test_a_stage_trains_with_its_own_rotary_base(one_rank_runs: Path) -> None:
 
 def test_the_loss_of_a_packed_step_is_the_mean_over_documents_scored_alone(one_rank_runs: Path, tmp_path: Path) -> None:
     output = tmp_path / "scores.json"
-    run_program([sys.executable, str(PROGRAMS / "score_program.py"), str(one_rank_runs), "one_step", str(output)])
+    run_program([sys.executable, "-m", SCORE_PROGRAM, str(one_rank_runs), "one_step", str(output)])
     scores = json.loads(output.read_text())
     (record,) = read_metrics(one_rank_runs / "one_step")
     assert record["target_tokens"] == scores["target_tokens"]

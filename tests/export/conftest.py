@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "engine")]
-
-from export_tools import Workspace, export_config, write_tokenizer  # noqa: E402
-from tiny import tiny_config, write_data  # noqa: E402
+from tests.support.export_tools import Workspace, export_config, write_tokenizer
+from tests.support.tiny import tiny_config, write_data
 
 
 @pytest.fixture(scope="session")

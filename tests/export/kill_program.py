@@ -1,4 +1,4 @@
-"""Kill exports with SIGKILL at given moments and repeat their command: ``python kill_program.py SPEC.json``.
+"""Kill exports with SIGKILL at given moments and repeat their command: ``kill_program.py SPEC.json``.
 
 The specification is ``{"command": [arguments of scripts/export.py], "exports": directory, "scenarios": [{"name": str,
 "point": str, "earlier": directory or null}], "result": path}``. Every export is scripts/export.py in a fork of this

@@ -1,4 +1,4 @@
-"""Run stages on several ranks, each in forks of this process: ``python ranks_program.py JOBS.json``.
+"""Run stages on several ranks, each in forks of this process: ``ranks_program.py JOBS.json``.
 
 A job is ``{"config": RunConfig, "ranks": int, "log": beginning of the names of the ranks' logs}``. This module imports
 little: the checkpoint writer starts a process that imports it again.
@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-
-from fork_ranks import run_ranks
+from tests.support.fork_ranks import run_ranks
 
 
 def main() -> None:

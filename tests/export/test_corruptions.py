@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from export_tools import Workspace
 from safetensors.torch import load_file, save_file
 
 from nemo_prolong.errors import ExportError
 from nemo_prolong.export.assemble import verify
 from nemo_prolong.export.hf_config import load_tokenizer
 from nemo_prolong.export.source import open_source
+from tests.support.export_tools import Workspace
 
 INDEX = "model.safetensors.index.json"
 LAYER = "model.layers.1."

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from export_tools import Workspace, export_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_prolong.export.run import export
 from nemo_prolong.export.source import open_source
+from tests.support.export_tools import Workspace, export_config
 
 CHAT = [{"role": "user", "content": " Hi <|eot_id|> there "}]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from export_tools import make_model
 from safetensors.torch import load_file, save_file
 
 from nemo_prolong.config.schema import ModelConfig, RopeScaling
 from nemo_prolong.errors import CheckpointError, ConfigError
 from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
 from nemo_prolong.weights.names import pieces
+from tests.support.export_tools import make_model
 
 MODEL = make_model(num_layers=2)
 INDEX = "model.safetensors.index.json"

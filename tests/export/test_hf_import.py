@@ -12,11 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from export_tools import Workspace, export_config
-from hf_models import VARIANTS, copy_with_tokenizer, write_llama
-from launches import run_program
 from safetensors.torch import load_file
-from tiny import SEQ_LENGTH, read_metrics, tiny_config
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -28,6 +24,10 @@ from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
 from nemo_prolong.weights.hf_reader import HuggingFaceReader
 from nemo_prolong.weights.names import pieces
+from tests.support.export_tools import Workspace, export_config
+from tests.support.hf_models import VARIANTS, copy_with_tokenizer, write_llama
+from tests.support.launches import run_program
+from tests.support.tiny import SEQ_LENGTH, read_metrics, tiny_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -201,7 +201,7 @@ def trained_at_layouts(
     ]
     path = tmp_path_factory.mktemp("layouts") / "jobs.json"
     path.write_text(json.dumps(jobs))
-    run_program([sys.executable, str(Path(__file__).with_name("ranks_program.py")), str(path)])
+    run_program([sys.executable, "-m", "tests.export.ranks_program", str(path)])
     return {name: Path(cfg.run_dir) for name, cfg in stages.items()}
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from export_tools import Workspace
-from launches import run_program
 
-PROGRAM = Path(__file__).with_name("kill_program.py")
+from tests.support.export_tools import Workspace
+from tests.support.launches import run_program
+
+PROGRAM = "tests.export.kill_program"
 SIGKILL = -9
 
 BEFORE = {
@@ -58,7 +59,7 @@ def kills(workspace: Workspace, exported: Path, tmp_path_factory: pytest.TempPat
         "result": str(root / "result.json"),
     }
     (root / "spec.json").write_text(json.dumps(spec))
-    run_program([sys.executable, str(PROGRAM), str(root / "spec.json")])
+    run_program([sys.executable, "-m", PROGRAM, str(root / "spec.json")])
     return Kills(root / "exports", json.loads((root / "result.json").read_text()))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from export_tools import make_model, models
 from hypothesis import given, settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.weights.names import Rule, pieces, rules
+from tests.support.export_tools import make_model, models
 
 
 def rule_of(ending: str, model: ModelConfig) -> Rule:

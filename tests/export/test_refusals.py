@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from export_tools import Workspace, export_config
 
 from nemo_prolong.errors import CheckpointError, ExportError
 from nemo_prolong.export import assemble, hf_config, logits, run, source, writer
 from nemo_prolong.export.hf_config import load_tokenizer
 from nemo_prolong.export.source import Source, open_source
 from nemo_prolong.weights import names as hf_names
+from tests.support.export_tools import Workspace, export_config
 
 FP32 = torch.float32
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_tools import make_model, models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -19,6 +18,7 @@ from nemo_prolong.export import safetensors_file
 from nemo_prolong.export.safetensors_file import TensorSpec, write_safetensors
 from nemo_prolong.export.writer import all_finite, piece_bytes, plan_shards
 from nemo_prolong.weights.names import pieces
+from tests.support.export_tools import make_model, models
 
 shapes = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple), min_size=1, max_size=6)
 

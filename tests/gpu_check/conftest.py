@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from benchmarks.hopper.records import Row
 
 ROOT = Path(__file__).parents[2]
@@ -22,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 def cpu_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Row]]:
     """Return stage -> bar -> row of what ran on CPU tensors."""
     output = tmp_path_factory.mktemp("gpu_check") / "rows.json"
-    command = [sys.executable, str(Path(__file__).with_name("stages_program.py")), str(output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.gpu_check.stages_program", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr[-6000:]
     stages: dict[str, list[dict[str, Any]]] = json.loads(output.read_text())

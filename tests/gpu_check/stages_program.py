@@ -1,6 +1,6 @@
 """Run the stages that need NeMo on CPU tensors, one after the other in this process, and write their rows as JSON.
 
-``python stages_program.py FILE``: letter -> rows. The Transformer Engine stage itself needs a GPU; its parts run here
+``stages_program.py FILE``: letter -> rows. The Transformer Engine stage itself needs a GPU; its parts run here
 with the torch backend on both sides.
 """
 

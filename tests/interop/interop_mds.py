@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mds_examples import ALL_COLUMNS, COLUMNS, SMALL_COLUMNS, numbered_row, packed_row, same_row, varied_row, write
-from reference import merge_index, reference_rows, reference_write
 
 from nemo_prolong.data.mds import MdsReader
+from tests.support.mds_examples import (
+    ALL_COLUMNS,
+    COLUMNS,
+    SMALL_COLUMNS,
+    numbered_row,
+    packed_row,
+    same_row,
+    varied_row,
+    write,
+)
+from tests.support.reference_mds import merge_index, reference_rows, reference_write
 
 VARIED = [varied_row(number) for number in range(200)]
 PACKED = [packed_row(number, 512 * 1024) for number in range(30)]

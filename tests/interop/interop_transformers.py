@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import transformers
-from what_transformers_makes import record
+
+from tests.support.what_transformers_makes import record
 
 EXPORTS = Path(os.environ["INTEROP_EXPORTS"])
 

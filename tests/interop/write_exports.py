@@ -1,7 +1,7 @@
-"""Export tiny models, one also in FP8, and record what transformers makes of them: ``write_exports.py DIR``.
+"""Export tiny models, one also in FP8, and record what transformers makes of them.
 
-For ``make test-interop``: another version of transformers must make the same of the same directories
-(``interop_transformers.py``, which runs there).
+``python -m tests.interop.write_exports DIR``, for ``make test-interop``. Another version of transformers must make the
+same of the same directories (``interop_transformers.py``, which runs there).
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
-
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / "engine"), str(TESTS / "export"), str(TESTS / "interop")]
 
 SCALING = {
     "factor": 8.0,
@@ -29,12 +26,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Train, export and record every variant."""
-    from export_tools import export_config, write_tokenizer
-    from tiny import tiny_config, write_data
-    from what_transformers_makes import record
-
     from nemo_prolong.export.run import export
     from nemo_prolong.stages.run import run_stage
+    from tests.support.export_tools import export_config, write_tokenizer
+    from tests.support.tiny import tiny_config, write_data
+    from tests.support.what_transformers_makes import record
 
     root = Path(sys.argv[1])
     write_data(root / "data")

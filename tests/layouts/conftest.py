@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+from tests.support.launches import run_program
+from tests.support.layouts import LAYOUTS, ONE_RANK, RECOMPUTED, STEPS, stage_config, write_rows
 
-from launches import run_program
-from layouts import LAYOUTS, ONE_RANK, RECOMPUTED, STEPS, stage_config, write_rows
-
-PROGRAM = Path(__file__).with_name("layout_program.py")
+PROGRAM = "tests.layouts.layout_program"
 
 
 class Runs:
@@ -77,7 +74,7 @@ def layout_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     jobs += [
         runs.job(name, layouts[name], "_reloads", runs.checkpoint(runs.reloaded_from(name))) for name in runs.names
     ]
-    per_device = runs.job("per_device", LAYOUTS["1112"])
+    per_device = runs.job("per_device", LAYOUTS["dp2"])
     per_device["config"]["train"] |= {"train_iters": 1, "loss_average": "per_device"}
     jobs.append(per_device)
     for name, recompute in RECOMPUTED.items():
@@ -86,5 +83,5 @@ def layout_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         jobs.append(recomputed)
     path = runs.directory / "jobs.json"
     path.write_text(json.dumps(jobs))
-    run_program([sys.executable, str(PROGRAM), str(path)], timeout_seconds=180 * len(runs.names))
+    run_program([sys.executable, "-m", PROGRAM, str(path)], timeout_seconds=180 * len(runs.names))
     return runs

@@ -12,14 +12,12 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-
-from fork_ranks import run_ranks
+from tests.support.fork_ranks import run_ranks
 
 
 def main() -> None:
     """Run every job; the first that fails ends the program."""
-    from layout_rank import run
+    from tests.layouts.layout_rank import run
 
     for job in json.loads(Path(sys.argv[1]).read_text()):
         if any(run_ranks(functools.partial(run, job), job["ranks"], job["log"])):

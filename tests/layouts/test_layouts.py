@@ -12,18 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from layouts import LAYOUTS, ONE_RANK, PERTURBED_DOCUMENT, RECOMPUTED, STEPS, VALIDATION_DOCUMENTS, stage_config
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint import load as load_distributed
 
 from nemo_prolong.data.dataset import PackedRowDataset, ValidationRowDataset
+from tests.support import oracle
+from tests.support.layouts import (
+    LAYOUTS,
+    ONE_RANK,
+    PERTURBED_DOCUMENT,
+    RECOMPUTED,
+    STEPS,
+    VALIDATION_DOCUMENTS,
+    stage_config,
+)
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(180 * (len(LAYOUTS) + 1))]
 
-ORDINARY = ("2121_p2p_sp", "1122_all_gather", "1221_a2a")
+ORDINARY = ("tp2_cp2_p2p_sp", "cp2_dp2_all_gather", "pp2_cp2_a2a")
 layouts = pytest.mark.parametrize(
     "layout", [pytest.param(name, marks=[] if name in ORDINARY else pytest.mark.layouts) for name in LAYOUTS]
 )

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from attention_tools import QUERY_HEADS, LargestTensor, boundaries, random_inputs, random_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.ops.attention import document_attention
 from nemo_prolong.ops.context_parallel import DocumentPartition, context_parallel_attention
+from tests.support.attention_tools import QUERY_HEADS, LargestTensor, boundaries, random_inputs, random_weights
 
 EXCHANGES = ("p2p", "all_gather", "a2a")
 

@@ -1,6 +1,6 @@
 """Print the peak of memory that the loss head adds, in bytes, for each number of tokens in ascending order.
 
-``python cross_entropy_memory.py VOCABULARY TOKENS...``
+``cross_entropy_memory.py VOCABULARY TOKENS...``
 """
 
 import sys

@@ -8,15 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_tools import (
-    HEAD_DIMENSIONS,
-    QUERY_HEADS,
-    LargestTensor,
-    boundaries,
-    dense_attention,
-    random_inputs,
-    random_weights,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +18,15 @@ from nemo_prolong.ops.attention import (
     document_attention,
     empty_partial,
     merge_attention,
+)
+from tests.support.attention_tools import (
+    HEAD_DIMENSIONS,
+    QUERY_HEADS,
+    LargestTensor,
+    boundaries,
+    dense_attention,
+    random_inputs,
+    random_weights,
 )
 
 _MIXED = st.lists(st.integers(0, 13), min_size=1, max_size=9).filter(any)

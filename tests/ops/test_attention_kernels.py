@@ -6,15 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from attention_tools import (
-    HEAD_DIMENSIONS,
-    QUERY_HEADS,
-    LargestTensor,
-    boundaries,
-    dense_attention,
-    random_inputs,
-    random_weights,
-)
 
 from nemo_prolong.ops import attention, attention_kernels
 from nemo_prolong.ops.attention import document_attention
@@ -26,6 +17,15 @@ from nemo_prolong.ops.attention_kernels import (
     tiled_forward,
 )
 from nemo_prolong.ops.context_parallel import DocumentPartition
+from tests.support.attention_tools import (
+    HEAD_DIMENSIONS,
+    QUERY_HEADS,
+    LargestTensor,
+    boundaries,
+    dense_attention,
+    random_inputs,
+    random_weights,
+)
 
 
 def assert_equal_to_the_last_digits(actual: Any, expected: Any) -> None:

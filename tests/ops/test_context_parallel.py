@@ -9,18 +9,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from attention_tools import boundaries, random_inputs
 
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.ops.attention import document_attention
 from nemo_prolong.ops.context_parallel import DocumentPartition, context_parallel_attention
+from tests.support.attention_tools import boundaries, random_inputs
 
-PROGRAM = Path(__file__).with_name("context_parallel_program.py")
+PROGRAM = "tests.ops.context_parallel_program"
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
 
 Findings = list[dict[str, Any]]
@@ -31,7 +30,7 @@ def findings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """What each rank found."""
     output = tmp_path_factory.mktemp("context_parallel") / "findings.json"
     result = subprocess.run(
-        [sys.executable, str(PROGRAM), str(request.param), str(output)],
+        [sys.executable, "-m", PROGRAM, str(request.param), str(output)],
         capture_output=True,
         text=True,
         timeout=120,

@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nemo_prolong.ops.linear_cross_entropy import HeadLoss, linear_cross_entropy
 
 HIDDEN_SIZE = 5
-PROGRAM = Path(__file__).with_name("cross_entropy_program.py")
-MEMORY_PROGRAM = Path(__file__).with_name("cross_entropy_memory.py")
+PROGRAM = "tests.ops.cross_entropy_program"
+MEMORY_PROGRAM = "tests.ops.cross_entropy_memory"
 
 
 def head_inputs(tokens: int, rows: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> tuple[Any, ...]:
@@ -245,7 +244,7 @@ def test_at_512k_tokens_no_tensor_is_larger_than_the_logits_of_a_chunk_or_the_in
 
 def test_peak_memory_does_not_depend_on_the_number_of_tokens() -> None:
     vocab_size, chunk_tokens = 20_000, 256
-    command = [sys.executable, str(MEMORY_PROGRAM), str(vocab_size), "512", "4096"]
+    command = [sys.executable, "-m", MEMORY_PROGRAM, str(vocab_size), "512", "4096"]
     # Below this size the C library keeps freed memory and may fragment it; logits of full size are far above it.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment).stdout
@@ -311,7 +310,7 @@ def test_main_grad_is_left_alone_unless_asked_for() -> None:
 def test_vocabulary_and_tokens_divided_over_ranks_give_the_undivided_result(ranks: int) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     result = subprocess.run(
-        [*launcher, str(PROGRAM)],
+        [*launcher, "-m", PROGRAM],
         capture_output=True,
         text=True,
         timeout=120,

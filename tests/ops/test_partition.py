@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_tools import QUERY_HEADS, boundaries, random_inputs, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_prolong.ops.attention import attention_backward, document_attention, empty_partial, merge_attention
 from nemo_prolong.ops.context_parallel import DocumentPartition
+from tests.support.attention_tools import QUERY_HEADS, boundaries, random_inputs, random_weights
 
 SIZES = st.sampled_from([1, 2, 3, 4, 8])
 LENGTHS = st.one_of(

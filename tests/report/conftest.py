@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from typing import Any
 import pytest
 
 from nemo_prolong.config.schema import ReportConfig
-
-sys.path.insert(0, str(Path(__file__).parent))  # html_page.py
 
 BUCKETS = [512, 1024, 2048, 4096, 8192]
 VERSIONS = {"nemo_prolong": "0.1.0", "torch": "2.13.0", "nemo-toolkit": "2.7.3", "megatron-core": "0.15.3"}

@@ -6,7 +6,6 @@ import sys
 import time
 
 import pytest
-from html_page import Page
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from nemo_prolong.report.data_card.charts import Segment, StackedBar, StackedBar
 from nemo_prolong.report.data_card.figures import length_figures
 from nemo_prolong.report.data_card.markdown import escape
 from nemo_prolong.report.data_card.write import write_card
+from tests.support.html_page import Page
 
 SCRIPT = "<script>alert('x')</script>\"&amp;"
 EVERYTHING = st.text(st.characters(codec=None), max_size=30)

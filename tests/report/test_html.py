@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from html_page import Page
 
 from nemo_prolong.report.training.run import write_report
+from tests.support.html_page import Page
 
 
 def report(tree, **changes):

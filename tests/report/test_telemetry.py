@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import pytest
-from html_page import Page
 
 from nemo_prolong.report.training import telemetry_tables
 from nemo_prolong.report.training.figures import position_figure
@@ -13,6 +12,7 @@ from nemo_prolong.report.training.read import read_lineage
 from nemo_prolong.report.training.run import write_report
 from nemo_prolong.report.training.summary import summarize
 from nemo_prolong.report.training.telemetry import changes
+from tests.support.html_page import Page
 
 
 def records(run):

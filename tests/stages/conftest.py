@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-
-from fake_checkpoint import write_checkpoint
-from tiny import tiny_config, write_data
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.files import write_json_atomically
@@ -21,6 +14,8 @@ from nemo_prolong.records.run_directory import CONFIG_FILE
 from nemo_prolong.records.stage_manifest import ParentRecord
 from nemo_prolong.stages.manifest import new_manifest, read_data_manifest
 from nemo_prolong.stages.preflight import dump
+from tests.support.fake_checkpoint import write_checkpoint
+from tests.support.tiny import tiny_config, write_data
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ import torch
 
 _PROGRAM = """
 import sys
-sys.path.insert(0, {tests!r})
 from pathlib import Path
-from tiny import tiny_config, write_data
+from tests.support.tiny import tiny_config, write_data
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.stages.run import run_stage
 try:
@@ -27,7 +26,7 @@ print([name for name in ("nemo", "megatron", "transformer_engine") if name in sy
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are kernels for a GPU here")
 @pytest.mark.parametrize("precision", [{"compute": "fp8"}, {"compute": "bf16", "backend": "te"}])
 def test_transformer_engine_is_refused_where_there_is_no_gpu(precision: dict[str, str], tmp_path: Path) -> None:
-    program = _PROGRAM.format(tests=str(Path(__file__).parents[1] / "engine"), precision=precision)
+    program = _PROGRAM.format(precision=precision)
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     message, imported = output.stdout.strip().rsplit("\n", 1)
     assert "Transformer Engine computes on a GPU, and there is none here. Set precision=bf16" in message

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_checkpoint import write_checkpoint
-from recipe_tools import SCRIPT, STAGES, STEPS, recipe_command, write_recipe_data
 
 from nemo_prolong.config.cli import compose
 from nemo_prolong.config.recipe_schema import RecipeConfig
@@ -27,6 +25,8 @@ from nemo_prolong.stages.manifest import new_manifest, read_data_manifest
 from nemo_prolong.stages.preflight import dump
 from nemo_prolong.stages.recipe_plan import PlannedStage, plan_recipe
 from nemo_prolong.stages.recipe_run import run_recipe
+from tests.support.fake_checkpoint import write_checkpoint
+from tests.support.recipe_tools import SCRIPT, STAGES, STEPS, recipe_command, write_recipe_data
 
 # A part of the recipe without NeMo: writes what it was started with, then does as the file "behaviour" says.
 PROGRAM = """\

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recipe_tools import STAGES, STEPS, recipe_command, write_recipe_data
-from tiny import VOCAB_SIZE, read_metrics
 
 from nemo_prolong.data.tokenizer import train_tokenizer
 from nemo_prolong.errors import EXIT_PREEMPTED
 from nemo_prolong.records.stage_manifest import StageManifest
+from tests.support.recipe_tools import STAGES, STEPS, recipe_command, write_recipe_data
+from tests.support.tiny import VOCAB_SIZE, read_metrics
 
 pytestmark = [pytest.mark.recipe, pytest.mark.timeout(1200)]
 

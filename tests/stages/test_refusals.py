@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import write_data
 
 from nemo_prolong.config.cli import CONFIG_DIR
+from tests.support.tiny import write_data
 
 TRAIN = CONFIG_DIR.parent / "scripts" / "train.py"
 PROBE = f"""

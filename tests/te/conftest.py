@@ -13,9 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 import transformer_engine.pytorch
-from layouts import leave
 
 from nemo_prolong.engine.patches import cpu
+from tests.support.te_layouts import leave
 
 cpu.prepare()
 assert transformer_engine.pytorch and not torch.cuda.is_available(), "these tests are for machines without a GPU"

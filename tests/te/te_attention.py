@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import transformer_engine.pytorch as te_pytorch
-from layouts import TINY, build, enter, te
 from torch.nn.functional import scaled_dot_product_attention
 from transformer_engine.common.recipe import DelayedScaling
 from transformer_engine.pytorch.quantization import FP8GlobalStateManager
@@ -17,6 +16,7 @@ from nemo_prolong.config.schema import ParallelismConfig
 from nemo_prolong.engine.training.packed_step import packed_seq_params
 from nemo_prolong.ops.attention import document_attention
 from nemo_prolong.ops.context_parallel import DocumentPartition
+from tests.support.te_layouts import TINY, build, enter, te
 
 HEADS, KEY_HEADS, CHANNELS = 2, 1, 128
 EQUAL, MIXED = [256, 256], [200, 300, 12]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layouts import TINY, build, enter, plain, te
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from nemo_prolong.config.schema import ParallelismConfig
+from tests.support.te_layouts import TINY, build, enter, plain, te
 
 ONE_RANK = ParallelismConfig()
 

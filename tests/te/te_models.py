@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from layouts import build, enter, sharded, te
 
 from nemo_prolong.config.cli import CONFIG_DIR
 from nemo_prolong.config.load import load
 from nemo_prolong.config.schema import KernelBackend, RunConfig
+from tests.support.te_layouts import build, enter, sharded, te
 
 EXPERIMENTS = [
     "stage1",
@@ -103,9 +103,8 @@ def test_every_norm_knows_that_its_tokens_are_split():
 
 
 def test_hierarchical_groups_reach_the_attention():
-    from layouts import TINY
-
     from nemo_prolong.config.schema import ParallelismConfig
+    from tests.support.te_layouts import TINY
 
     layout = ParallelismConfig(
         context_parallel_size=4, cp_comm_type="a2a+p2p", hierarchical_context_parallel_sizes=[2, 2]

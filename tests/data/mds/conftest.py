@@ -1,4 +1,4 @@
-"""Makes ``mds_examples`` importable, and one directory of many small shards that tests copy."""
+"""One directory of many small shards that tests copy."""
 
 import shutil
 import sys
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from mds_examples import SMALL_COLUMNS, numbered_row, write
+from tests.support.mds_examples import SMALL_COLUMNS, numbered_row, write
 
 
 @pytest.fixture(scope="session")

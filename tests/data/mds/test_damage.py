@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mds_examples import ALL_COLUMNS, SMALL_COLUMNS, edit_index, flip, numbered_row, same_row, varied_row, write
+from tests.support.mds_examples import ALL_COLUMNS, SMALL_COLUMNS, edit_index, flip, numbered_row, same_row, varied_row, write
 
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.errors import DataError

@@ -15,7 +15,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mds_examples import COLUMNS, SMALL_COLUMNS, golden_row, numbered_row, packed_row, write
+from tests.support.mds_examples import COLUMNS, SMALL_COLUMNS, golden_row, numbered_row, packed_row, write
 
 from nemo_prolong.data.mds import OFFSET_BYTES, MdsReader, ShardFormat
 from nemo_prolong.errors import ConfigError, DataError

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mds_examples import (
+from tests.support.mds_examples import (
     ALL_COLUMNS,
     COLUMNS,
     SMALL_COLUMNS,

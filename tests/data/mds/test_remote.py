@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mds_examples import COLUMNS, SMALL_COLUMNS, domains, numbered_row, packed_row, same_row, write
+from tests.support.mds_examples import COLUMNS, SMALL_COLUMNS, domains, numbered_row, packed_row, same_row, write
 
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.storage import stores

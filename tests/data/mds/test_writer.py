@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mds_examples import SMALL_COLUMNS, numbered_row
+from tests.support.mds_examples import SMALL_COLUMNS, numbered_row
 
 from nemo_prolong.data.mds import MdsReader, MdsWriter
 from nemo_prolong.errors import DataError

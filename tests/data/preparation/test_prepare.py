@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mixed import ROW_SETS
+from tests.support.mixed import ROW_SETS
 from tokenizers import Tokenizer
 
 from nemo_prolong.config.prepare_schema import PrepareConfig

@@ -28,7 +28,7 @@ from nemo_prolong.data.tokenizer.template import LLAMA3_TRAINING
 from nemo_prolong.errors import DataError
 
 Configure = Callable[..., PrepareConfig]
-PROGRAM = Path(__file__).with_name("prepare_program.py")
+PROGRAM = "tests.data.preparation.prepare_program"
 
 
 def assert_same_bytes(left: Path, right: Path) -> None:
@@ -41,7 +41,7 @@ def assert_same_bytes(left: Path, right: Path) -> None:
 def start(cfg: PrepareConfig, directory: Path) -> subprocess.Popen[bytes]:
     described = directory / "config.json"
     described.write_text(cfg.model_dump_json())
-    return subprocess.Popen([sys.executable, str(PROGRAM), str(described)], stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-m", PROGRAM, str(described)], stderr=subprocess.PIPE)
 
 
 def test_a_second_run_gives_the_same_bytes(prepared: Path, mixed_config: Configure, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_full_disk_stops_the_run_with_what_to_do_and_keeps_what_is_finished(
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
 
-    command = [sys.executable, str(PROGRAM), str(described)]
+    command = [sys.executable, "-m", PROGRAM, str(described)]
     full = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_disk)
     assert full.returncode == 1
     assert "has no space left (File too large;" in full.stderr

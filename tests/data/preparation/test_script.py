@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mixed import ROW_SETS
+from tests.support.mixed import ROW_SETS
 
 REPOSITORY = Path(__file__).parents[3]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import run_program
+
+from tests.support.launches import run_program
 
 BF16, TENSORWISE, BLOCKWISE, ATTENTION = range(4)
 
@@ -16,9 +16,7 @@ BF16, TENSORWISE, BLOCKWISE, ATTENTION = range(4)
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """What the program saw."""
-    return json.loads(
-        run_program([sys.executable, str(Path(__file__).with_name("settings_program.py"))]).splitlines()[-1]
-    )
+    return json.loads(run_program([sys.executable, "-m", "tests.engine.te.settings_program"]).splitlines()[-1])
 
 
 def test_bf16_leaves_fp8_off(found):
@@ -66,7 +64,7 @@ def test_the_strategy_asks_for_hierarchical_groups_where_nemo_forms_groups(found
 def test_four_ranks_have_the_groups_of_heads_and_of_the_ring(tmp_path):
     output = tmp_path / "groups.json"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
-    run_program([*launcher, str(Path(__file__).with_name("groups_program.py")), str(output)])
+    run_program([*launcher, "-m", "tests.engine.te.groups_program", str(output)])
     everyone = json.loads(output.read_text())
     assert [rank["cp"] for rank in everyone] == [[0, 1, 2, 3]] * 4
     assert [rank["ranks"] for rank in everyone] == [

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from export_tools import Workspace, export_config
-from serving_tools import target_config
-
 from nemo_prolong.config.cli import CONFIG_DIR
 from nemo_prolong.config.schema import ModelConfig
+from tests.support.export_tools import Workspace, export_config
+from tests.support.serving_tools import target_config
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_tools import Workspace
 from safetensors.torch import load_file, save_file
-from serving_tools import target_config
 
 from nemo_prolong.config.schema import ExportTargetConfig
 from nemo_prolong.engine.fp8_export import dequantize
@@ -18,6 +16,8 @@ from nemo_prolong.errors import ExportError
 from nemo_prolong.export.run import export
 from nemo_prolong.export.serving.engine_checkpoint import verify_engine_checkpoint
 from nemo_prolong.records.stage_manifest import StageManifest
+from tests.support.export_tools import Workspace
+from tests.support.serving_tools import target_config
 
 TARGET = ExportTargetConfig(
     format="trtllm_engine_checkpoint", quantization="fp8", tensor_parallel_size=2, pipeline_parallel_size=2

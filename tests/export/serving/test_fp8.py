@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from serving_tools import target_config
 
 from nemo_prolong.engine import fp8_export
 from nemo_prolong.engine.fp8_export import dequantize
@@ -24,6 +23,7 @@ from nemo_prolong.export.serving.quantized import (
     verify_weights,
 )
 from nemo_prolong.records.stage_manifest import StageManifest
+from tests.support.serving_tools import target_config
 
 LAYER = "model.layers.1"
 

@@ -8,13 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fake_hub import fake_hub
 from huggingface_hub import constants
 from huggingface_hub.utils import reset_sessions
 
 from nemo_prolong.config.schema import ExportTargetConfig
 from nemo_prolong.errors import ExportError
 from nemo_prolong.export.hub import publish
+from tests.support.fake_hub import fake_hub
 
 TOKEN = "hf_" + "x" * 34
 TARGET = ExportTargetConfig(push_to_hub="org/name")

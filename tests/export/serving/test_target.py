@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from export_tools import export_config
-from serving_tools import target_config
 
 from nemo_prolong.errors import ConfigError, ExportError
 from nemo_prolong.export.run import export
 from nemo_prolong.export.serving.settings import TrtllmSettings, VllmSettings, read_settings
 from nemo_prolong.export.serving.target import check_target
 from nemo_prolong.records.stage_manifest import StageManifest
+from tests.support.export_tools import export_config
+from tests.support.serving_tools import target_config
 
 DOCKER = Path(__file__).parents[3] / "docker" / "serve"
 SIZES = ("--max_batch_size", "1", "--max_num_tokens", "256", "--max_seq_len", "524288")

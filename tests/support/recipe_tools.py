@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tiny import VOCAB_SIZE
 
 from nemo_prolong.config.cli import CONFIG_DIR
 from nemo_prolong.data.mds import MdsWriter
+from tests.support.tiny import VOCAB_SIZE
 
 SCRIPT = CONFIG_DIR.parent / "scripts" / "recipe.py"
 STAGES = ("base", "stage1", "stage2", "sft")

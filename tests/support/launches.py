@@ -18,7 +18,7 @@ TWO_RANK_LAYOUTS: dict[str, dict[str, int]] = {
     "cp2_all_gather": {"context_parallel_size": 2, "cp_comm_type": "all_gather"},
     "cp2_a2a": {"context_parallel_size": 2, "cp_comm_type": "a2a"},
 }
-PROGRAM = Path(__file__).with_name("train_program.py")
+PROGRAM = "tests.support.train_program"
 
 
 def run_program(command: list[str], timeout_seconds: float = 300, **environment: str) -> str:
@@ -49,4 +49,4 @@ def train(jobs: list[dict[str, Any]], directory: Path, ranks: int = 1) -> None:
     path = directory / f"jobs_{ranks}.json"
     path.write_text(json.dumps(jobs))
     forks = [] if ranks == 1 else [str(ranks)]
-    run_program([sys.executable, str(PROGRAM), str(path), *forks], timeout_seconds=600)
+    run_program([sys.executable, "-m", PROGRAM, str(path), *forks], timeout_seconds=600)

@@ -1,6 +1,6 @@
 """Train the stages that a JSON file describes, one after the other.
 
-Run as ``python train_program.py JOBS.json [RANKS]``. A job is ``{"config": RunConfig, "resume": path or null,
+Run as ``train_program.py JOBS.json [RANKS]``. A job is ``{"config": RunConfig, "resume": path or null,
 "parent_checkpoint": path or null}``. With RANKS, each job is trained by as many forks of this process: one import for
 all, and new process groups for each.
 """
@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fork_ranks import run_ranks
-
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.logs import run_logging
 from nemo_prolong.records.run_directory import RunDirectory
+from tests.support.fork_ranks import run_ranks
 
 
 def train(job: dict[str, Any], _rank: int = 0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,40 +35,53 @@ VALIDATION_DOCUMENTS = {"original": [7, 20, 1, 19, 17], "perturbed": [7, 20, 1, 
 PERTURBED_DOCUMENT = 1
 
 
-def _layout(name: str, exchange: str | None = None, sequence_parallel: bool = False) -> dict[str, Any]:
-    """Return the parallelism of four digits TP, PP, CP, DP."""
-    tp, pp, cp, dp = (int(digit) for digit in name)
+DEGREES = (
+    {"tp": 2},
+    {"pp": 2},
+    {"cp": 2},
+    {"dp": 2},
+    {"tp": 2, "cp": 2},
+    {"cp": 2, "dp": 2},
+    {"tp": 2, "dp": 2},
+    {"pp": 2, "cp": 2},
+    {"tp": 2, "pp": 2},
+    {"cp": 4},
+)
+
+
+def _layout(degrees: dict[str, int], exchange: str | None, sequence_parallel: bool) -> dict[str, Any]:
+    """Return the number of ranks and the parallelism of some degrees; those not named are 1."""
     return {
-        "ranks": tp * pp * cp * dp,
+        "ranks": math.prod(degrees.values()),
         "parallelism": {
-            "tensor_model_parallel_size": tp,
-            "pipeline_model_parallel_size": pp,
-            "context_parallel_size": cp,
+            "tensor_model_parallel_size": degrees.get("tp", 1),
+            "pipeline_model_parallel_size": degrees.get("pp", 1),
+            "context_parallel_size": degrees.get("cp", 1),
             "sequence_parallel": sequence_parallel,
             "cp_comm_type": exchange or "p2p",
         },
     }
 
 
-def _name(degrees: str, exchange: str | None, sequence_parallel: bool) -> str:
-    return "_".join([degrees, *([exchange] if exchange else []), *(["sp"] if sequence_parallel else [])])
+def _name(degrees: dict[str, int], exchange: str | None, sequence_parallel: bool) -> str:
+    sizes = [f"{dimension}{size}" for dimension, size in degrees.items()]
+    return "_".join([*sizes, *([exchange] if exchange else []), *(["sp"] if sequence_parallel else [])])
 
 
 def _all_layouts() -> dict[str, dict[str, Any]]:
     layouts = {}
-    for degrees in ("2111", "1211", "1121", "1112", "2121", "1122", "2112", "1221", "2211", "1141"):
-        exchanges = ("p2p", "all_gather", "a2a") if degrees[2] != "1" else (None,)
-        for exchange in exchanges:
-            for sequence_parallel in (False, True) if degrees[0] != "1" else (False,):
+    for degrees in DEGREES:
+        for exchange in ("p2p", "all_gather", "a2a") if "cp" in degrees else (None,):
+            for sequence_parallel in (False, True) if "tp" in degrees else (False,):
                 layout = _layout(degrees, exchange, sequence_parallel)
                 layouts[_name(degrees, exchange, sequence_parallel)] = layout
     return layouts
 
 
 LAYOUTS = _all_layouts()
-"""(TP, PP, CP, DP) in four digits, with the exchange of CP and sp for sequence parallelism."""
+"""By name: degrees above 1 such as ``tp2_cp2``, the exchange of CP, and sp for sequence parallelism."""
 
-ONE_RANK = "1111"
+ONE_RANK = "one_rank"
 
 RECOMPUTED: dict[str, dict[str, Any]] = {
     "recompute_uniform": {

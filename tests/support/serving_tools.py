@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from export_tools import export_config
-
 from nemo_prolong.config.schema import ExportConfig
+from tests.support.export_tools import export_config
 
 
 def target_config(run: Path, output: Path, format: str, **changes: Any) -> ExportConfig:

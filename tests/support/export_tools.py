@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
-from tiny import VOCAB_SIZE
 
 from nemo_prolong.config.schema import ExportConfig, ModelConfig
+from tests.support.tiny import VOCAB_SIZE
 
 TOKENIZER_TEXT = ["def add(first, second):\n    return first + second\n", "A document about the number 12345.\n"]
 

@@ -1,0 +1,1 @@
+"""Tests, importable so that they and the programs they start share `tests.support`."""

@@ -1,8 +1,0 @@
-"""Tests of plain torch operations; the modules they share lie beside them."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parent))

@@ -1,0 +1,1 @@
+"""What several tests share, and the programs they start: `from tests.support.tiny import ...`."""
