@@ -141,16 +141,18 @@ class _Adapter(_Hooks):
         callback: Ours.
         cfg: The stage.
         run: Its run directory.
+
+    Attributes:
+        state_key: The name of its state in a checkpoint.
     """
+
+    # A property of Lightning's, which names every state after the class of the adapter.
+    state_key: str = ""
 
     def __init__(self, callback: Callback, cfg: RunConfig, run: RunDirectory) -> None:
         super().__init__(cfg, run)
         self._callback = callback
-
-    @property
-    def state_key(self) -> str:
-        """The name of its state in a checkpoint."""
-        return type(self._callback).__qualname__
+        self.state_key = type(callback).__qualname__
 
     def state_dict(self) -> dict[str, Any]:
         """Return the callback's state."""
