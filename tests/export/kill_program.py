@@ -97,7 +97,7 @@ def before_the_rename() -> None:
     """Die when everything is on the disk and nothing has been renamed."""
     from nemo_prolong.export import output
 
-    replace(output, "_sync", lambda original, directory: (original(directory), die()))
+    replace(output, "publish", lambda original, *args, **kwargs: die())
 
 
 def after_rename(number: int) -> None:
@@ -110,6 +110,7 @@ def after_rename(number: int) -> None:
             die()
 
     replace(Path, "rename", rename_and_die)
+    replace(os, "replace", rename_and_die)
 
 
 def in_the_removal() -> None:
