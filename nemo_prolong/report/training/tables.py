@@ -237,8 +237,8 @@ def commands(lineage: Lineage, cfg: ReportConfig) -> list[str]:
 
 def _export_settings(export: ExportedModel) -> dict[str, Any]:
     dtypes = {"float32": "fp32", "bfloat16": "bf16"}
-    run = (export.manifest.get("source") or {}).get("run")
-    return {"run": run, "output": export.directory, "dtype": dtypes.get(export.manifest.get("dtype", ""))}
+    manifest = export.manifest
+    return {"run": manifest.source.run, "output": export.directory, "dtype": dtypes.get(manifest.dtype)}
 
 
 def _script(name: str, settings: dict[str, Any]) -> str:
