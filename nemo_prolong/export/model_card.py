@@ -44,6 +44,8 @@ _CACHED = re.compile(r"(?:^|/)models--([^/]+?)--([^/]+)/snapshots/")
 
 _TAGS = ["long-context", "llama", "prolong"]
 
+_METADATA_ORDER = ["license", "license_name", "base_model", "library_name", "pipeline_tag", "tags"]
+
 
 class ResultTable(NamedTuple):
     """One evaluation of one stage, in Markdown."""
@@ -78,7 +80,7 @@ def model_card(
     parent = lineage[0].parent
     text = render(
         "README.md.j2",
-        metadata=_metadata(source.model.license, parent, target).to_yaml(original_order=["license", "license_name"]),
+        metadata=_metadata(source.model.license, parent, target).to_yaml(original_order=_METADATA_ORDER),
         model=source.model,
         run=source.manifest,
         step=source.step,

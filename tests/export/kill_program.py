@@ -101,12 +101,12 @@ def before_the_rename() -> None:
 
 
 def after_rename(number: int) -> None:
-    """Die after one of the renames; the first of two moves an earlier export away."""
+    """Die after one of the renames of directories; the first of two moves an earlier export away."""
     renames = iter(range(1, number + 1))
 
     def rename_and_die(original: Callable[..., Any], *args: Any) -> None:
         original(*args)
-        if ".hf." in str(args[0]) + str(args[1]) and next(renames) == number:
+        if Path(args[0]).name in ("hf", ".hf.exporting") and next(renames) == number:
             die()
 
     replace(Path, "rename", rename_and_die)

@@ -124,9 +124,9 @@ def test_spread_positions_see_a_rope_base_that_short_prompts_do_not(
     monkeypatch.setattr(logits, "MAX_LOGIT_DIFFERENCE", 1e9)
     monkeypatch.setattr(logits, "MIN_SHARPENED_AGREEMENT", 0.0)
     set_rope_base(spoiled, 80001.0)
-    *short, spread = verify_logits(workspace, spoiled)["prompts"]
-    assert max(prompt["max_logit_difference"] for prompt in short) < 1e-2
-    assert spread["max_logit_difference"] > 10 * max(prompt["max_logit_difference"] for prompt in short)
+    *short, spread = verify_logits(workspace, spoiled).prompts
+    assert max(prompt.max_logit_difference for prompt in short) < 1e-2
+    assert spread.max_logit_difference > 10 * max(prompt.max_logit_difference for prompt in short)
 
 
 def test_sharpened_attention_alone_refuses_a_rope_base_that_is_off_by_a_thousandth_of_a_percent(
@@ -134,7 +134,7 @@ def test_sharpened_attention_alone_refuses_a_rope_base_that_is_off_by_a_thousand
 ) -> None:
     monkeypatch.setattr(logits, "_compare_frequencies", lambda found, expected: None)
     monkeypatch.setattr(logits, "MAX_LOGIT_DIFFERENCE", 1e9)
-    assert verify_logits(workspace, spoiled)["sharpened"]["argmax_equal_share"] == 1.0
+    assert verify_logits(workspace, spoiled).sharpened.argmax_equal_share == 1.0
     set_rope_base(spoiled, 80001.0)
     with pytest.raises(ExportError, match=r"with sharpened attention .* choose the same token at [789]\d\.\d% of the"):
         verify_logits(workspace, spoiled)

@@ -31,8 +31,8 @@ _QUANTIZED = re.compile(r"model\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:
 # Half a step of FP8 relative to a value, with room for the bf16 arithmetic below; half a step of the subnormals.
 _RELATIVE_ERROR = 2.0**-4 * (1.0 + 2.0**-7)
 _SUBNORMAL_ERROR = 2.0**-10
-# ModelOpt rounds the scale and the quotient to bf16, each by up to 2**-9 of it. That moves some quotients over the middle
-# between two FP8 numbers.
+# ModelOpt rounds the scale and the quotient to bf16, each by up to 2**-9 of it. That moves some quotients over the
+# middle between two FP8 numbers.
 _QUOTIENT_ERROR = 2.0**-8
 
 PROBE_TOKENS = 512
