@@ -9,8 +9,8 @@ import torch
 from nemo_prolong.export.source import ExportSource
 from nemo_prolong.files import FileDigest, digest_file
 from nemo_prolong.records.export_manifest import (
+    ExportedFile,
     ExportManifest,
-    FileRecord,
     SourceRecord,
     TargetRecord,
     VerificationRecord,
@@ -58,7 +58,7 @@ def write_manifest(
     ).write(directory)
 
 
-def _describe_files(directory: Path, weights: dict[str, FileDigest]) -> dict[str, FileRecord]:
+def _describe_files(directory: Path, weights: dict[str, FileDigest]) -> dict[str, ExportedFile]:
     """Return hash and size of every file by name; only files that are not in ``weights`` are read."""
     digests = {path.name: weights.get(path.name) or digest_file(path) for path in sorted(directory.iterdir())}
-    return {name: FileRecord(sha256=sha256, num_bytes=size) for name, (sha256, size) in digests.items()}
+    return {name: ExportedFile(sha256=sha256, num_bytes=size) for name, (sha256, size) in digests.items()}

@@ -159,7 +159,7 @@ class TargetRecord(_Record):
     quantization: QuantizationRecord | None
 
 
-class FileRecord(_Record):
+class ExportedFile(_Record):
     """A file of the directory: SHA-256 in hexadecimal, and its size (``bytes`` in the file)."""
 
     sha256: str
@@ -195,7 +195,7 @@ class ExportManifest(_Record):
     target: TargetRecord | None = None
     versions: dict[str, str]
     exported_at: str
-    files: dict[str, FileRecord]
+    files: dict[str, ExportedFile]
 
     @classmethod
     def read(cls, directory: Path) -> ExportManifest:

@@ -11,7 +11,7 @@ from tiny import VOCAB_SIZE
 
 from nemo_prolong.config.schema import ExportConfig, ModelConfig
 from nemo_prolong.records.evaluation import Bucket, PerplexityResult, RecallEntry, RecallResult, write_result
-from nemo_prolong.records.export_manifest import ExportManifest, FileRecord, SourceRecord
+from nemo_prolong.records.export_manifest import ExportedFile, ExportManifest, SourceRecord
 
 TOKENIZER_TEXT = ["def add(first, second):\n    return first + second\n", "A document about the number 12345.\n"]
 
@@ -61,7 +61,7 @@ def make_export_manifest(*files: str, **changes: Any) -> ExportManifest:
         "verification": None,
         "versions": {},
         "exported_at": "2026-11-24T14:00:00Z",
-        "files": {name: FileRecord(sha256="0" * 64, num_bytes=1) for name in files},
+        "files": {name: ExportedFile(sha256="0" * 64, num_bytes=1) for name in files},
     }
     return ExportManifest(**{**values, **changes})
 
