@@ -109,12 +109,14 @@ def our_side(checkpoint: Path, output: Path) -> Callable[[], object]:
     """Return our writer; what a run's manifest adds to an export is not part of the comparison."""
     import torch
 
-    from nemo_prolong.export.source import Source
+    from nemo_prolong.export.source import ExportSource
     from nemo_prolong.export.writer import write_weights
     from nemo_prolong.weights.checkpoint_reader import CheckpointReader
 
     torch.set_num_threads(1)
-    source = Source(checkpoint, checkpoint, 0, None, MODEL, checkpoint / "tokenizer", CheckpointReader(checkpoint))
+    source = ExportSource(
+        checkpoint, checkpoint, 0, None, MODEL, checkpoint / "tokenizer", CheckpointReader(checkpoint)
+    )
     output.mkdir()
     return lambda: write_weights(source, output, torch.bfloat16, SHARD_BYTES)
 
@@ -133,9 +135,9 @@ def load_all_side(checkpoint: Path, output: Path) -> Callable[[], object]:
         state = {}
         for piece in pieces(MODEL):
             fused = stacks[piece.rule.megatron] if piece.layer is None else stacks[piece.rule.megatron][piece.layer]
-            runs = list(piece.rule.runs(MODEL))
+            ranges = list(piece.rule.row_ranges(MODEL))
             for part, name in enumerate(piece.names):
-                state[name] = torch.cat([fused[r.start : r.start + r.count] for r in runs if r.part == part])
+                state[name] = torch.cat([fused[r.start : r.end] for r in ranges if r.part == part])
         with torch.device("meta"):
             model = LlamaForCausalLM(hugging_face_config(LlamaConfig))
         model.load_state_dict(state, assign=True)

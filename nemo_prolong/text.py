@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 _DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -20,6 +21,9 @@ _PICTURES = {
 
 _ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in (*_CONTROLS, *_DIRECTIONS)}
 
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&#$@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
+"""What Markdown may take for markup or a link; an underscore inside a word is none."""
+
 
 def pictured(text: str) -> str:
     r"""Return ``text`` with every hidden character as one visible character, so that positions in it stay right.
@@ -37,6 +41,37 @@ def escaped(text: str) -> str:
     a\x1bb
     """
     return text.translate(_ESCAPES)
+
+
+def one_line(text: object) -> str:
+    r"""Return ``text`` on one line, with every hidden character as a visible one.
+
+    >>> one_line("a\n\n b\x1b")
+    'a b\u241b'
+    """
+    return pictured(" ".join(str(text).split()))
+
+
+def markdown_text(text: object) -> str:
+    r"""Return ``text`` as one line that Markdown shows as it is, in a sentence, a heading or a cell of a table.
+
+    >>> print(markdown_text("docs_2048 | *new*"))
+    docs_2048 \| \*new\*
+    """
+    return _MARKUP.sub(lambda match: f"\\{match[0]}", one_line(text))
+
+
+def markdown_code(text: object) -> str:
+    """Return ``text`` as a code span on one line, whatever backticks are in it; not for a cell of a table.
+
+    >>> markdown_code("runs/sft"), markdown_code("a`b")
+    ('`runs/sft`', '`` a`b ``')
+    """
+    line = one_line(text)
+    if "`" not in line:
+        return f"`{line}`"
+    fence = "`" * (1 + max(map(len, re.findall("`+", line))))
+    return f"{fence} {line} {fence}"
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[int] = ()) -> str:

@@ -73,7 +73,7 @@ class MegatronScorer:
         CheckpointError: If the run has no complete checkpoint.
     """
 
-    through = "megatron"
+    backend = "megatron"
 
     def __init__(self, run_dir: str | Path, weights_dtype: torch.dtype | None = None) -> None:
         self.name = str(run_dir)
@@ -109,9 +109,9 @@ class MegatronScorer:
         rule = next(rule for rule in rules(model) if rule.megatron.endswith("linear_qkv.weight"))
         for name, parameter in self._model.named_parameters():
             if name.endswith("linear_qkv.weight"):
-                for run in rule.runs(model):
-                    if run.part != _VALUES:
-                        parameter[run.start : run.start + run.count] *= factor
+                for rows in rule.row_ranges(model):
+                    if rows.part != _VALUES:
+                        parameter[rows.start : rows.end] *= factor
 
     @torch.no_grad()
     def logits(self, tokens: torch.Tensor, start: int = 0, position_ids: torch.Tensor | None = None) -> torch.Tensor:

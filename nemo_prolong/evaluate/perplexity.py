@@ -7,10 +7,11 @@ scored for every model, so that the numbers of two models differ only by the mod
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from nemo_prolong.errors import DataError
 from nemo_prolong.evaluate.scorer import Scorer, require_tokens_in_vocabulary
+from nemo_prolong.records.evaluation import Bucket
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def split_documents(rows: Iterable[Mapping[str, Any]], max_tokens: int) -> Iterator[Tensor]:
@@ -53,35 +55,43 @@ class PositionBuckets:
     def add_document(self, losses: Tensor) -> None:
         """Add one document: ``losses`` float32 [T - 1], element ``i`` belonging to target position ``i + 1``."""
         values = losses.to(torch.float64).numpy()
-        for bucket, (start, end) in enumerate(zip([0, *self.ends], self.ends, strict=False)):
+        for bucket, (start, end) in enumerate(self._spans()):
             inside = values[max(start - 1, 0) : end - 1]
             self.loss_sums[bucket] += inside.sum()
             self.token_counts[bucket] += len(inside)
             self.document_counts[bucket] += bool(len(inside))
 
-    def table(self) -> list[dict[str, Any]]:
-        """Return one entry per bucket; loss (nats per token) and perplexity are null where no document reaches."""
-        entries = []
-        for bucket, (start, end) in enumerate(zip([0, *self.ends], self.ends, strict=False)):
-            tokens = int(self.token_counts[bucket])
-            loss = float(self.loss_sums[bucket]) / tokens if tokens else None
-            entries.append(
-                {
-                    "start": start,
-                    "end": end,
-                    "documents": int(self.document_counts[bucket]),
-                    "tokens": tokens,
-                    "loss": loss,
-                    "perplexity": None if loss is None else math.exp(loss),
-                }
-            )
-        return entries
+    def table(self) -> list[Bucket]:
+        """Return the buckets in order; loss (nats per token) and perplexity are None where no document reaches."""
+        return [self._bucket(index, start, end) for index, (start, end) in enumerate(self._spans())]
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        return itertools.pairwise([0, *self.ends])
+
+    def _bucket(self, index: int, start: int, end: int) -> Bucket:
+        tokens = int(self.token_counts[index])
+        loss = float(self.loss_sums[index]) / tokens if tokens else None
+        return Bucket(
+            start=start,
+            end=end,
+            documents=int(self.document_counts[index]),
+            tokens=tokens,
+            loss=loss,
+            perplexity=None if loss is None else math.exp(loss),
+        )
+
+
+class Perplexity(NamedTuple):
+    """What ``measure_perplexity`` found: how many documents it scored, and the buckets in order."""
+
+    documents: int
+    buckets: list[Bucket]
 
 
 def measure_perplexity(
     scorer: Scorer, rows: Iterable[Mapping[str, Any]], bucket_ends: list[int], max_documents: int, source: str
-) -> dict[str, Any]:
-    """Score the first ``max_documents`` documents of ``rows`` and return the part of ``perplexity.json`` it fills.
+) -> Perplexity:
+    """Score the first ``max_documents`` documents of ``rows``.
 
     Args:
         scorer: The model.
@@ -99,11 +109,11 @@ def measure_perplexity(
         require_tokens_in_vocabulary(document, scorer, source)
         buckets.add_document(scorer.token_losses(document))
         documents += 1
-        logger.debug("%s: document %d, %d tokens", scorer.name, documents, len(document))
+        log.debug("%s: document %d, %d tokens", scorer.name, documents, len(document))
         if documents == max_documents:
             break
     if documents == 0:
         raise DataError(
             f"rows={source}", "No document has two tokens or more.", "Name a directory of packed validation rows."
         )
-    return {"documents": documents, "buckets": buckets.table()}
+    return Perplexity(documents, buckets.table())

@@ -24,7 +24,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +33,9 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.evaluate.scorer import Scorer
+from nemo_prolong.records.evaluation import RecallEntry
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 KEYS = tuple("".join(letters) for letters in itertools.product("bcdfghjklmnpqrstvwxz", repeat=4))
 VALUES = range(1000, 10000)
@@ -162,24 +162,24 @@ class RecallScore:
         self.correct_tokens += int(correct.sum())
         self.loss_sum += float(cross_entropy(logits, answer, reduction="none").to(torch.float64).sum())
 
-    def entry(self, length_tokens: int) -> dict[str, Any]:
-        """Return the entry of ``recall.json``; losses are nats per answer token.
+    def entry(self, length_tokens: int) -> RecallEntry:
+        """Return the entry of a length; losses are nats per answer token.
 
         ``chance_loss`` is what a model pays that knows the form of a value and does not look it up.
         """
-        return {
-            "length": length_tokens,
-            "samples": self.samples,
-            "exact_match": self.exact_matches / self.samples,
-            "token_accuracy": self.correct_tokens / self.answer_tokens,
-            "answer_loss": self.loss_sum / self.answer_tokens,
-            "chance_loss": self.samples * math.log(len(VALUES)) / self.answer_tokens,
-            "answer_tokens": self.answer_tokens,
-        }
+        return RecallEntry(
+            length=length_tokens,
+            samples=self.samples,
+            exact_match=self.exact_matches / self.samples,
+            token_accuracy=self.correct_tokens / self.answer_tokens,
+            answer_loss=self.loss_sum / self.answer_tokens,
+            chance_loss=self.samples * math.log(len(VALUES)) / self.answer_tokens,
+            answer_tokens=self.answer_tokens,
+        )
 
 
-def measure_recall(scorer: Scorer, lengths_tokens: list[int], num_samples: int, seed: int) -> list[dict[str, Any]]:
-    """Return the entries of ``recall.json`` for every length, in the order given.
+def measure_recall(scorer: Scorer, lengths_tokens: list[int], num_samples: int, seed: int) -> list[RecallEntry]:
+    """Return an entry for every length, in the order given.
 
     Lengths beyond the trained one are measured too: how a model fails there is part of the answer.
 
@@ -198,6 +198,6 @@ def measure_recall(scorer: Scorer, lengths_tokens: list[int], num_samples: int, 
         for prompt in build_prompts(scorer.tokenizer, length, num_samples, seed):
             tokens = torch.cat([prompt.prompt, prompt.answer[:-1]])
             score.add(scorer.logits(tokens, start=len(prompt.prompt) - 1), prompt.answer)
-            logger.debug("%s: %d tokens, %d pairs, depth %.2f", scorer.name, length, prompt.num_pairs, prompt.depth)
+            log.debug("%s: %d tokens, %d pairs, depth %.2f", scorer.name, length, prompt.num_pairs, prompt.depth)
         entries.append(score.entry(length))
     return entries

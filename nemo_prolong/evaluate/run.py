@@ -1,21 +1,19 @@
-"""Run both evaluations for every model and leave ``perplexity.json`` and ``recall.json`` behind."""
+"""Run both evaluations for every model and write ``perplexity.json`` and ``recall.json``."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.evaluate.request import open_rows, output_directories, require_ascending, require_model
-from nemo_prolong.files import write_json_atomically
 from nemo_prolong.logs import run_logging
+from nemo_prolong.records.evaluation import PerplexityResult, RecallResult, write_result
 from nemo_prolong.units import format_seconds, format_tokens
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 LOG_FILE = "evaluate.log"
 """Beside the results: our lines, and everything the libraries said."""
@@ -40,7 +38,7 @@ def evaluate(cfg: EvaluateConfig) -> list[Path]:
     for model, directory in directories.items():
         directory.mkdir(parents=True, exist_ok=True)
         with run_logging(directory / LOG_FILE, console=True):
-            logger.info("%s: loading", model)
+            log.info("%s: loading", model)
             _evaluate_model(model, rows, cfg, directory)
     return list(directories.values())
 
@@ -53,44 +51,50 @@ def _evaluate_model(model: str, rows: MdsReader, cfg: EvaluateConfig, directory:
     from nemo_prolong.evaluate.scorer import open_scorer
 
     scorer = open_scorer(model)
-    identity = {"model": model, "through": scorer.through}
     settings = cfg.model_dump(mode="json")
 
     started = time.monotonic()
-    perplexity = measure_perplexity(
+    documents, buckets = measure_perplexity(
         scorer, map(rows.__getitem__, range(len(rows))), cfg.position_buckets, cfg.max_documents, cfg.rows
     )
-    seconds = time.monotonic() - started
-    result = {"task": "perplexity", **identity, "data": cfg.rows, **perplexity, "seconds": seconds}
-    write_json_atomically(directory / "perplexity.json", {**result, "settings": settings})
-    logger.info("%s", describe_perplexity(result))
+    perplexity = PerplexityResult(
+        model=model,
+        backend=scorer.backend,
+        data=cfg.rows,
+        documents=documents,
+        buckets=buckets,
+        seconds=time.monotonic() - started,
+        settings=settings,
+    )
+    write_result(directory, perplexity)
+    log.info("%s", describe_perplexity(perplexity))
 
     started = time.monotonic()
     lengths = measure_recall(scorer, cfg.recall_lengths, cfg.recall_samples, cfg.seed)
     seconds = time.monotonic() - started
-    result = {"task": "recall", **identity, "lengths": lengths, "seconds": seconds}
-    write_json_atomically(directory / "recall.json", {**result, "settings": settings})
-    logger.info("%s", describe_recall(result))
+    recall = RecallResult(model=model, backend=scorer.backend, lengths=lengths, seconds=seconds, settings=settings)
+    write_result(directory, recall)
+    log.info("%s", describe_recall(recall))
 
 
-def describe_perplexity(result: Mapping[str, Any]) -> str:
-    """Return one line: the model, and perplexity per bucket."""
+def describe_perplexity(result: PerplexityResult) -> str:
+    """Return one line with the model, and perplexity per bucket."""
     buckets = ", ".join(
-        f"{format_tokens(entry['end'])} {entry['perplexity']:.1f}"
-        for entry in result["buckets"]
-        if entry["perplexity"] is not None
+        f"{format_tokens(bucket.end)} {bucket.perplexity:.1f}"
+        for bucket in result.buckets
+        if bucket.perplexity is not None
     )
-    tokens = sum(entry["tokens"] for entry in result["buckets"])
+    tokens = sum(bucket.tokens for bucket in result.buckets)
     return (
-        f"{result['model']}: perplexity up to position {buckets} "
-        f"({result['documents']} documents, {format_tokens(tokens)} tokens, {format_seconds(result['seconds'])})"
+        f"{result.model}: perplexity up to position {buckets} "
+        f"({result.documents} documents, {format_tokens(tokens)} tokens, {format_seconds(result.seconds)})"
     )
 
 
-def describe_recall(result: Mapping[str, Any]) -> str:
-    """Return one line: the model, and exact match and answer loss per length."""
+def describe_recall(result: RecallResult) -> str:
+    """Return one line with the model, and exact match and answer loss per length."""
     lengths = ", ".join(
-        f"{format_tokens(entry['length'])} {entry['exact_match']:.0%} (loss {entry['answer_loss']:.2f})"
-        for entry in result["lengths"]
+        f"{format_tokens(entry.length)} {entry.exact_match:.0%} (loss {entry.answer_loss:.2f})"
+        for entry in result.lengths
     )
-    return f"{result['model']}: recall at {lengths} ({format_seconds(result['seconds'])})"
+    return f"{result.model}: recall at {lengths} ({format_seconds(result.seconds)})"

@@ -1,4 +1,4 @@
-"""The one thing an evaluation knows about a model: it scores a document."""
+"""What an evaluation knows about a model. It scores a document."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from nemo_prolong.errors import DataError
 
 
 class Scorer(Protocol):
-    """A causal language model and its tokenizer.
+    """A causal language model and its tokenizer."""
 
-    Attributes:
-        name: The model as the user wrote it, e.g. ``runs/demo/stage2`` or ``hf:runs/demo/export/hf``.
-        through: The library that runs it, ``megatron`` or ``transformers``.
-        tokenizer: The tokenizer the model was trained with.
-    """
+    @property
+    def name(self) -> str:
+        """The model as the user wrote it, such as ``runs/demo/stage2`` or ``hf:runs/demo/export/hf``."""
 
-    name: str
-    through: str
-    tokenizer: PreTrainedTokenizerBase
+    @property
+    def backend(self) -> str:
+        """The library that runs it, ``megatron`` or ``transformers``."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer the model was trained with."""
 
     def logits(self, tokens: Tensor, start: int = 0) -> Tensor:
         """Return next-token logits of one document.

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.errors import CheckpointError
+from nemo_prolong.weights.hf_model import load_model, load_tokenizer
 
 LOGITS_BYTES = 2**29
 """Float32 logits of one piece: 1024 tokens with Llama-3's vocabulary."""
@@ -36,7 +38,7 @@ class TransformersScorer:
         CheckpointError: If it lacks one of them, wants code of its own to be run, or leaves weights unset.
     """
 
-    through = "transformers"
+    backend = "transformers"
 
     def __init__(self, directory: str | Path) -> None:
         directory = Path(directory)
@@ -49,7 +51,7 @@ class TransformersScorer:
         self.name = f"{HF_PREFIX}{directory}"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            self.tokenizer = load_tokenizer(directory)
             self.model = _load_model(directory, self.device)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
@@ -85,16 +87,9 @@ class TransformersScorer:
                 yield first, output.logits[0].float()
 
 
-def _load_model(directory: Path, device: torch.device) -> torch.nn.Module:
+def _load_model(directory: Path, device: torch.device) -> Any:
     """Load the weights and refuse a checkpoint that leaves some at their random initial values."""
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        directory,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype=torch.float32 if device.type == "cpu" else "auto",
-        output_loading_info=True,
-    )
-    if loading["missing_keys"]:
-        raise ValueError(f"weights are missing: {', '.join(sorted(loading['missing_keys'])[:3])}")
-    return model.eval().to(device)
+    model, problems = load_model(directory, torch.float32 if device.type == "cpu" else "auto")
+    if missing := problems.get("missing_keys"):
+        raise ValueError(f"weights are missing: {', '.join(missing[:3])}")
+    return model.to(device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,11 +14,12 @@ from nemo_prolong.export.logits import verify_logits
 from nemo_prolong.export.manifest import write_manifest
 from nemo_prolong.export.model_card import model_card
 from nemo_prolong.export.output import working_directory
-from nemo_prolong.export.serving.target import describe_target, prepare_target
-from nemo_prolong.export.source import Source, open_source
+from nemo_prolong.export.serving.target import prepare_target
+from nemo_prolong.export.source import ExportSource, open_source
 from nemo_prolong.export.verify import verify_configuration, verify_tensors
 from nemo_prolong.export.writer import write_weights
 from nemo_prolong.files import write_text_atomically
+from nemo_prolong.records.export_manifest import VerificationRecord
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +42,15 @@ def write_export(cfg: ExportConfig) -> None:
         weights = write_weights(source, directory, dtype, cfg.max_shard_bytes)
         verification = verify(source, tokenizer, directory, dtype) if cfg.verify else None
         target = prepare_target(cfg, source.manifest, directory)
-        card = model_card(source, dtype, verification)
-        if target is not None:
-            # The weights may have been replaced, so they are hashed anew.
-            card, weights = f"{card}\n{describe_target(target)}", {}
-        write_text_atomically(directory / "README.md", card)
-        write_manifest(source, directory, dtype, weights, verification, target)
+        write_text_atomically(directory / "README.md", model_card(source, dtype, verification, target))
+        # A target may have replaced the weights, so they are hashed anew.
+        digests = weights if target is None else {}
+        write_manifest(source, directory, dtype, digests, verification, target)
 
 
-def verify(source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype) -> dict[str, Any]:
+def verify(
+    source: ExportSource, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
+) -> VerificationRecord:
     """Compare a directory with the checkpoint; return what was compared.
 
     Raises:
@@ -60,5 +60,5 @@ def verify(source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, 
     tensors = verify_tensors(source, directory, dtype)
     log.info("%d tensors read back, bitwise equal to the checkpoint", tensors)
     result = verify_logits(source, tokenizer, directory, dtype)
-    log.info("logits differ from Megatron's by at most %.2e", result["max_logit_difference"])
-    return {"tensors": tensors, **result}
+    log.info("logits differ from Megatron's by at most %.2e", result.max_logit_difference)
+    return VerificationRecord(tensors=tensors, **dict(result))

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.errors import ExportError
-from nemo_prolong.export.source import Source
+from nemo_prolong.export.source import ExportSource
 from nemo_prolong.files import write_json_atomically, write_text_atomically
+from nemo_prolong.weights import hf_model
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json")
@@ -53,7 +54,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         ExportError: If there is none, or it cannot be loaded.
     """
     try:
-        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        return hf_model.load_tokenizer(directory)
     # A broken tokenizer.json makes the tokenizers library raise a bare Exception.
     except Exception as error:
         raise ExportError(
@@ -88,7 +89,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Speci
     )
 
 
-def model_config(source: Source, special: SpecialTokens, dtype: torch.dtype) -> dict[str, Any]:
+def model_config(source: ExportSource, special: SpecialTokens, dtype: torch.dtype) -> dict[str, Any]:
     """Return ``config.json``, in the words of transformers 4 and 5 at once."""
     model = source.model
     dtype_name = str(dtype).removeprefix("torch.")
@@ -141,7 +142,7 @@ def generation_config(special: SpecialTokens) -> dict[str, Any]:
     return config if special.pad_id is None else {**config, "pad_token_id": special.pad_id}
 
 
-def tokenizer_config(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def tokenizer_config(source: ExportSource, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return ``tokenizer_config.json``: the source's, with the context length and the chat template."""
     path = source.tokenizer / TOKENIZER_CONFIG_FILE
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -153,7 +154,7 @@ def tokenizer_config(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict
 
 
 def configuration_files(
-    source: Source, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    source: ExportSource, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
 ) -> dict[str, dict[str, Any]]:
     """Return the content of every JSON file that is made for the export.
 
@@ -168,13 +169,13 @@ def configuration_files(
     }
 
 
-def copied_files(source: Source) -> list[str]:
+def copied_files(source: ExportSource) -> list[str]:
     """Return the names of the tokenizer's files that are copied as they are."""
     return [name for name in TOKENIZER_FILES if (source.tokenizer / name).is_file()]
 
 
 def write_configuration(
-    source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
+    source: ExportSource, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
 ) -> None:
     """Write configuration and tokenizer into ``directory``.
 

@@ -1,4 +1,4 @@
-"""Publish an export on the Hugging Face Hub: only what was verified, and only the files that the manifest lists.
+"""Send an export to the Hugging Face Hub: only what was verified, and only the files that the manifest lists.
 
 The token is the one that ``hf auth login`` or ``HF_TOKEN`` left; it is never read here, written or printed. The address
 is huggingface_hub's: ``HF_ENDPOINT`` names another Hub.
@@ -6,7 +6,6 @@ is huggingface_hub's: ``HF_ENDPOINT`` names another Hub.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -14,14 +13,14 @@ from huggingface_hub import HfApi
 
 from nemo_prolong.config.schema import ExportTargetConfig
 from nemo_prolong.errors import ExportError
-from nemo_prolong.export.output import MANIFEST_FILE
+from nemo_prolong.records.export_manifest import MANIFEST_FILE, ExportManifest
 from nemo_prolong.redaction import redact
 from nemo_prolong.units import format_bytes
 
 log = logging.getLogger(__name__)
 
 
-def publish(directory: Path, target: ExportTargetConfig) -> str | None:
+def push_to_hub(directory: Path, target: ExportTargetConfig) -> str | None:
     """Send a verified export in one commit, which replaces whatever the repository holds; or say what would be sent.
 
     Args:
@@ -56,13 +55,13 @@ def publish(directory: Path, target: ExportTargetConfig) -> str | None:
 
 def _listed_files(directory: Path, repository: str) -> dict[str, int]:
     """Return the files of the manifest, and itself, with their sizes in bytes."""
-    manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+    manifest = ExportManifest.read(directory)
     what = f"export.push_to_hub={repository}"
-    if manifest["verification"] is None:
+    if manifest.verification is None:
         raise ExportError(what, f"{directory} was exported without verification.", "Set verify=true.")
-    names = [*sorted(manifest["files"]), MANIFEST_FILE]
+    names = [*sorted(manifest.files), MANIFEST_FILE]
     sizes = {name: (directory / name).stat().st_size for name in names if (directory / name).is_file()}
-    changed = [name for name, file in manifest["files"].items() if sizes.get(name) != file["bytes"]]
+    changed = [name for name, file in manifest.files.items() if sizes.get(name) != file.num_bytes]
     if changed:
         raise ExportError(what, f"{directory} was changed after the export: {', '.join(changed[:3])}.", "Export again.")
     return sizes
@@ -80,5 +79,6 @@ def _send(directory: Path, names: list[str], target: ExportTargetConfig) -> str:
         delete_patterns="*",
         commit_message="Export of nemo_prolong",
     )
-    log.info("published: %s", commit.commit_url)
-    return commit.commit_url
+    address = str(commit.commit_url)
+    log.info("published: %s", address)
+    return address

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nemo_prolong.export.hf_config import special_tokens
-from nemo_prolong.export.source import Source
+from nemo_prolong.export.source import ExportSource
 from nemo_prolong.export.verify import mismatch
+from nemo_prolong.records.export_manifest import GreedyRecord, LogitsRecord, PromptRecord, SharpenedRecord
+from nemo_prolong.weights.hf_model import load_model
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +118,12 @@ def make_prompts(vocab_size: int, context_length: int) -> list[Prompt]:
 
 
 def verify_logits(
-    source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
-) -> dict[str, Any]:
+    source: ExportSource, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
+) -> LogitsRecord:
     """Compare RoPE frequencies, logits, a greedy continuation, and check that generation stops.
 
     Returns:
-        What was compared, for ``export_manifest.json``.
+        What was compared.
 
     Raises:
         ExportError: If a logit differs by more than ``MAX_LOGIT_DIFFERENCE``, or a frequency or token differs.
@@ -147,20 +149,20 @@ def verify_logits(
     scorer.sharpen_attention(SHARPENING)
     prompt = prompts[-1]
     sharpened = scorer.logits(prompt.tokens, start=prompt.start, position_ids=prompt.position_ids)
-    return {
-        "max_logit_difference": max(entry["max_logit_difference"] for entry in compared),
-        "logit_tolerance": MAX_LOGIT_DIFFERENCE,
-        "prompts": compared,
-        "sharpened": _compare_sharpened(result.sharpened, sharpened),
-        "greedy": greedy,
-        "stop_ids": result.stop_ids,
-        "transformers": transformers.__version__,
-    }
+    return LogitsRecord(
+        max_logit_difference=max(record.max_logit_difference for record in compared),
+        logit_tolerance=MAX_LOGIT_DIFFERENCE,
+        prompts=compared,
+        sharpened=_compare_sharpened(result.sharpened, sharpened),
+        greedy=greedy,
+        stop_ids=result.stop_ids,
+        transformers=transformers.__version__,
+    )
 
 
 @torch.inference_mode()
 def _run_transformers(
-    source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, prompts: list[Prompt]
+    source: ExportSource, tokenizer: PreTrainedTokenizerBase, directory: Path, prompts: list[Prompt]
 ) -> TransformersResult:
     """Load the export as a user would, in float32, and run everything that is to be compared."""
     model = _load(directory)
@@ -200,18 +202,10 @@ def _verify_stop(model: Any, prompt: Tensor, stop_id: int) -> None:
 
 
 def _load(directory: Path) -> Any:
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        str(directory),
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if loading[problem]:
-            raise mismatch("transformers", f"{problem.replace('_', ' ')}: {sorted(loading[problem])[:3]}")
-    return model.eval()
+    model, problems = load_model(directory, torch.float32)
+    for kind, names in problems.items():
+        raise mismatch("transformers", f"{kind.replace('_', ' ')}: {names[:3]}")
+    return model
 
 
 def _compare_frequencies(found: Tensor, expected: Tensor) -> None:
@@ -233,10 +227,12 @@ def _score(model: Any, prompt: Prompt) -> Tensor:
     if prompt.position_ids is not None:
         # Without a mask transformers takes a jump in the positions for the start of another document.
         positions = {"position_ids": prompt.position_ids[None], "attention_mask": torch.ones_like(tokens)}
-    return model(tokens, use_cache=False, logits_to_keep=len(prompt.tokens) - prompt.start, **positions).logits[0]
+    kept = len(prompt.tokens) - prompt.start
+    logits: Tensor = model(tokens, use_cache=False, logits_to_keep=kept, **positions).logits[0]
+    return logits
 
 
-def _compare(prompt: Prompt, logits: Tensor, megatron: Tensor) -> dict[str, Any]:
+def _compare(prompt: Prompt, logits: Tensor, megatron: Tensor) -> PromptRecord:
     """Return the record of one prompt, or refuse it."""
     if not torch.isfinite(logits).all():
         raise mismatch(prompt.name, "transformers computes NaN or infinity")
@@ -246,17 +242,17 @@ def _compare(prompt: Prompt, logits: Tensor, megatron: Tensor) -> dict[str, Any]
             prompt.name,
             f"logits of transformers and Megatron differ by up to {difference:.3g}, more than {MAX_LOGIT_DIFFERENCE:g}",
         )
-    return {
-        "name": prompt.name,
-        "tokens": len(prompt.tokens),
-        "last_position": prompt.last_position,
-        "compared_positions": len(logits),
-        "max_logit_difference": difference,
-        "argmax_equal": int((logits.argmax(-1) == megatron.argmax(-1)).sum()),
-    }
+    return PromptRecord(
+        name=prompt.name,
+        tokens=len(prompt.tokens),
+        last_position=prompt.last_position,
+        compared_positions=len(logits),
+        max_logit_difference=difference,
+        argmax_equal=int((logits.argmax(-1) == megatron.argmax(-1)).sum()),
+    )
 
 
-def _compare_sharpened(logits: Tensor, megatron: Tensor) -> dict[str, Any]:
+def _compare_sharpened(logits: Tensor, megatron: Tensor) -> SharpenedRecord:
     """Return the record of the prompt with multiplied queries and keys, or refuse it.
 
     Attention is then all or nothing, and positions decide: with a wrong base most of the choices are others, while two
@@ -268,10 +264,11 @@ def _compare_sharpened(logits: Tensor, megatron: Tensor) -> dict[str, Any]:
             "positions spread over the context",
             f"with sharpened attention transformers and Megatron choose the same token at {equal:.1%} of the positions",
         )
-    return {"factor": SHARPENING, "argmax_equal_share": equal, "max_difference": float((logits - megatron).abs().max())}
+    difference = float((logits - megatron).abs().max())
+    return SharpenedRecord(factor=SHARPENING, argmax_equal_share=equal, max_difference=difference)
 
 
-def _compare_greedy(result: TransformersResult, megatron: Tensor) -> dict[str, int]:
+def _compare_greedy(result: TransformersResult, megatron: Tensor) -> GreedyRecord:
     """Compare tokens that transformers chose one by one, through its cache, with Megatron's logits of the whole.
 
     Args:
@@ -284,4 +281,4 @@ def _compare_greedy(result: TransformersResult, megatron: Tensor) -> dict[str, i
     if float(behind.max()) > 2 * MAX_LOGIT_DIFFERENCE:
         step = int((behind > 2 * MAX_LOGIT_DIFFERENCE).nonzero()[0])
         raise mismatch("greedy tokens", f"token {step + 1} that transformers generates is not Megatron's choice")
-    return {"tokens": len(chosen), "equal": int((megatron.argmax(-1) == chosen).sum())}
+    return GreedyRecord(tokens=len(chosen), equal=int((megatron.argmax(-1) == chosen).sum()))

@@ -1,29 +1,32 @@
-"""``export_manifest.json``: which checkpoint a directory was made from, what was compared, and every file's hash."""
+"""Make ``export_manifest.json`` of a directory that is otherwise finished."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from nemo_prolong.export.output import MANIFEST_FILE, SOFTWARE
-from nemo_prolong.export.safetensors_file import WrittenFile
-from nemo_prolong.export.source import Source
-from nemo_prolong.files import write_json_atomically
+from nemo_prolong.export.source import ExportSource
+from nemo_prolong.files import FileDigest, digest_file
+from nemo_prolong.records.export_manifest import (
+    ExportedFile,
+    ExportManifest,
+    SourceRecord,
+    TargetRecord,
+    VerificationRecord,
+)
 from nemo_prolong.records.stage_manifest import installed_versions, utc_now
 
 
 def write_manifest(
-    source: Source,
+    source: ExportSource,
     directory: Path,
     dtype: torch.dtype,
-    weights: dict[str, WrittenFile],
-    verification: dict[str, Any] | None,
-    target: dict[str, Any] | None,
+    weights: dict[str, FileDigest],
+    verification: VerificationRecord | None,
+    target: TargetRecord | None,
 ) -> None:
-    """Write the manifest of a directory that is otherwise finished.
+    """Write the manifest of a directory.
 
     Args:
         source: What was exported.
@@ -34,41 +37,28 @@ def write_manifest(
         target: What the directory was prepared for, or None.
     """
     manifest = source.manifest
-    write_json_atomically(
-        directory / MANIFEST_FILE,
-        {
-            "format": 1,
-            "software": SOFTWARE,
-            "source": {
-                "run": str(source.run_dir),
-                "name": manifest.name,
-                "stage": manifest.stage,
-                "checkpoint": source.checkpoint.name,
-                "step": source.step,
-                "git_commit": manifest.git_commit,
-            },
-            "dtype": str(dtype).removeprefix("torch."),
-            "rotary_base": source.model.rotary_base,
-            "trained_context_length": manifest.trained_context_length,
-            "advertised_context_length": manifest.advertised_context_length,
-            "verification": verification,
-            "target": target,
-            "versions": installed_versions(),
-            "exported_at": utc_now(),
-            "files": _describe_files(directory, weights),
-        },
-    )
+    ExportManifest(
+        source=SourceRecord(
+            run=str(source.run_dir),
+            name=manifest.name,
+            stage=manifest.stage,
+            checkpoint=source.checkpoint.name,
+            step=source.step,
+            git_commit=manifest.git_commit,
+        ),
+        dtype=str(dtype).removeprefix("torch."),
+        rotary_base=source.model.rotary_base,
+        trained_context_length=manifest.trained_context_length,
+        advertised_context_length=manifest.advertised_context_length,
+        verification=verification,
+        target=target,
+        versions=installed_versions(),
+        exported_at=utc_now(),
+        files=_describe_files(directory, weights),
+    ).write(directory)
 
 
-def _describe_files(directory: Path, weights: dict[str, WrittenFile]) -> dict[str, dict[str, Any]]:
-    """Return hash and size of every file by name."""
-    files = {}
-    for path in sorted(directory.iterdir()):
-        written = weights.get(path.name) or _hash_file(path)
-        files[path.name] = {"sha256": written.sha256, "bytes": written.num_bytes}
-    return files
-
-
-def _hash_file(path: Path) -> WrittenFile:
-    with path.open("rb") as file:
-        return WrittenFile(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+def _describe_files(directory: Path, weights: dict[str, FileDigest]) -> dict[str, ExportedFile]:
+    """Return hash and size of every file by name; only files that are not in ``weights`` are read."""
+    digests = {path.name: weights.get(path.name) or digest_file(path) for path in sorted(directory.iterdir())}
+    return {name: ExportedFile(sha256=sha256, num_bytes=size) for name, (sha256, size) in digests.items()}

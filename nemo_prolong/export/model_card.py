@@ -1,33 +1,57 @@
 """``README.md`` of an exported model: what it is, how it was made, how it did, what may be done with it.
 
-Every number comes from a manifest, an evaluation result or the verification; nothing is typed by hand.
+Every number comes from a manifest, an evaluation result or the verification; nothing is typed by hand. The metadata at
+its head are for the Hub. They hold only what is known: no results, because the Hub files those under one of its data
+sets and the rows here are of none.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+import logging
+import re
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 
 from nemo_prolong.config.addresses import HF_PREFIX
-from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.errors import CheckpointError
-from nemo_prolong.export.source import Source
-from nemo_prolong.records.evaluation import evaluation_directory
-from nemo_prolong.records.stage_manifest import StageManifest
+from nemo_prolong.export.rendering import render
+from nemo_prolong.export.serving.target import CHECK_FILE, SETTINGS_FILE, START_FILE
+from nemo_prolong.export.source import ExportSource
+from nemo_prolong.records.evaluation import PerplexityResult, RecallResult, evaluation_directory, read_result
+from nemo_prolong.records.export_manifest import MANIFEST_FILE, TargetRecord, VerificationRecord
+from nemo_prolong.records.stage_manifest import ParentRecord, StageManifest
+from nemo_prolong.text import markdown_code, markdown_table, markdown_text
 from nemo_prolong.units import format_tokens
 
-# Licences by the identifiers of the Hugging Face Hub; any other is "other" with its name.
+log = logging.getLogger(__name__)
+
 _HUB_LICENSES = {
-    "Apache-2.0": "apache-2.0",
-    "MIT": "mit",
-    "Meta Llama 3 Community License": "llama3",
-    "Llama 3.1 Community License": "llama3.1",
-    "Llama 3.2 Community License": "llama3.2",
+    "apache-2.0": "apache-2.0",
+    "mit": "mit",
+    "llama 2 community license": "llama2",
+    "meta llama 3 community license": "llama3",
+    "llama 3.1 community license": "llama3.1",
+    "llama 3.2 community license": "llama3.2",
+    "llama 3.3 community license": "llama3.3",
 }
+"""Identifiers of the Hub by names of licences in small letters; any other licence is ``other`` with its name."""
+
+_CACHED = re.compile(r"(?:^|/)models--([^/]+?)--([^/]+)/snapshots/")
+"""Where huggingface_hub keeps what it downloads; the path tells which repository it is of."""
+
+_TAGS = ["long-context", "llama", "prolong"]
+
+_METADATA_ORDER = ["license", "license_name", "base_model", "library_name", "pipeline_tag", "tags"]
+
+
+class ResultTable(NamedTuple):
+    """One evaluation of one stage, in Markdown."""
+
+    heading: str
+    table: str
 
 
 def read_lineage(manifest: StageManifest) -> list[StageManifest]:
@@ -41,77 +65,90 @@ def read_lineage(manifest: StageManifest) -> list[StageManifest]:
     return lineage
 
 
-def model_card(source: Source, dtype: torch.dtype, verification: dict[str, Any] | None) -> str:
+def model_card(
+    source: ExportSource, dtype: torch.dtype, verification: VerificationRecord | None, target: TargetRecord | None
+) -> str:
     """Return the model card.
 
     Args:
         source: What was exported.
-        dtype: Number format of the weights.
-        verification: What ``verify.verify`` returned, or None if it was not asked for.
+        dtype: Number format of the weights, before they were quantized.
+        verification: What was compared, or None if it was not asked for.
+        target: What the directory was prepared for, or None.
     """
     lineage = read_lineage(source.manifest)
-    sections = [
-        _front_matter(source),
-        f"# {source.model.name}, {format_tokens(source.manifest.advertised_context_length)} tokens of context",
-        _summary(source, dtype),
-        "## Use\n\n" + _usage(),
-        "## Training\n\n" + _training(lineage),
-        *_evaluation(source.run_dir, lineage),
-        "## Verification\n\n" + _verification(verification),
-        "## Software\n\n" + _versions(source.manifest),
-        "## Licence\n\n" + _license(source.model.license),
-    ]
-    return "\n\n".join(sections) + "\n"
+    parent = lineage[0].parent
+    text = render(
+        "README.md.j2",
+        metadata=_metadata(source.model.license, parent, target).to_yaml(original_order=_METADATA_ORDER),
+        model=source.model,
+        run=source.manifest,
+        step=source.step,
+        dtype=str(dtype).removeprefix("torch."),
+        advertised_context=format_tokens(source.manifest.advertised_context_length),
+        is_for_transformers=_is_for_transformers(target),
+        target=target,
+        stages=_stage_table(lineage),
+        parent=parent,
+        parent_facts=_parent_facts(parent),
+        mixtures=_mixture_table(lineage),
+        results=_results(source.run_dir, lineage),
+        verification=verification,
+        start_file=START_FILE,
+        settings_file=SETTINGS_FILE,
+        check_file=CHECK_FILE,
+        manifest_file=MANIFEST_FILE,
+    )
+    return str(ModelCard(text))
 
 
-def _front_matter(source: Source) -> str:
-    name = source.model.license
-    lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [long-context, llama, prolong]"]
-    if name in _HUB_LICENSES:
-        lines.insert(0, f"license: {_HUB_LICENSES[name]}")
-    elif name:
-        lines.insert(0, f"license: other\nlicense_name: {json.dumps(name)}")
-    return "\n".join(["---", *lines, "---"])
+def _is_for_transformers(target: TargetRecord | None) -> bool:
+    return target is None or (target.format != "trtllm_engine_checkpoint" and target.quantization is None)
 
 
-def _summary(source: Source, dtype: torch.dtype) -> str:
-    model, manifest = source.model, source.manifest
-    return (
-        f"A Llama with {model.num_layers} layers, hidden size {model.hidden_size}, {model.num_attention_heads} query "
-        f"heads and {model.num_query_groups} key-value heads, vocabulary {model.vocab_size}. Longest training row: "
-        f"{manifest.trained_context_length} tokens; advertised context: {manifest.advertised_context_length} tokens; "
-        f"RoPE base {model.rotary_base:g} {_scaling(model)}. Weights in {str(dtype).removeprefix('torch.')}, from step "
-        f"{source.step} of {manifest.train_iters} of `{manifest.name}`."
+def _metadata(license_name: str, parent: ParentRecord | None, target: TargetRecord | None) -> ModelCardData:
+    """Return what the Hub reads."""
+    identifier, name = hub_license(license_name)
+    return ModelCardData(
+        license=identifier,
+        license_name=name,
+        library_name="transformers" if _is_for_transformers(target) else None,
+        pipeline_tag="text-generation",
+        base_model=hub_repository(parent.path) if parent is not None else None,
+        tags=_TAGS if target is None or target.quantization is None else [*_TAGS, "fp8"],
     )
 
 
-def _scaling(model: ModelConfig) -> str:
-    if model.rope_scaling is None:
-        return "without scaling"
-    scaling = model.rope_scaling
-    return (
-        f"with the scaling of Llama-3.1 (factor {scaling.factor:g} over {scaling.original_max_position_embeddings} "
-        "positions)"
-    )
+def hub_license(name: str) -> tuple[str | None, str | None]:
+    """Return ``license`` and ``license_name`` of the Hub for the name of a licence.
+
+    >>> hub_license("Llama 3.1 Community License"), hub_license("My Licence, v2"), hub_license("")
+    (('llama3.1', None), ('other', 'my-licence-v2'), (None, None))
+    """
+    if not name:
+        return None, None
+    if known := _HUB_LICENSES.get(" ".join(name.lower().split())):
+        return known, None
+    return "other", re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or None
 
 
-def _usage() -> str:
-    return (
-        "```python\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'tokenizer = AutoTokenizer.from_pretrained("DIR")\n'
-        'model = AutoModelForCausalLM.from_pretrained("DIR", dtype="auto")\n'
-        "```"
-    )
+def hub_repository(parent: str) -> str | None:
+    """Return the repository of a parent that lies in the cache of huggingface_hub; of another nothing is known.
+
+    >>> hub_repository("hf:/cache/hub/models--meta-llama--Llama-3.1-8B/snapshots/0e9e39f2")
+    'meta-llama/Llama-3.1-8B'
+    """
+    found = _CACHED.search(f"{parent}/") if parent.startswith(HF_PREFIX) else None
+    return f"{found[1]}/{found[2]}" if found else None
 
 
-def _training(lineage: list[StageManifest]) -> str:
-    """Return the table of stages, oldest first, and their data mixtures."""
-    header = ("stage", "from its parent", "seq_length", "rotary_base", "steps", "tokens", "target tokens")
+def _stage_table(lineage: list[StageManifest]) -> str:
+    """Return the table of stages, oldest first."""
+    head = ("stage", "from its parent", "seq_length", "rotary_base", "steps", "tokens", "target tokens")
     rows = [
         (
-            stage.stage,
-            stage.parent.transition.replace("_", " ") if stage.parent else "nothing, random weights",
+            markdown_text(stage.stage),
+            markdown_text(stage.parent.transition.replace("_", " ")) if stage.parent else "nothing, random weights",
             stage.seq_length,
             f"{stage.rotary_base:g}",
             stage.step,
@@ -120,84 +157,58 @@ def _training(lineage: list[StageManifest]) -> str:
         )
         for stage in lineage
     ]
-    parts = [_table(header, rows), "Tokens are those of documents, without padding; target tokens have a loss."]
-    parent = lineage[0].parent
-    if parent is not None:
-        known = [] if parent.path.startswith(HF_PREFIX) else [f"step {parent.step}"]
-        known += [] if parent.rotary_base is None else [f"rotary_base {parent.rotary_base:g}"]
-        what = f" ({', '.join(known)})" if known else ""
-        parts.append(f"The first stage in the table continues `{parent.path}`{what}, not described here.")
-    parts.append("Data mixture, as shares of the training rows:")
-    mixtures = [
-        (stage.stage, entry["path"], f"{entry['proportion']:.1%}") for stage in lineage for entry in stage.data.mixture
+    return markdown_table(head, rows, right=range(2, len(head)))
+
+
+def _parent_facts(parent: ParentRecord | None) -> str:
+    """Return in brackets what is known of the checkpoint that the first stage started from."""
+    if parent is None:
+        return ""
+    known = [] if parent.path.startswith(HF_PREFIX) else [f"step {parent.step}"]
+    known += [] if parent.rotary_base is None else [f"rotary_base {parent.rotary_base:g}"]
+    return f" ({', '.join(known)})" if known else ""
+
+
+def _mixture_table(lineage: list[StageManifest]) -> str:
+    rows = [
+        (markdown_text(stage.stage), markdown_text(entry["path"]), f"{entry['proportion']:.1%}")
+        for stage in lineage
+        for entry in stage.data.mixture
     ]
-    parts.append(_table(("stage", "data", "share"), mixtures))
-    return "\n\n".join(parts)
+    return markdown_table(("stage", "data", "share"), rows, right=[2])
 
 
-def _evaluation(run_dir: Path, lineage: list[StageManifest]) -> list[str]:
-    """Return the section with whatever results the runs hold, oldest first, or nothing."""
+def _results(run_dir: Path, lineage: list[StageManifest]) -> list[ResultTable]:
+    """Return whatever results the runs hold, oldest first; one that cannot be read is left out with a warning."""
     parents = [Path(stage.parent.path) for stage in lineage[1:] if stage.parent is not None]
-    tables: list[str] = []
-    for directory, stage in zip([*parents, run_dir], lineage, strict=True):
-        tables += _results(evaluation_directory(str(directory)), stage.name)
-    return ["\n\n".join(["## Evaluation", *tables])] if tables else []
-
-
-def _results(directory: Path, name: str) -> list[str]:
-    """Return the tables of one run with their headings."""
-    tables = []
-    if perplexity := _read_result(directory / "perplexity.json"):
-        rows = [
-            (f"{bucket['start']} to {bucket['end']}", bucket["tokens"], f"{bucket['perplexity']:.2f}")
-            for bucket in perplexity["buckets"]
-            if bucket["perplexity"] is not None
-        ]
-        tables.append(f"Perplexity of `{name}` by position, on `{perplexity['data']}`:")
-        tables.append(_table(("positions", "tokens", "perplexity"), rows))
-    if recall := _read_result(directory / "recall.json"):
-        rows = [
-            (entry["length"], entry["samples"], f"{entry['exact_match']:.0%}", f"{entry['answer_loss']:.2f}")
-            for entry in recall["lengths"]
-        ]
-        tables.append(f"Key-value recall of `{name}` by prompt length:")
-        tables.append(_table(("tokens", "prompts", "exact match", "answer loss (nats per token)"), rows))
+    notes: list[str] = []
+    tables: list[ResultTable] = []
+    for run, stage in zip([*parents, run_dir], lineage, strict=True):
+        directory = evaluation_directory(str(run))
+        if perplexity := read_result(directory / PerplexityResult.file_name, PerplexityResult, notes):
+            tables.append(_perplexity_table(stage.name, perplexity))
+        if recall := read_result(directory / RecallResult.file_name, RecallResult, notes):
+            tables.append(_recall_table(stage.name, recall))
+    for note in notes:
+        log.warning("model card: %s", note)
     return tables
 
 
-def _read_result(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _perplexity_table(name: str, result: PerplexityResult) -> ResultTable:
+    rows = [
+        (f"{bucket.start} to {bucket.end}", bucket.tokens, f"{bucket.perplexity:.2f}")
+        for bucket in result.buckets
+        if bucket.perplexity is not None
+    ]
+    heading = f"Perplexity of {markdown_code(name)} by position, on {markdown_code(result.data)}:"
+    return ResultTable(heading, markdown_table(("positions", "tokens", "perplexity"), rows, right=[1, 2]))
 
 
-def _verification(verification: dict[str, Any] | None) -> str:
-    if verification is None:
-        return "This export was not compared with the model it was made from."
-    return (
-        f"All {verification['tensors']} tensors equal the training checkpoint bit for bit after the cast. Logits of "
-        f"plain `transformers` differ from those of the training model by at most "
-        f"{verification['max_logit_difference']:.1e} on {len(verification['prompts'])} prompts, the longest of "
-        f"{max(prompt['tokens'] for prompt in verification['prompts'])} tokens, positions up to "
-        f"{max(prompt['last_position'] for prompt in verification['prompts'])}. `export_manifest.json` has the details."
-    )
-
-
-def _versions(manifest: StageManifest) -> str:
-    lines = [f"- {package} {version}" for package, version in manifest.versions.items()]
-    if manifest.git_commit:
-        lines.append(f"- commit {manifest.git_commit}")
-    return "\n".join(["Trained with:", "", *lines])
-
-
-def _license(name: str) -> str:
-    if not name:
-        return "The run does not record the licence of the model it started from. Find it out before you pass this on."
-    return (
-        f"The model that training started from is under: {name}. Its terms hold for these weights. The data has terms "
-        "of its own."
-    )
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+def _recall_table(name: str, result: RecallResult) -> ResultTable:
+    head = ("tokens", "prompts", "exact match", "answer loss (nats per token)")
+    rows = [
+        (entry.length, entry.samples, f"{entry.exact_match:.0%}", f"{entry.answer_loss:.2f}")
+        for entry in result.lengths
+    ]
+    heading = f"Key-value recall of {markdown_code(name)} by prompt length:"
+    return ResultTable(heading, markdown_table(head, rows, right=range(len(head))))

@@ -7,18 +7,13 @@ name is complete. Two exports into one output at the same time are not supported
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_prolong.errors import ExportError
-
-MANIFEST_FILE = "export_manifest.json"
-
-SOFTWARE = "nemo_prolong"
-"""What ``export_manifest.json`` says wrote the directory."""
+from nemo_prolong.files import publish, restore_replaced, sync
+from nemo_prolong.records.export_manifest import MANIFEST_FILE, SOFTWARE, ExportManifest
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -54,10 +49,10 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 def _exported_files(output: Path) -> set[str] | None:
     """Return the files of an earlier export, or None if it is none."""
     try:
-        manifest = json.loads((output / MANIFEST_FILE).read_text())
-        return {MANIFEST_FILE, *manifest["files"]} if manifest["software"] == SOFTWARE else None
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = ExportManifest.read(output)
+    except (OSError, ValueError):
         return None
+    return {MANIFEST_FILE, *manifest.files} if manifest.software == SOFTWARE else None
 
 
 @contextlib.contextmanager
@@ -67,39 +62,18 @@ def working_directory(output: Path) -> Iterator[Path]:
     An exception removes it. After a kill it lies there under its hidden name until the next export to this output.
     """
     directory, replaced = _beside(output, "exporting"), _beside(output, "replaced")
-    if replaced.exists() and not output.exists():
-        # Killed between the two renames below: the earlier export is still whole.
-        replaced.rename(output)
+    restore_replaced(output, replaced)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     try:
         yield directory
-        _sync(directory)
+        for path in [*directory.iterdir(), directory]:
+            sync(path)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
-    if output.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        output.rename(replaced)
-    directory.rename(output)
-    _sync_one(output.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    publish(directory, output, replaced=replaced)
 
 
 def _beside(output: Path, purpose: str) -> Path:
     return output.with_name(f".{output.name}.{purpose}")
-
-
-def _sync(directory: Path) -> None:
-    """Wait until the disk has every file and the directory's own entries."""
-    for path in directory.iterdir():
-        _sync_one(path)
-    _sync_one(directory)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

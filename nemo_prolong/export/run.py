@@ -1,4 +1,4 @@
-"""Export a run: refuse what can be refused at once, then write, compare and publish."""
+"""Export a run: refuse what can be refused at once, then write, compare and give the output its name."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def export(cfg: ExportConfig) -> None:
 
         write_export(cfg)
         if cfg.export.push_to_hub is not None:
-            from nemo_prolong.export.hub import publish
+            from nemo_prolong.export.hub import push_to_hub
 
-            publish(Path(cfg.output), cfg.export)
+            push_to_hub(Path(cfg.output), cfg.export)
         log.info("exported in %s; %s", format_seconds(time.monotonic() - started), _use(cfg))
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nemo_prolong.files import FileDigest
+
 SAFETENSORS_DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 """Names of the dtypes that are written."""
 
@@ -54,22 +56,9 @@ class TensorSpec:
         return math.prod(self.shape) * dtype.itemsize
 
 
-@dataclass(frozen=True)
-class WrittenFile:
-    """A finished file.
-
-    Attributes:
-        sha256: Hash of all its bytes, in hex.
-        num_bytes: Its size.
-    """
-
-    sha256: str
-    num_bytes: int
-
-
 def write_safetensors(
     path: Path, specs: Sequence[TensorSpec], dtype: torch.dtype, tensors: Iterable[Iterable[Tensor]]
-) -> WrittenFile:
+) -> FileDigest:
     """Write ``tensors`` to a new file and wait until the disk has it.
 
     Args:
@@ -101,7 +90,7 @@ def write_safetensors(
                 rows += len(block)
             assert rows == spec.shape[0], (spec, rows)
         os.fsync(file.fileno())
-        return WrittenFile(digest.hexdigest(), file.tell())
+        return FileDigest(digest.hexdigest(), file.tell())
 
 
 def _start_writeback(descriptor: int, start: int, count: int) -> None:

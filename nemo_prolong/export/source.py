@@ -17,13 +17,13 @@ from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
 from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.weights.checkpoint_reader import CheckpointReader
-from nemo_prolong.weights.names import Piece, Rule, rules
+from nemo_prolong.weights.names import Piece, TensorRule, rules
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """A checkpoint that can be exported.
 
     Attributes:
@@ -55,7 +55,7 @@ class Source:
         self.reader.read_rows(piece.rule.megatron, start, rows, piece.layer)
 
 
-def open_source(run: str) -> Source:
+def open_source(run: str) -> ExportSource:
     """Open the newest checkpoint of a run.
 
     Args:
@@ -74,7 +74,7 @@ def open_source(run: str) -> Source:
             f"run={run}", "the run has no complete checkpoint.", f"Train until it saves one: {manifest.command}"
         )
     description = ModelDescription.read(checkpoint)
-    source = Source(
+    source = ExportSource(
         run_dir=run_dir,
         checkpoint=checkpoint,
         step=description.step,
@@ -90,7 +90,7 @@ def open_source(run: str) -> Source:
     return source
 
 
-def _check_model(source: Source) -> None:
+def _check_model(source: ExportSource) -> None:
     """Refuse a checkpoint that is of another model than the manifest says."""
     theirs, ours = source.manifest.model.model_dump(), source.model.model_dump()
     differing = [f"{key} ({ours[key]} and {theirs[key]})" for key in ours if ours[key] != theirs[key]]
@@ -104,7 +104,7 @@ def _check_model(source: Source) -> None:
         )
 
 
-def _check_tensors(source: Source) -> None:
+def _check_tensors(source: ExportSource) -> None:
     """Refuse tensors that are missing, unknown or of another shape, before anything is written."""
     expected = {rule.megatron: rule for rule in rules(source.model)}
     found = set(source.reader.names())
@@ -121,7 +121,7 @@ def _check_tensors(source: Source) -> None:
         )
 
 
-def _fits(shape: tuple[int, ...], rule: Rule, model: ModelConfig) -> bool:
+def _fits(shape: tuple[int, ...], rule: TensorRule, model: ModelConfig) -> bool:
     """Whether a tensor of the checkpoint has the shape its parts have together; a vocabulary may be padded."""
     if rule.stacked:
         if shape[:1] != (model.num_layers,):

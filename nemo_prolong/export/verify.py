@@ -23,7 +23,7 @@ from nemo_prolong.export.hf_config import (
     load_tokenizer,
 )
 from nemo_prolong.export.safetensors_file import SAFETENSORS_DTYPES
-from nemo_prolong.export.source import Source
+from nemo_prolong.export.source import ExportSource
 from nemo_prolong.export.writer import INDEX_FILE
 from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
 from nemo_prolong.weights.hf_reader import HuggingFaceReader
@@ -49,7 +49,7 @@ def mismatch(what: str, found: str) -> ExportError:
 
 
 def verify_configuration(
-    source: Source, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
+    source: ExportSource, tokenizer: PreTrainedTokenizerBase, directory: Path, dtype: torch.dtype
 ) -> None:
     """Check the JSON files and the tokenizer on disk, and that nothing else lies there.
 
@@ -78,7 +78,8 @@ def verify_configuration(
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
     except (OSError, ValueError) as error:
         raise mismatch(path.name, f"it cannot be read back ({error})") from error
 
@@ -100,14 +101,14 @@ def _verify_tokenizer(source: PreTrainedTokenizerBase, exported: PreTrainedToken
             raise mismatch("tokenizer", f"its {what} is not that of {source.name_or_path}")
 
 
-def _chat_ids(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+def _chat_ids(tokenizer: PreTrainedTokenizerBase) -> object:
     """Return the ids of a conversation as a server makes them, None without a template."""
     if tokenizer.chat_template is None:
         return None
     return tokenizer.apply_chat_template(PROBE_CHAT, add_generation_prompt=True, return_dict=False)
 
 
-def verify_tensors(source: Source, directory: Path, dtype: torch.dtype) -> int:
+def verify_tensors(source: ExportSource, directory: Path, dtype: torch.dtype) -> int:
     """Check that the files hold every tensor once, where the index says, with the bits of the checkpoint.
 
     The tensors are read as a stage that starts from the directory reads them.
@@ -168,7 +169,7 @@ def _headers(path: Path) -> list[tuple[str, Shape, str]]:
         raise mismatch(path.name, f"the file cannot be read back ({error})") from error
 
 
-def _verify_piece(source: Source, piece: Piece, reader: HuggingFaceReader, dtype: torch.dtype) -> None:
+def _verify_piece(source: ExportSource, piece: Piece, reader: HuggingFaceReader, dtype: torch.dtype) -> None:
     """Compare one Megatron tensor, the padding of a vocabulary left out."""
     original = source.read(piece)[: sum(shape[0] for shape in piece.shapes)].to(dtype)
     read_back = torch.empty_like(original)

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.errors import ExportError
-from nemo_prolong.export.safetensors_file import TensorSpec, WrittenFile, write_safetensors
-from nemo_prolong.export.source import Source
-from nemo_prolong.files import write_json_atomically
+from nemo_prolong.export.safetensors_file import TensorSpec, write_safetensors
+from nemo_prolong.export.source import ExportSource
+from nemo_prolong.files import FileDigest, write_json_atomically
 from nemo_prolong.units import format_bytes
 from nemo_prolong.weights.names import Piece, pieces
 
@@ -64,7 +64,9 @@ def piece_bytes(piece: Piece, dtype: torch.dtype) -> int:
     return sum(math.prod(shape) for shape in piece.shapes) * dtype.itemsize
 
 
-def write_weights(source: Source, directory: Path, dtype: torch.dtype, max_shard_bytes: int) -> dict[str, WrittenFile]:
+def write_weights(
+    source: ExportSource, directory: Path, dtype: torch.dtype, max_shard_bytes: int
+) -> dict[str, FileDigest]:
     """Write all weights and their index into ``directory``.
 
     Returns:
@@ -89,7 +91,7 @@ def write_weights(source: Source, directory: Path, dtype: torch.dtype, max_shard
     return written
 
 
-def _write_shard(source: Source, path: Path, shard: list[Piece], dtype: torch.dtype) -> WrittenFile:
+def _write_shard(source: ExportSource, path: Path, shard: list[Piece], dtype: torch.dtype) -> FileDigest:
     started = time.monotonic()
     specs = [spec for piece in shard for spec in map(TensorSpec, piece.names, piece.shapes)]
     written = write_safetensors(path, specs, dtype, _tensors(source, shard))
@@ -98,22 +100,22 @@ def _write_shard(source: Source, path: Path, shard: list[Piece], dtype: torch.dt
     return written
 
 
-def _tensors(source: Source, shard: list[Piece]) -> Iterator[Iterator[Tensor]]:
+def _tensors(source: ExportSource, shard: list[Piece]) -> Iterator[Iterator[Tensor]]:
     """Yield the Hugging Face tensors of a shard, each in blocks of rows."""
     for piece in shard:
         for part, name in enumerate(piece.names):
             yield _blocks(source, piece, part, name)
 
 
-def _blocks(source: Source, piece: Piece, part: int, name: str) -> Iterator[Tensor]:
+def _blocks(source: ExportSource, piece: Piece, part: int, name: str) -> Iterator[Tensor]:
     """Yield the rows of one Hugging Face tensor in one buffer; a model with NaN in it must not leave."""
     dtype, columns = source.reader.dtype(piece.rule.megatron), piece.shapes[part][1:]
     buffer = _room.take((max(1, _BLOCK_BYTES // (math.prod(columns) * dtype.itemsize)), *columns), dtype)
-    for run in piece.rule.runs(source.model):
-        if run.part != part:
+    for rows in piece.rule.row_ranges(source.model):
+        if rows.part != part:
             continue
-        for start in range(run.start, run.start + run.count, len(buffer)):
-            block = buffer[: run.start + run.count - start]
+        for start in range(rows.start, rows.end, len(buffer)):
+            block = buffer[: rows.end - start]
             source.read_rows(piece, start, block)
             if not all_finite(block):
                 raise ExportError(

@@ -1,14 +1,18 @@
-"""The contents of ``eval/perplexity.json`` and ``eval/recall.json``, as far as a report needs them."""
+"""``perplexity.json`` and ``recall.json``: what the evaluation measured of one model.
+
+The evaluate room writes them. The model card and the report read them. Their format is in docs/architecture.md.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from nemo_prolong.config.addresses import HF_PREFIX
+from nemo_prolong.files import write_json_atomically
 
 
 def evaluation_directory(model: str) -> Path:
@@ -26,14 +30,28 @@ def evaluation_directory(model: str) -> Path:
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    """Base: what is written has exactly these keys; ``read_result`` leaves out the keys it does not know."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+    )
 
 
 class Bucket(_Record):
-    """Loss and perplexity at target positions ``start <= p < end``; None where no document reaches."""
+    """Loss and perplexity at target positions ``start <= p < end``; None where no document reaches.
+
+    Attributes:
+        start: First position.
+        end: The one after the last.
+        documents: Documents that reach it.
+        tokens: Targets in it.
+        loss: Mean loss, nats per token.
+        perplexity: Its exponential.
+    """
 
     start: int
     end: int
+    documents: int
     tokens: int
     loss: float | None
     perplexity: float | None
@@ -45,17 +63,43 @@ class Bucket(_Record):
 
 
 class PerplexityResult(_Record):
-    """Perplexity of one model by position."""
+    """Perplexity of one model by position, the content of ``perplexity.json``.
 
-    through: str
+    Attributes:
+        task: What was measured.
+        model: The model as the user wrote it.
+        backend: The library that ran it, ``megatron`` or ``transformers`` (``through`` in the file).
+        data: Directory of the rows.
+        documents: Documents scored.
+        buckets: By position, ascending.
+        seconds: How long it took.
+        settings: The settings of the evaluation.
+    """
+
+    file_name: ClassVar[str] = "perplexity.json"
+
+    task: Literal["perplexity"] = "perplexity"
+    model: str
+    backend: str = Field(alias="through")
     data: str
     documents: int
     buckets: list[Bucket] = Field(min_length=1)
+    seconds: float
     settings: dict[str, Any] = {}
 
 
 class RecallEntry(_Record):
-    """Recall at one prompt length; losses in nats per answer token."""
+    """Recall at one prompt length.
+
+    Attributes:
+        length: Tokens of prompt and answer together, at most.
+        samples: Prompts.
+        exact_match: Share of prompts whose value would be written in full.
+        token_accuracy: Share of answer tokens that are the most likely ones.
+        answer_loss: Nats per answer token.
+        chance_loss: What a model pays that knows the form of a value and does not look it up.
+        answer_tokens: Tokens of all answers.
+    """
 
     length: int
     samples: int
@@ -67,22 +111,41 @@ class RecallEntry(_Record):
 
 
 class RecallResult(_Record):
-    """Recall of one model by prompt length."""
+    """Recall of one model by prompt length, the content of ``recall.json``.
 
-    through: str
+    Attributes:
+        task: What was measured.
+        model: The model as the user wrote it.
+        backend: The library that ran it, ``megatron`` or ``transformers`` (``through`` in the file).
+        lengths: By prompt length, in the order asked for.
+        seconds: How long it took.
+        settings: The settings of the evaluation.
+    """
+
+    file_name: ClassVar[str] = "recall.json"
+
+    task: Literal["recall"] = "recall"
+    model: str
+    backend: str = Field(alias="through")
     lengths: list[RecallEntry] = Field(min_length=1)
+    seconds: float
     settings: dict[str, Any] = {}
 
 
-Result = TypeVar("Result", PerplexityResult, RecallResult)
+EvaluationResult = TypeVar("EvaluationResult", PerplexityResult, RecallResult)
 
 
-def read_result(path: Path, kind: type[Result], notes: list[str]) -> Result | None:
+def write_result(directory: Path, result: PerplexityResult | RecallResult) -> None:
+    """Write a result under its name into ``directory``; a reader never sees half of it."""
+    write_json_atomically(directory / result.file_name, result.model_dump())
+
+
+def read_result(path: Path, kind: type[EvaluationResult], notes: list[str]) -> EvaluationResult | None:
     """Return the result in ``path``, or None if there is none; one that cannot be read is said in ``notes``."""
     if not path.is_file():
         return None
     try:
-        return kind(**json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError, ValidationError) as error:
+        return kind.model_validate(json.loads(path.read_text("utf-8")), extra="ignore")
+    except (OSError, ValueError) as error:
         notes.append(f"{path}: left out, it is not readable ({str(error).splitlines()[0]}).")
         return None

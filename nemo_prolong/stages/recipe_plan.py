@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nemo_prolong.config.cli import compose
 from nemo_prolong.config.recipe_schema import RecipeConfig, RecipeStage
@@ -16,13 +14,12 @@ from nemo_prolong.config.schema import ExportConfig, RunConfig
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
 from nemo_prolong.records.checkpoint.verify import choose_checkpoint
+from nemo_prolong.records.export_manifest import ExportManifest
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.stages.preflight import changed_settings, check_data, check_same_shape, refuse_other_run, stored_run
 
-EXPORT_MANIFEST = "export_manifest.json"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-_PLAIN_TARGET = {"format": "hf", "quantization": None}
 
 
 @dataclass(frozen=True)
@@ -85,13 +82,14 @@ class PlannedExport:
         """Return whether the output is this export of the last stage as it is now."""
         manifest = last.manifest
         try:
-            written: dict[str, Any] = json.loads((Path(self.cfg.output) / EXPORT_MANIFEST).read_text())
+            written = ExportManifest.read(Path(self.cfg.output))
         except (OSError, ValueError):
             return False
-        source, target = written.get("source", {}), written.get("target") or _PLAIN_TARGET
-        found = (source.get("run"), source.get("step"), written.get("dtype"), target.get("format"))
+        source, target = written.source, written.target
+        found = (source.run, source.step, written.dtype, target.format if target else "hf")
         expected = (self.cfg.run, manifest and manifest.step, _DTYPES[self.cfg.dtype], self.cfg.export.format)
-        return found == expected and bool(target.get("quantization")) == (self.cfg.export.quantization is not None)
+        is_quantized = target is not None and target.quantization is not None
+        return found == expected and is_quantized == (self.cfg.export.quantization is not None)
 
     def describe(self, last: PlannedStage) -> str:
         """Return what is written and whether it is, in one line."""

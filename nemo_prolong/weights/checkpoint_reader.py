@@ -13,8 +13,9 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, LoadPlan, ReadItem
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from nemo_prolong.errors import CheckpointError

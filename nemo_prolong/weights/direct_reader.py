@@ -8,12 +8,14 @@ where they belong. Whether they are the right ones is for the checkpoint's own h
 from __future__ import annotations
 
 import os
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 _BLOCK_BYTES = 8 * 2**20
@@ -86,7 +88,7 @@ def _first_element(item: ReadItem, shape: torch.Size) -> int:
     return place
 
 
-def _read_into(file: IO[bytes], destination: torch.Tensor, dtype: torch.dtype) -> None:
+def _read_into(file: FileIO, destination: torch.Tensor, dtype: torch.dtype) -> None:
     """Fill a tensor with the file's next bytes, through a small block where its memory has gaps.
 
     Raises:
@@ -95,17 +97,17 @@ def _read_into(file: IO[bytes], destination: torch.Tensor, dtype: torch.dtype) -
     while destination.dim() > 2 and len(destination) == 1:
         destination = destination[0]
     if destination.dtype == dtype and destination.is_contiguous():
-        return _read_exactly(file, destination)
+        _read_exactly(file, destination)
+        return
     row_bytes = max(1, destination[:1].numel() * dtype.itemsize)
     for part in destination.split(max(1, _BLOCK_BYTES // row_bytes)):
         block = torch.empty(part.shape, dtype=dtype)
         _read_exactly(file, block)
         part.copy_(block)
-    return None
 
 
-def _read_exactly(file: IO[bytes], tensor: torch.Tensor) -> None:
-    rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()).cast("B")
+def _read_exactly(file: FileIO, tensor: torch.Tensor) -> None:
+    rest = tensor.reshape(-1).view(torch.uint8).numpy().data.cast("B")
     while rest:
         count = file.readinto(rest)
         if not count:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from nemo_prolong.config.schema import ModelConfig, RopeScaling
 from nemo_prolong.errors import CheckpointError, ConfigError
+from nemo_prolong.files import digest_file
 from nemo_prolong.weights.names import pieces
 
 CONFIG_FILE = "config.json"
@@ -127,7 +128,7 @@ class HuggingFaceDirectory:
         names = [name for name in (CONFIG_FILE, INDEX_FILE) if (self.path / name).is_file()]
         names += sorted(set(self._files.values()))
         with ThreadPoolExecutor() as pool:
-            hashes = list(pool.map(lambda name: _hash_file(self.path / name), names))
+            hashes = [digest.sha256 for digest in pool.map(digest_file, [self.path / name for name in names])]
         lines = "".join(f"{digest}  {name}\n" for digest, name in zip(hashes, names, strict=True))
         return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -247,8 +248,3 @@ def _ignored(name: str, model: ModelConfig) -> bool:
     if name == "lm_head.weight":
         return model.share_embeddings_and_output_weights
     return name.endswith(".rotary_emb.inv_freq")
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,6 +6,7 @@ No model, no process group. Cost: the bytes of the rows asked for.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,7 +28,7 @@ class HuggingFaceReader:
         self._directory = directory
         self._model = model
         self._pieces = {(piece.rule.megatron, piece.layer): piece for piece in pieces(model)}
-        self._open: dict[Path, safe_open] = {}
+        self._open: dict[Path, Any] = {}
 
     def fill(
         self, rows: torch.Tensor, name: str, layer: int | None = None, first_row: int = 0, first_column: int = 0
@@ -44,17 +45,19 @@ class HuggingFaceReader:
         piece = self._pieces[name, layer]
         columns = [slice(first_column, first_column + rows.shape[1])] if rows.dim() > 1 else []
         filled = 0
-        for run in piece.rule.runs(self._model):
-            start, end = max(run.start, first_row), min(run.start + run.count, first_row + len(rows))
+        for source in piece.rule.row_ranges(self._model):
+            start, end = max(source.start, first_row), min(source.end, first_row + len(rows))
             if start >= end:
                 continue
-            theirs = slice(run.part_start + start - run.start, run.part_start + end - run.start)
-            part = self._tensor(piece.names[run.part])[(theirs, *columns)]
+            offset = source.part_start - source.start
+            theirs = slice(offset + start, offset + end)
+            part = self._tensor(piece.names[source.part])[(theirs, *columns)]
             rows[start - first_row : end - first_row].copy_(part)
             filled = end - first_row
         rows[filled:].zero_()
 
-    def _tensor(self, name: str) -> object:
+    def _tensor(self, name: str) -> Any:
+        """Return a tensor of the directory that is read when it is indexed; safetensors has no type for it."""
         path = self._directory.file_of(name)
         if path not in self._open:
             self._open[path] = safe_open(path, framework="pt")

@@ -1,9 +1,8 @@
 """Megatron's tensors and Hugging Face's: names, shapes, and which rows of one are which rows of the other.
 
 Megatron fuses what Hugging Face keeps apart: queries, keys and values in one matrix, ordered by query group, and gate
-and up in another. A fused tensor is described by its runs of rows, in order; export cuts along them, import gathers
-along them, so the two cannot differ. Needs no torch. Letters: H query heads, K key-value heads (query groups), C
-dimensions of a head, E hidden size, F ffn hidden size, V vocabulary.
+and up in another. A fused tensor is described by its row ranges, in order. Export cuts along them and import gathers
+along them, so the two cannot differ. Needs no torch.
 """
 
 from __future__ import annotations
@@ -17,24 +16,29 @@ from nemo_prolong.config.schema import ModelConfig
 Shape = tuple[int, ...]
 
 
-class Run(NamedTuple):
+class RowRange(NamedTuple):
     """Consecutive rows of a Megatron tensor that are consecutive rows of one Hugging Face tensor.
 
     Attributes:
         start: First row in the Megatron tensor.
-        count: Rows.
+        num_rows: Rows.
         part: Which of the Hugging Face tensors.
         part_start: First row in that one.
     """
 
     start: int
-    count: int
+    num_rows: int
     part: int
     part_start: int
 
+    @property
+    def end(self) -> int:
+        """The row after the last in the Megatron tensor."""
+        return self.start + self.num_rows
+
 
 @dataclass(frozen=True)
-class Rule:
+class TensorRule:
     """How one Megatron tensor becomes Hugging Face tensors, and back.
 
     Attributes:
@@ -55,15 +59,15 @@ class Rule:
         """Whether the checkpoint holds all layers in one tensor, stacked in dim 0."""
         return self.megatron.startswith("decoder.layers.")
 
-    def runs(self, model: ModelConfig) -> Iterator[Run]:
-        """Yield the runs of the Megatron tensor (of one layer) in order; the padding of a vocabulary is in none."""
+    def row_ranges(self, model: ModelConfig) -> Iterator[RowRange]:
+        """Yield the row ranges of the Megatron tensor (of one layer) in order; a vocabulary's padding is in none."""
         rows = [shape[0] for shape in self.shapes(model)]
         each = rows if self.group_rows is None else self.group_rows(model)
         start = 0
         for group in range(rows[0] // each[0]):
-            for part, count in enumerate(each):
-                yield Run(start, count, part, group * count)
-                start += count
+            for part, num_rows in enumerate(each):
+                yield RowRange(start, num_rows, part, group * num_rows)
+                start += num_rows
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Piece:
         shapes: Their shapes, in the order of ``names``.
     """
 
-    rule: Rule
+    rule: TensorRule
     layer: int | None
     names: tuple[str, ...]
     shapes: tuple[Shape, ...]
@@ -101,37 +105,37 @@ def _vocabulary_shape(model: ModelConfig) -> tuple[Shape, ...]:
     return ((model.vocab_size, model.hidden_size),)
 
 
-_EMBEDDING = Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), _vocabulary_shape)
-_FINAL_NORM = Rule("decoder.final_layernorm.weight", ("model.norm.weight",), _norm_shape)
-_LM_HEAD = Rule("output_layer.weight", ("lm_head.weight",), _vocabulary_shape)
+_EMBEDDING = TensorRule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), _vocabulary_shape)
+_FINAL_NORM = TensorRule("decoder.final_layernorm.weight", ("model.norm.weight",), _norm_shape)
+_LM_HEAD = TensorRule("output_layer.weight", ("lm_head.weight",), _vocabulary_shape)
 _LAYER = (
-    Rule(
+    TensorRule(
         "decoder.layers.self_attention.linear_qkv.layer_norm_weight",
         ("model.layers.{layer}.input_layernorm.weight",),
         _norm_shape,
     ),
-    Rule(
+    TensorRule(
         "decoder.layers.self_attention.linear_qkv.weight",
         tuple(f"model.layers.{{layer}}.self_attn.{part}_proj.weight" for part in "qkv"),
         _attention_shapes,
         _rows_of_query_group,
     ),
-    Rule(
+    TensorRule(
         "decoder.layers.self_attention.linear_proj.weight",
         ("model.layers.{layer}.self_attn.o_proj.weight",),
         lambda model: ((model.hidden_size, model.num_attention_heads * model.kv_channels),),
     ),
-    Rule(
+    TensorRule(
         "decoder.layers.mlp.linear_fc1.layer_norm_weight",
         ("model.layers.{layer}.post_attention_layernorm.weight",),
         _norm_shape,
     ),
-    Rule(
+    TensorRule(
         "decoder.layers.mlp.linear_fc1.weight",
         ("model.layers.{layer}.mlp.gate_proj.weight", "model.layers.{layer}.mlp.up_proj.weight"),
         lambda model: ((model.ffn_hidden_size, model.hidden_size),) * 2,
     ),
-    Rule(
+    TensorRule(
         "decoder.layers.mlp.linear_fc2.weight",
         ("model.layers.{layer}.mlp.down_proj.weight",),
         lambda model: ((model.hidden_size, model.ffn_hidden_size),),
@@ -139,7 +143,7 @@ _LAYER = (
 )
 
 
-def rules(model: ModelConfig) -> tuple[Rule, ...]:
+def rules(model: ModelConfig) -> tuple[TensorRule, ...]:
     """Return the rule of every tensor that a checkpoint of the model holds; a tied LM head is not one of them."""
     head = () if model.share_embeddings_and_output_weights else (_LM_HEAD,)
     return (_EMBEDDING, *_LAYER, _FINAL_NORM, *head)
@@ -156,5 +160,5 @@ def pieces(model: ModelConfig) -> Iterator[Piece]:
         yield _piece(_LM_HEAD, None, model)
 
 
-def _piece(rule: Rule, layer: int | None, model: ModelConfig) -> Piece:
+def _piece(rule: TensorRule, layer: int | None, model: ModelConfig) -> Piece:
     return Piece(rule, layer, tuple(name.format(layer=layer) for name in rule.hugging_face), rule.shapes(model))

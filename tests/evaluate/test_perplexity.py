@@ -30,13 +30,13 @@ def test_buckets_of_a_real_model_equal_a_brute_force_over_every_target(scorer, r
                 sums[bucket] -= float(torch.log_softmax(logits, -1)[int(row["input_ids"][begin + target])])
                 counts[bucket] += 1
 
-    assert result["documents"] == 4
-    assert [entry["tokens"] for entry in result["buckets"]] == counts
-    assert [(entry["start"], entry["end"]) for entry in result["buckets"]] == [(0, 8), (8, 32), (32, 64)]
-    for entry, total, count in zip(result["buckets"], sums, counts, strict=True):
-        assert entry["loss"] == pytest.approx(total / count, rel=1e-5)
-        assert entry["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
-    assert [entry["documents"] for entry in result["buckets"]] == [4, 4, 3]
+    assert result.documents == 4
+    assert [entry.tokens for entry in result.buckets] == counts
+    assert [(entry.start, entry.end) for entry in result.buckets] == [(0, 8), (8, 32), (32, 64)]
+    for entry, total, count in zip(result.buckets, sums, counts, strict=True):
+        assert entry.loss == pytest.approx(total / count, rel=1e-5)
+        assert entry.perplexity == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert [entry.documents for entry in result.buckets] == [4, 4, 3]
 
 
 @given(
@@ -48,9 +48,9 @@ def test_every_target_below_the_last_end_is_counted_once_in_its_bucket(lengths, 
     for length in lengths:
         buckets.add_document(torch.arange(1, length, dtype=torch.float32))  # loss = target position
     for entry in buckets.table():
-        positions = [p for length in lengths for p in range(1, length) if entry["start"] <= p < entry["end"]]
-        assert entry["tokens"] == len(positions)
-        assert entry["loss"] == (pytest.approx(np.mean(positions)) if positions else None)
+        positions = [p for length in lengths for p in range(1, length) if entry.start <= p < entry.end]
+        assert entry.tokens == len(positions)
+        assert entry.loss == (pytest.approx(np.mean(positions)) if positions else None)
 
 
 def test_sums_stay_exact_where_float32_would_lose_tokens():
@@ -70,13 +70,13 @@ def test_documents_are_cut_at_the_last_bucket_and_single_tokens_are_left_out(row
 
 def test_no_more_than_max_documents_are_scored(scorer, rows):
     result = measure_perplexity(scorer, rows, [64], max_documents=2, source="rows")
-    assert result["documents"] == 2 and result["buckets"][0]["tokens"] == 63 + 19
+    assert result.documents == 2 and result.buckets[0].tokens == 63 + 19
 
 
 def test_a_bucket_no_document_reaches_is_null_rather_than_zero(scorer, rows):
     result = measure_perplexity(scorer, rows, [64, 128], max_documents=9, source="rows")
-    last = result["buckets"][1]
-    assert (last["tokens"], last["documents"], last["loss"], last["perplexity"]) == (0, 0, None, None)
+    last = result.buckets[1]
+    assert (last.tokens, last.documents, last.loss, last.perplexity) == (0, 0, None, None)
 
 
 def test_rows_of_another_tokenizer_are_refused_with_the_offending_id(scorer):

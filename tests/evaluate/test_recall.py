@@ -15,7 +15,7 @@ from nemo_prolong.evaluate.transformers_scorer import TransformersScorer
 class Oracle:
     """Reads the question and the object in the tokens it is given, and predicts the value it finds there."""
 
-    name, through = "oracle", "test"
+    name, backend = "oracle", "test"
 
     def __init__(self, tokenizer, wrong_from=None):
         self.tokenizer = tokenizer
@@ -82,25 +82,25 @@ def test_a_length_that_holds_no_pair_is_refused_with_the_shortest_that_does(toke
 
 def test_a_model_that_looks_the_value_up_has_full_marks_at_every_length(tokenizer):
     entries = measure_recall(Oracle(tokenizer), [200, 600], num_samples=8, seed=0)
-    assert [entry["length"] for entry in entries] == [200, 600]
+    assert [entry.length for entry in entries] == [200, 600]
     for entry in entries:
-        assert (entry["samples"], entry["exact_match"], entry["token_accuracy"]) == (8, 1.0, 1.0)
-        assert entry["answer_loss"] == pytest.approx(0.0, abs=1e-6)
+        assert (entry.samples, entry.exact_match, entry.token_accuracy) == (8, 1.0, 1.0)
+        assert entry.answer_loss == pytest.approx(0.0, abs=1e-6)
 
 
 def test_an_answer_with_one_wrong_token_is_no_exact_match_but_has_its_share_of_token_accuracy(tokenizer):
     (entry,) = measure_recall(Oracle(tokenizer, wrong_from=1), [300], num_samples=4, seed=0)
-    assert entry["exact_match"] == 0.0
-    assert entry["token_accuracy"] == pytest.approx(4 / entry["answer_tokens"])
-    assert 0.0 < entry["token_accuracy"] < 1.0
+    assert entry.exact_match == 0.0
+    assert entry.token_accuracy == pytest.approx(4 / entry.answer_tokens)
+    assert 0.0 < entry.token_accuracy < 1.0
 
 
 def test_a_random_model_recalls_nothing_and_pays_more_than_chance(hf_directory):
     (entry,) = measure_recall(TransformersScorer(hf_directory), [400], num_samples=8, seed=0)
-    assert entry["exact_match"] == 0.0
-    assert entry["answer_loss"] > entry["chance_loss"] > 0.0
+    assert entry.exact_match == 0.0
+    assert entry.answer_loss > entry.chance_loss > 0.0
 
 
 def test_the_chance_loss_is_one_uniform_guess_per_value_spread_over_its_tokens(tokenizer):
     (entry,) = measure_recall(Oracle(tokenizer), [200], num_samples=3, seed=0)
-    assert entry["chance_loss"] * entry["answer_tokens"] == pytest.approx(3 * math.log(9000))
+    assert entry.chance_loss * entry.answer_tokens == pytest.approx(3 * math.log(9000))

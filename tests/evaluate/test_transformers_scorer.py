@@ -62,7 +62,7 @@ def test_a_large_vocabulary_makes_pieces_short(hf_directory, scorer, monkeypatch
 
 
 def test_the_scorer_names_the_model_as_the_user_wrote_it(scorer, hf_directory):
-    assert scorer.name == f"hf:{hf_directory}" and scorer.through == "transformers"
+    assert scorer.name == f"hf:{hf_directory}" and scorer.backend == "transformers"
 
 
 @pytest.fixture

@@ -97,19 +97,20 @@ def before_the_rename() -> None:
     """Die when everything is on the disk and nothing has been renamed."""
     from nemo_prolong.export import output
 
-    replace(output, "_sync", lambda original, directory: (original(directory), die()))
+    replace(output, "publish", lambda original, *args, **kwargs: die())
 
 
 def after_rename(number: int) -> None:
-    """Die after one of the renames; the first of two moves an earlier export away."""
+    """Die after one of the renames of directories; the first of two moves an earlier export away."""
     renames = iter(range(1, number + 1))
 
     def rename_and_die(original: Callable[..., Any], *args: Any) -> None:
         original(*args)
-        if ".hf." in str(args[0]) + str(args[1]) and next(renames) == number:
+        if Path(args[0]).name in ("hf", ".hf.exporting") and next(renames) == number:
             die()
 
     replace(Path, "rename", rename_and_die)
+    replace(os, "replace", rename_and_die)
 
 
 def in_the_removal() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_prolong.export.run import export
 from nemo_prolong.export.source import open_source
-from tests.support.export_tools import Workspace, export_config
+from tests.support.export_tools import Workspace, export_config, write_perplexity, write_recall
 
 CHAT = [{"role": "user", "content": " Hi <|eot_id|> there "}]
 
@@ -131,13 +131,8 @@ def test_the_model_card_tells_the_lineage(exported: Path) -> None:
 def test_the_model_card_shows_the_evaluation_that_the_run_holds(workspace: Workspace, tmp_path: Path) -> None:
     results = workspace.tied / "eval"
     results.mkdir()
-    buckets = [
-        {"start": 0, "end": 512, "documents": 2, "tokens": 600, "loss": 4.0, "perplexity": 54.6},
-        {"start": 512, "end": 2048, "documents": 0, "tokens": 0, "loss": None, "perplexity": None},
-    ]
-    (results / "perplexity.json").write_text(json.dumps({"data": "data/validation", "buckets": buckets}))
-    lengths = [{"length": 512, "samples": 8, "exact_match": 0.25, "answer_loss": 3.217}]
-    (results / "recall.json").write_text(json.dumps({"lengths": lengths}))
+    write_perplexity(results)
+    write_recall(results)
     export(export_config(workspace.tied, tmp_path / "hf", verify=False))
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "| 0 to 512 | 600 | 54.60 |" in card
@@ -150,8 +145,7 @@ def test_the_model_card_shows_the_evaluation_that_the_run_holds(workspace: Works
 def test_the_model_card_shows_the_evaluation_of_the_parents_too(workspace: Workspace, tmp_path: Path) -> None:
     results = workspace.base / "eval"
     results.mkdir()
-    bucket = {"start": 0, "end": 512, "documents": 2, "tokens": 600, "loss": 4.0, "perplexity": 54.6}
-    (results / "perplexity.json").write_text(json.dumps({"data": "data/validation", "buckets": [bucket]}))
+    write_perplexity(results)
     export(export_config(workspace.child, tmp_path / "hf", verify=False))
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "Perplexity of `base` by position, on `data/validation`:" in card

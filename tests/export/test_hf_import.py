@@ -99,7 +99,8 @@ def test_a_llama_comes_back_from_megatron_with_every_tensor_and_every_field_of_i
     assert differing - ours_alone == set()
     loss = read_metrics(Path(cfg.run_dir))[0]["loss"]
     assert loss == pytest.approx(mean_loss(llamas[name], workspace.root / "data", range(4)), abs=1e-5)
-    assert f"RoPE base 10000 {ROPE_IN_THE_CARD[name]}. Weights in" in (tmp_path / "hf" / "README.md").read_text()
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert f"Its RoPE base is 10000 {ROPE_IN_THE_CARD[name]}. The weights are in" in card
 
 
 def test_the_record_of_the_parent_has_the_hash_of_its_files_its_context_and_its_rope_base(

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nemo_prolong.config.schema import ModelConfig
-from nemo_prolong.weights.names import Rule, pieces, rules
+from nemo_prolong.weights.names import TensorRule, pieces, rules
 from tests.support.export_tools import make_model, models
 
 
-def rule_of(ending: str, model: ModelConfig) -> Rule:
+def rule_of(ending: str, model: ModelConfig) -> TensorRule:
     """Return the rule of the Megatron tensor whose name ends so."""
     (rule,) = [rule for rule in rules(model) if rule.megatron.endswith(ending)]
     return rule
@@ -20,20 +20,20 @@ def rule_of(ending: str, model: ModelConfig) -> Rule:
 
 @given(models())
 @settings(max_examples=100, deadline=None)
-def test_the_runs_cover_every_row_of_both_forms_once_and_in_order(model: ModelConfig) -> None:
+def test_row_ranges_cover_every_row_of_both_forms_once_in_order(model: ModelConfig) -> None:
     for piece in pieces(model):
-        runs = list(piece.rule.runs(model))
-        assert [run.start for run in runs] == [sum(run.count for run in runs[:i]) for i in range(len(runs))]
+        ranges = list(piece.rule.row_ranges(model))
+        assert [found.start for found in ranges] == [0, *(found.end for found in ranges[:-1])]
         for part, shape in enumerate(piece.shapes):
-            theirs = [run for run in runs if run.part == part]
-            rows = [row for run in theirs for row in range(run.part_start, run.part_start + run.count)]
+            theirs = [found for found in ranges if found.part == part]
+            rows = [row for found in theirs for row in range(found.part_start, found.part_start + found.num_rows)]
             assert rows == list(range(shape[0])), (piece.names[part], rows)
 
 
 def test_queries_keys_and_values_are_taken_from_each_query_group_in_turn() -> None:
     model = make_model(num_attention_heads=4, num_query_groups=2, kv_channels=1)
     # A group's two queries, its key, its value.
-    assert list(rule_of("linear_qkv.weight", model).runs(model)) == [
+    assert list(rule_of("linear_qkv.weight", model).row_ranges(model)) == [
         (0, 2, 0, 0), (2, 1, 1, 0), (3, 1, 2, 0), (4, 2, 0, 2), (6, 1, 1, 1), (7, 1, 2, 1),
     ]  # fmt: skip
 
@@ -41,13 +41,13 @@ def test_queries_keys_and_values_are_taken_from_each_query_group_in_turn() -> No
 def test_the_gate_comes_before_up() -> None:
     model = make_model(ffn_hidden_size=5)
     rule = rule_of("linear_fc1.weight", model)
-    assert list(rule.runs(model)) == [(0, 5, 0, 0), (5, 5, 1, 0)]
+    assert list(rule.row_ranges(model)) == [(0, 5, 0, 0), (5, 5, 1, 0)]
     assert [name.split(".")[-2] for name in rule.hugging_face] == ["gate_proj", "up_proj"]
 
 
-def test_the_padding_of_the_vocabulary_is_in_no_run() -> None:
+def test_the_padding_of_the_vocabulary_is_in_no_row_range() -> None:
     model = make_model(vocab_size=100)
-    assert list(rule_of("word_embeddings.weight", model).runs(model)) == [(0, 100, 0, 0)]
+    assert list(rule_of("word_embeddings.weight", model).row_ranges(model)) == [(0, 100, 0, 0)]
 
 
 @pytest.mark.parametrize("tied", [False, True])

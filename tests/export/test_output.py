@@ -9,13 +9,13 @@ import pytest
 
 from nemo_prolong.errors import ExportError
 from nemo_prolong.export.output import check_output, working_directory
+from tests.support.export_tools import make_export_manifest
 
 
 def earlier_export(output: Path) -> Path:
     output.mkdir()
     (output / "config.json").write_text("old")
-    manifest = {"software": "nemo_prolong", "files": {"config.json": {}}}
-    (output / "export_manifest.json").write_text(json.dumps(manifest))
+    make_export_manifest("config.json").write(output)
     return output
 
 
@@ -32,7 +32,10 @@ def test_an_existing_output_is_refused_with_the_setting_that_replaces_it(tmp_pat
     check_output(output, overwrite=True)
 
 
-@pytest.mark.parametrize("manifest", [None, "{", "[]", '{"software": "other", "files": {}}', '{"files": {}}'])
+FOREIGN = json.dumps({**make_export_manifest().model_dump(), "software": "other"})
+
+
+@pytest.mark.parametrize("manifest", [None, "{", "[]", FOREIGN, '{"software": "nemo_prolong", "files": {}}'])
 def test_what_is_no_earlier_export_is_never_replaced(tmp_path: Path, manifest: str | None) -> None:
     output = tmp_path / "hf"
     output.mkdir()

@@ -15,7 +15,8 @@ import torch
 from nemo_prolong.errors import CheckpointError, ExportError
 from nemo_prolong.export import assemble, hf_config, logits, run, source, writer
 from nemo_prolong.export.hf_config import load_tokenizer
-from nemo_prolong.export.source import Source, open_source
+from nemo_prolong.export.source import ExportSource, open_source
+from nemo_prolong.records.export_manifest import GreedyRecord, LogitsRecord
 from nemo_prolong.weights import names as hf_names
 from tests.support.export_tools import Workspace, export_config
 
@@ -40,7 +41,7 @@ def after_writing(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
     """Let ``spoil`` change the files between writing and verification."""
     write_weights = assemble.write_weights
 
-    def write_and_spoil(exported: Source, directory: Path, *args: Any) -> Any:
+    def write_and_spoil(exported: ExportSource, directory: Path, *args: Any) -> Any:
         written = write_weights(exported, directory, *args)
         spoil(directory)
         return written
@@ -85,7 +86,7 @@ def spoiled(exported: Path, tmp_path: Path) -> Path:
     return shutil.copytree(exported, tmp_path / "spoiled")
 
 
-def verify_logits(workspace: Workspace, directory: Path) -> dict[str, Any]:
+def verify_logits(workspace: Workspace, directory: Path) -> LogitsRecord:
     child = open_source(str(workspace.child))
     return logits.verify_logits(child, load_tokenizer(child.tokenizer), directory, FP32)
 
@@ -96,7 +97,7 @@ def set_rope_base(directory: Path, base: float) -> None:
 
 
 def test_an_unspoiled_copy_passes(workspace: Workspace, spoiled: Path) -> None:
-    assert verify_logits(workspace, spoiled)["max_logit_difference"] <= 1e-4
+    assert verify_logits(workspace, spoiled).max_logit_difference <= 1e-4
 
 
 def test_the_frequencies_refuse_a_rope_base_that_is_off_by_a_hundredth_of_a_percent(
@@ -123,9 +124,9 @@ def test_spread_positions_see_a_rope_base_that_short_prompts_do_not(
     monkeypatch.setattr(logits, "MAX_LOGIT_DIFFERENCE", 1e9)
     monkeypatch.setattr(logits, "MIN_SHARPENED_AGREEMENT", 0.0)
     set_rope_base(spoiled, 80001.0)
-    *short, spread = verify_logits(workspace, spoiled)["prompts"]
-    assert max(prompt["max_logit_difference"] for prompt in short) < 1e-2
-    assert spread["max_logit_difference"] > 10 * max(prompt["max_logit_difference"] for prompt in short)
+    *short, spread = verify_logits(workspace, spoiled).prompts
+    assert max(prompt.max_logit_difference for prompt in short) < 1e-2
+    assert spread.max_logit_difference > 10 * max(prompt.max_logit_difference for prompt in short)
 
 
 def test_sharpened_attention_alone_refuses_a_rope_base_that_is_off_by_a_thousandth_of_a_percent(
@@ -133,7 +134,7 @@ def test_sharpened_attention_alone_refuses_a_rope_base_that_is_off_by_a_thousand
 ) -> None:
     monkeypatch.setattr(logits, "_compare_frequencies", lambda found, expected: None)
     monkeypatch.setattr(logits, "MAX_LOGIT_DIFFERENCE", 1e9)
-    assert verify_logits(workspace, spoiled)["sharpened"]["argmax_equal_share"] == 1.0
+    assert verify_logits(workspace, spoiled).sharpened.argmax_equal_share == 1.0
     set_rope_base(spoiled, 80001.0)
     with pytest.raises(ExportError, match=r"with sharpened attention .* choose the same token at [789]\d\.\d% of the"):
         verify_logits(workspace, spoiled)
@@ -142,7 +143,7 @@ def test_sharpened_attention_alone_refuses_a_rope_base_that_is_off_by_a_thousand
 def test_a_mapping_that_is_wrong_both_ways_passes_the_tensors_and_is_refused_by_the_logits(
     monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
-    def swap(rule: hf_names.Rule) -> hf_names.Rule:
+    def swap(rule: hf_names.TensorRule) -> hf_names.TensorRule:
         if not rule.megatron.endswith("linear_fc1.weight"):
             return rule
         return dataclasses.replace(rule, hugging_face=rule.hugging_face[::-1])
@@ -178,7 +179,7 @@ def test_a_wrong_greedy_token_is_refused() -> None:
 
 def test_a_tie_between_two_greedy_tokens_is_no_difference() -> None:
     result = generated(0, 1)
-    assert logits._compare_greedy(result, torch.tensor([[1.0 + 1e-6, 1.0]])) == {"tokens": 1, "equal": 0}
+    assert logits._compare_greedy(result, torch.tensor([[1.0 + 1e-6, 1.0]])) == GreedyRecord(tokens=1, equal=0)
 
 
 def test_nan_in_the_logits_is_refused() -> None:
@@ -188,14 +189,14 @@ def test_nan_in_the_logits_is_refused() -> None:
 
 
 def test_a_weight_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
-    read_rows = Source.read_rows
+    read_rows = ExportSource.read_rows
 
-    def read_with_nan(self: Source, piece: hf_names.Piece, start: int, rows: torch.Tensor) -> None:
+    def read_with_nan(self: ExportSource, piece: hf_names.Piece, start: int, rows: torch.Tensor) -> None:
         read_rows(self, piece, start, rows)
         if piece.rule.megatron.endswith("linear_fc2.weight"):
             rows[3, 4] = float("nan")
 
-    monkeypatch.setattr(Source, "read_rows", read_with_nan)
+    monkeypatch.setattr(ExportSource, "read_rows", read_with_nan)
     assert ".mlp.down_proj.weight of step_00000004 has NaN or infinity in it" in refused()
 
 

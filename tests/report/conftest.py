@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nemo_prolong.config.schema import ReportConfig
+from nemo_prolong.records.export_manifest import ExportManifest, GreedyRecord, SourceRecord, VerificationRecord
 
 BUCKETS = [512, 1024, 2048, 4096, 8192]
 VERSIONS = {"nemo_prolong": "0.1.0", "torch": "2.13.0", "nemo-toolkit": "2.7.3", "megatron-core": "0.15.3"}
@@ -77,14 +78,22 @@ def write_run_tree(root: Path) -> RunTree:
     for recipe, run in zip(RECIPES, runs, strict=True):
         _write_run(recipe, run, root)
         _write_evaluation(recipe, run / "eval", str(run), "megatron", [str(r) for r in runs])
-    manifest = {
-        "source": {"run": str(runs[-1]), "stage": "sft"}, "dtype": "float32",
-        "verification": {"tensors": 39, "max_logit_difference": 3.1e-06},
-    }  # fmt: skip
-    _write_json(export / "export_manifest.json", manifest)
+    _write_export_manifest(export, runs[-1])
     name = f"hf:{export}"
     _write_evaluation(RECIPES[-1], root / "export" / "hf_eval", name, "transformers", [name])
     return RunTree(root, [str(run) for run in runs], str(export))
+
+
+def _write_export_manifest(directory: Path, run: Path) -> None:
+    verification = VerificationRecord(
+        tensors=39, max_logit_difference=3.1e-06, logit_tolerance=1e-4, prompts=[], transformers="4.57.6",
+        greedy=GreedyRecord(tokens=16, equal=16),
+    )  # fmt: skip
+    source = SourceRecord(run=str(run), name="sft", stage="sft", checkpoint="step_00000004", step=4, git_commit=None)
+    ExportManifest(
+        source=source, dtype="float32", rotary_base=1e6, trained_context_length=8192, advertised_context_length=8192,
+        verification=verification, versions={}, exported_at="2026-11-24T14:00:00Z", files={},
+    ).write(directory)  # fmt: skip
 
 
 def _write_json(path: Path, value: Any) -> None:

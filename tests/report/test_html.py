@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_prolong.records.export_manifest import ExportManifest
 from nemo_prolong.report.training.run import write_report
 from tests.support.html_page import Page
 
@@ -115,7 +116,8 @@ def test_a_missing_config_or_data_manifest_leaves_dashes_not_an_error(tree):
 
 
 def test_an_export_that_was_not_verified_says_so(tree):
-    (Path(tree.export) / "export_manifest.json").write_text(json.dumps({"run": "r", "verification": None}))
+    directory = Path(tree.export)
+    ExportManifest.read(directory).model_copy(update={"verification": None}).write(directory)
     assert "not verified" in report(tree).text
 
 

@@ -19,6 +19,7 @@ from nemo_prolong.config.recipe_schema import RecipeConfig
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.files import write_json_atomically
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
+from nemo_prolong.records.export_manifest import ExportManifest, SourceRecord, TargetRecord
 from nemo_prolong.records.run_directory import CONFIG_FILE
 from nemo_prolong.stages import recipe_run
 from nemo_prolong.stages.manifest import new_manifest, read_data_manifest
@@ -190,16 +191,27 @@ def test_an_export_is_complete_when_it_is_of_this_run_and_step_and_format(make_r
     assert plan.export is not None
     last, output = plan.stages[-1], Path(plan.export.cfg.output)
     leave(last, "complete", STEPS)
-    written = {"source": {"run": last.cfg.run_dir, "step": STEPS}, "dtype": "float32"}
-    output.mkdir()
+    source = SourceRecord(
+        run=last.cfg.run_dir, name="sft", stage="sft", checkpoint="step_00000004", step=STEPS, git_commit=None
+    )
+    written = ExportManifest(
+        source=source, dtype="float32", rotary_base=1e4, trained_context_length=64, advertised_context_length=64,
+        verification=None, versions={}, exported_at="2026-11-24T14:00:00Z", files={},
+    )  # fmt: skip
+    target = TargetRecord(
+        format="vllm", gpu="h100_80gb", tensor_parallel_size=1, pipeline_parallel_size=1, quantization=None
+    )
     for changes, complete in (
         ({}, True),
         ({"dtype": "bfloat16"}, False),
-        ({"source": {"step": STEPS}}, False),
-        ({"target": {"format": "vllm"}}, False),
+        ({"source": source.model_copy(update={"run": "runs/other"})}, False),
+        ({"source": source.model_copy(update={"step": STEPS - 1})}, False),
+        ({"target": target}, False),
     ):
-        (output / "export_manifest.json").write_text(json.dumps(written | changes))
+        written.model_copy(update=changes).write(output)
         assert plan.export.is_complete(last) == complete
+    (output / "export_manifest.json").write_text("{}")
+    assert not plan.export.is_complete(last)
 
 
 # The processes.

@@ -9,6 +9,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from nemo_prolong.config.schema import ExportConfig, ModelConfig
+from nemo_prolong.records.evaluation import Bucket, PerplexityResult, RecallEntry, RecallResult, write_result
+from nemo_prolong.records.export_manifest import ExportedFile, ExportManifest, SourceRecord
 from tests.support.tiny import VOCAB_SIZE
 
 TOKENIZER_TEXT = ["def add(first, second):\n    return first + second\n", "A document about the number 12345.\n"]
@@ -44,6 +46,41 @@ def export_config(run: Path, output: Path, **changes: Any) -> ExportConfig:
     """Return an fp32 export in several shards; ``changes`` replace fields."""
     values = {"run": str(run), "output": str(output), "dtype": "fp32", "max_shard_bytes": 100_000, **changes}
     return ExportConfig(**values)
+
+
+def make_export_manifest(*files: str, **changes: Any) -> ExportManifest:
+    """Return the manifest of an export that was not verified; ``changes`` replace fields."""
+    values: dict[str, Any] = {
+        "source": SourceRecord(
+            run="runs/sft", name="sft", stage="sft", checkpoint="step_00000004", step=4, git_commit=None
+        ),
+        "dtype": "float32",
+        "rotary_base": 1e4,
+        "trained_context_length": 64,
+        "advertised_context_length": 64,
+        "verification": None,
+        "versions": {},
+        "exported_at": "2026-11-24T14:00:00Z",
+        "files": {name: ExportedFile(sha256="0" * 64, num_bytes=1) for name in files},
+    }
+    return ExportManifest(**{**values, **changes})
+
+
+def write_perplexity(directory: Path) -> None:
+    """Write a result with one bucket that no document reaches."""
+    buckets = [
+        Bucket(start=0, end=512, documents=2, tokens=600, loss=4.0, perplexity=54.6),
+        Bucket(start=512, end=2048, documents=0, tokens=0, loss=None, perplexity=None),
+    ]
+    result = PerplexityResult(
+        model="runs/sft", backend="megatron", data="data/validation", documents=2, buckets=buckets, seconds=1.0
+    )
+    write_result(directory, result)
+
+
+def write_recall(directory: Path) -> None:
+    entry = RecallEntry(length=512, samples=8, exact_match=0.25, token_accuracy=0.5, answer_loss=3.217)
+    write_result(directory, RecallResult(model="runs/sft", backend="megatron", lengths=[entry], seconds=1.0))
 
 
 def make_model(**changes: Any) -> ModelConfig:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from nemo_prolong.export.verify import mismatch
+from nemo_prolong.weights.hf_model import load_model
 
 QUANT_CONFIG_FILE = "hf_quant_config.json"
 
@@ -28,10 +28,12 @@ Dequantize = Callable[[Tensor, Tensor], Tensor]
 
 _QUANTIZED = re.compile(r"model\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.weight")
 
-# Round to nearest of three mantissa bits, and of the subnormals below 2**-6 in steps of 2**-9; then bf16's own.
-_RELATIVE_STEP = 2.0**-4
-_SUBNORMAL_STEP = 2.0**-10
-_ROUNDING_SLACK = 1.0 + 2.0**-7
+# Half a step of FP8 relative to a value, with room for the bf16 arithmetic below; half a step of the subnormals.
+_RELATIVE_ERROR = 2.0**-4 * (1.0 + 2.0**-7)
+_SUBNORMAL_ERROR = 2.0**-10
+# ModelOpt rounds the scale and the quotient to bf16, each by up to 2**-9 of it. That moves some quotients over the
+# middle between two FP8 numbers.
+_QUOTIENT_ERROR = 2.0**-8
 
 PROBE_TOKENS = 512
 """Tokens on which the logits of both directories are compared."""
@@ -147,7 +149,8 @@ def verify_rounding(name: str, original: Tensor, weight: Tensor, scale: Tensor, 
     """
     if weight.dtype != torch.float8_e4m3fn or weight.shape != original.shape:
         raise mismatch(name, f"it is {weight.dtype} {list(weight.shape)}")
-    allowed = torch.maximum(original.abs() * _RELATIVE_STEP, scale * _SUBNORMAL_STEP) * _ROUNDING_SLACK
+    subnormal = scale * _SUBNORMAL_ERROR + original.abs() * _QUOTIENT_ERROR
+    allowed = torch.maximum(original.abs() * _RELATIVE_ERROR, subnormal)
     wrong = int((~((dequantize(weight, scale) - original).abs() <= allowed)).sum())
     if wrong:
         raise mismatch(name, f"{wrong} values are not those of the bf16 directory rounded to FP8")
@@ -179,7 +182,8 @@ class TensorFiles:
     def read(self, name: str) -> Tensor:
         """Return one tensor."""
         with safe_open(self._files[name], framework="pt") as file:
-            return file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
 
 
 @torch.inference_mode()
@@ -195,9 +199,7 @@ def logit_difference(original: Path, quantized: Path, tokens: Tensor, dequantize
     Returns:
         Norm of the difference by norm of the bf16 directory's logits, computed in fp32.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        original, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    ).eval()
+    model, _ = load_model(original, torch.float32)
     prompt = tokens[None, :PROBE_TOKENS]
     before = model(prompt, use_cache=False).logits
     files = TensorFiles.of(quantized)

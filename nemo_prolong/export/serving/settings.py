@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from nemo_prolong.config.schema import ExportTargetConfig
 from nemo_prolong.errors import ExportError
+from nemo_prolong.export.rendering import render
 from nemo_prolong.export.serving.memory import FIXED_RESERVE_BYTES, KV_CACHE_FRACTION, MemoryPlan
 from nemo_prolong.files import write_text_atomically
-from nemo_prolong.units import format_bytes
 
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+MemoryShare = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class _Settings(BaseModel):
@@ -37,7 +37,7 @@ class TrtllmKvCacheSettings(_Settings):
     """``KvCacheConfig`` of TensorRT-LLM, as of ``TrtllmSettings``."""
 
     dtype: Literal["auto", "fp8"]
-    free_gpu_memory_fraction: Fraction
+    free_gpu_memory_fraction: MemoryShare
 
 
 class TrtllmSettings(_Settings):
@@ -70,10 +70,10 @@ class VllmSettings(_Settings):
     max_num_batched_tokens: PositiveInt
     enable_chunked_prefill: bool
     kv_cache_dtype: Literal["auto", "fp8"]
-    gpu_memory_utilization: Fraction
+    gpu_memory_utilization: MemoryShare
 
 
-S = TypeVar("S", bound=_Settings)
+Settings = TypeVar("Settings", bound=_Settings)
 
 
 def trtllm_settings(target: ExportTargetConfig, context_length: int) -> TrtllmSettings:
@@ -106,19 +106,12 @@ def vllm_settings(target: ExportTargetConfig, context_length: int) -> VllmSettin
 
 def write_settings(path: Path, settings: _Settings, target: ExportTargetConfig, plan: MemoryPlan) -> None:
     """Write a server's YAML file, headed by the sum it was sized by."""
-    lines = [
-        f"Memory of one {target.gpu} of {target.tensor_parallel_size}, {format_bytes(plan.gpu_bytes)}:",
-        f"  weights          {format_bytes(plan.weights_bytes)}",
-        f"  activations      {format_bytes(plan.activation_bytes)}",
-        f"  reserve          {format_bytes(FIXED_RESERVE_BYTES)}",
-        f"  keys and values  {format_bytes(plan.kv_needed_bytes)} needed, {format_bytes(plan.kv_available_bytes)} set "
-        f"aside, {plan.kv_bytes_per_token} bytes a token",
-    ]
     values = yaml.safe_dump(settings.model_dump(by_alias=True), sort_keys=False)
-    write_text_atomically(path, "".join(f"# {line}\n" for line in lines) + values)
+    text = render("serve.yaml.j2", target=target, plan=plan, reserve_bytes=FIXED_RESERVE_BYTES, values=values)
+    write_text_atomically(path, text)
 
 
-def read_settings(path: Path, kind: type[S]) -> S:
+def read_settings(path: Path, kind: type[Settings]) -> Settings:
     """Return a server's YAML file, checked by the server's names and types.
 
     Raises:

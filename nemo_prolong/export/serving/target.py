@@ -6,6 +6,7 @@ output appears with everything in it or not at all.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import shutil
@@ -13,14 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nemo_prolong.config.schema import ExportConfig, ExportTargetConfig
 from nemo_prolong.errors import ConfigError, ExportError
+from nemo_prolong.export.rendering import render
 from nemo_prolong.export.serving.memory import KV_BLOCK_TOKENS, check_memory
 from nemo_prolong.export.serving.settings import trtllm_settings, vllm_settings, write_settings
 from nemo_prolong.files import write_json_atomically, write_text_atomically
+from nemo_prolong.records.export_manifest import QuantizationRecord, TargetRecord
 from nemo_prolong.records.stage_manifest import StageManifest
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a target is checked without it
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +34,8 @@ SETTINGS_FILE = "serve.yaml"
 START_FILE = "serve.sh"
 CHECK_FILE = "check_server.py"
 
-_COMMANDS = {
-    # The long-lived name of the flag; newer versions of TensorRT-LLM call it --config too.
-    "trtllm": f'trtllm-serve "${{model[@]}}" "${{sizes[@]}}" --extra_llm_api_options "$directory/{SETTINGS_FILE}"',
-    "vllm": f'vllm serve "${{model[@]}}" --config "$directory/{SETTINGS_FILE}"',
-}
-
-_TRTLLM_SIZES = f"""\
-# The first versions of TensorRT-LLM 1 let the defaults of their command line win over these keys of the file.
-sizes=()
-for key in max_batch_size max_num_tokens max_seq_len; do
-    sizes+=("--$key" "$(sed -n "s/^$key: //p" "$directory/{SETTINGS_FILE}")")
-done"""
+_SERVERS = ("trtllm", "vllm")
+"""Formats that a server starts from."""
 
 
 def check_target(cfg: ExportConfig, manifest: StageManifest) -> None:
@@ -66,7 +62,7 @@ def check_target(cfg: ExportConfig, manifest: StageManifest) -> None:
             "belongs to trtllm_engine_checkpoint.",
             "Set export.pipeline_parallel_size=1, or more export.tensor_parallel_size.",
         )
-    if target.format in _COMMANDS:
+    if target.format in _SERVERS:
         if target.max_num_tokens % KV_BLOCK_TOKENS:
             nearest = max(target.max_num_tokens // KV_BLOCK_TOKENS, 1) * KV_BLOCK_TOKENS
             raise ConfigError(
@@ -108,7 +104,7 @@ def _check_engine(manifest: StageManifest, target: ExportTargetConfig) -> None:
         )
 
 
-def prepare_target(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> dict[str, Any] | None:
+def prepare_target(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> TargetRecord | None:
     """Quantize the directory or cut it for ranks, and add what a server needs.
 
     Args:
@@ -126,46 +122,21 @@ def prepare_target(cfg: ExportConfig, manifest: StageManifest, directory: Path) 
     target = cfg.export
     if target.format == "hf":
         return None
-    record: dict[str, Any] = {
-        "format": target.format,
-        "gpu": target.gpu,
-        "tensor_parallel_size": target.tensor_parallel_size,
-        "pipeline_parallel_size": target.pipeline_parallel_size,
-        "quantization": None,
-    }
     if target.format == "trtllm_engine_checkpoint":
-        record["quantization"] = _cut_for_engine(cfg, manifest, directory)
-        return record
-    if target.quantization is not None:
-        record["quantization"] = _quantize(cfg, manifest, directory)
-    _write_server_files(target, manifest, directory)
-    return record
-
-
-def describe_target(record: dict[str, Any]) -> str:
-    """Return the section of the model card."""
-    if record["format"] == "trtllm_engine_checkpoint":
-        how = (
-            "Legacy: `config.json` and `rankN.safetensors` for `trtllm-build` of TensorRT-LLM <= 1.2; nothing else "
-            "reads them."
-        )
+        quantization = _cut_for_engine(cfg, manifest, directory)
     else:
-        how = (
-            f"`bash {START_FILE}` starts the server with `{SETTINGS_FILE}`, sized for {record['tensor_parallel_size']} "
-            f"x {record['gpu']}; `python {CHECK_FILE}` checks it with a prompt of the whole context."
-        )
-    quantization = record["quantization"]
-    if quantization is None:
-        return f"## Serving\n\n{how}\n"
-    return (
-        f"## Serving\n\n{how}\n\nThe matrices of the layers and the KV cache are in FP8, everything else in bf16 "
-        f"(ModelOpt {quantization['modelopt']}), calibrated on {quantization['calibration_documents']} documents of "
-        f"the training data, {quantization['calibration_tokens']} tokens. `transformers` does not read the scales: use "
-        "the bf16 export there.\n"
+        quantization = _quantize(cfg, manifest, directory) if target.quantization is not None else None
+        _write_server_files(target, manifest, directory)
+    return TargetRecord(
+        format=target.format,
+        gpu=target.gpu,
+        tensor_parallel_size=target.tensor_parallel_size,
+        pipeline_parallel_size=target.pipeline_parallel_size,
+        quantization=quantization,
     )
 
 
-def _quantize(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> dict[str, Any]:
+def _quantize(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> QuantizationRecord:
     """Replace the weights by FP8 ones; the configuration stays that of the verified directory."""
     from nemo_prolong.engine.fp8_export import dequantize, quantize_directory
     from nemo_prolong.export.serving.quantized import (
@@ -184,17 +155,15 @@ def _quantize(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> di
         write_json_atomically(quantized / "config.json", {**config, "quantization_config": inline})
         if cfg.verify:
             verify_quantization(quantized)
-            record["verified_matrices"] = verify_weights(directory, quantized, dequantize)
-            longest = max(documents, key=len)
-            record["relative_logit_difference"] = logit_difference(directory, quantized, longest, dequantize)
-            log.info(
-                "FP8: logits of the dequantized weights differ by %.1f%%", 100 * record["relative_logit_difference"]
-            )
+            matrices = verify_weights(directory, quantized, dequantize)
+            difference = logit_difference(directory, quantized, max(documents, key=len), dequantize)
+            log.info("FP8: logits of the dequantized weights differ by %.1f%%", 100 * difference)
+            record = record.model_copy(update={"verified_matrices": matrices, "relative_logit_difference": difference})
         _keep_only(quantized, {"config.json", QUANT_CONFIG_FILE, "model.safetensors.index.json"})
     return record
 
 
-def _cut_for_engine(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> dict[str, Any] | None:
+def _cut_for_engine(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> QuantizationRecord | None:
     """Replace weights and configuration by those of every rank of an engine."""
     from nemo_prolong.engine.fp8_export import dequantize, write_engine_checkpoint
     from nemo_prolong.export.serving.engine_checkpoint import verify_engine_checkpoint
@@ -218,23 +187,20 @@ def _cut_for_engine(cfg: ExportConfig, manifest: StageManifest, directory: Path)
     return record
 
 
-def _calibration(target: ExportTargetConfig, manifest: StageManifest) -> tuple[list[Any], dict[str, Any]]:
-    """Return the documents to calibrate on, and what to say about them."""
-    import importlib.metadata
-
+def _calibration(target: ExportTargetConfig, manifest: StageManifest) -> tuple[list[Tensor], QuantizationRecord]:
+    """Return the documents to calibrate on, int64 [T] each, and what to say about them."""
     from nemo_prolong.export.serving.calibration import calibration_documents
 
     documents = calibration_documents(manifest, target.calibration_rows, target.calibration_length)
-    record = {
-        "algorithm": "FP8",
-        "kv_cache_algorithm": "FP8",
-        "modelopt": importlib.metadata.version("nvidia-modelopt"),
-        "calibration_rows": target.calibration_rows,
-        "calibration_length": target.calibration_length,
-        "calibration_documents": len(documents),
-        "calibration_tokens": sum(map(len, documents)),
-    }
-    return documents, record
+    return documents, QuantizationRecord(
+        algorithm="FP8",
+        kv_cache_algorithm="FP8",
+        modelopt=importlib.metadata.version("nvidia-modelopt"),
+        calibration_rows=target.calibration_rows,
+        calibration_length=target.calibration_length,
+        calibration_documents=len(documents),
+        calibration_tokens=sum(map(len, documents)),
+    )
 
 
 @contextmanager
@@ -262,21 +228,7 @@ def _write_server_files(target: ExportTargetConfig, manifest: StageManifest, dir
     make = vllm_settings if target.format == "vllm" else trtllm_settings
     plan = check_memory(manifest.model, context_length, target)
     write_settings(directory / SETTINGS_FILE, make(target, context_length), target, plan)
-    write_text_atomically(directory / START_FILE, _start_script(target.format))
+    script = render("serve.sh.j2", server=target.format, start_file=START_FILE, settings_file=SETTINGS_FILE)
+    write_text_atomically(directory / START_FILE, script)
     (directory / START_FILE).chmod(0o755)
     write_text_atomically(directory / CHECK_FILE, (files(__package__) / CHECK_FILE).read_text(encoding="utf-8"))
-
-
-def _start_script(server: str) -> str:
-    return "\n".join(
-        [
-            "#!/usr/bin/env bash",
-            f"# Serve this directory: HOST=0.0.0.0 PORT=8000 bash {START_FILE} [more options of the server]",
-            "set -euo pipefail",
-            'directory=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)',
-            'model=("$directory" --host "${HOST:-127.0.0.1}" --port "${PORT:-8000}")',
-            *([_TRTLLM_SIZES] if server == "trtllm" else []),
-            f'exec {_COMMANDS[server]} "$@"',
-            "",
-        ]
-    )

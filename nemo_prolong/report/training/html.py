@@ -169,7 +169,7 @@ def lineage_steps(lineage: Lineage) -> list[LineageBox]:
     if lineage.export:
         facts = [
             ("context", format_tokens(lineage.stages[-1].manifest.advertised_context_length)),
-            ("dtype", str(lineage.export.manifest.get("dtype", numbers.MISSING))),
+            ("dtype", lineage.export.manifest.dtype),
             ("max diff.", tables.logit_difference_words(lineage.export.max_logit_difference)),
         ]
         steps.append(LineageBox("export", "safetensors", facts, -1))

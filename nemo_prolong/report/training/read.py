@@ -16,6 +16,7 @@ from typing import Any
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.errors import ExportError
 from nemo_prolong.records.evaluation import PerplexityResult, RecallResult, evaluation_directory, read_result
+from nemo_prolong.records.export_manifest import ExportManifest
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.run_log import (
     EventRecord,
@@ -107,13 +108,14 @@ class ExportedModel:
     """An exported directory: its ``export_manifest.json`` and its results."""
 
     directory: str
-    manifest: dict[str, Any]
+    manifest: ExportManifest
     evaluated: EvaluatedModel
 
     @property
     def max_logit_difference(self) -> float | None:
         """Largest difference to the Megatron model's logits that the export measured; None if it did not verify."""
-        return (self.manifest.get("verification") or {}).get("max_logit_difference")
+        verification = self.manifest.verification
+        return verification.max_logit_difference if verification is not None else None
 
 
 @dataclass(frozen=True)
@@ -168,13 +170,14 @@ def _read_stage(directory: str, label: str, manifest: StageManifest) -> StageRun
 
 
 def _read_export(directory: str, last_stage: StageRun) -> ExportedModel:
-    manifest = _read_json_object(Path(directory) / "export_manifest.json")
-    if manifest is None:
+    try:
+        manifest = ExportManifest.read(Path(directory))
+    except (OSError, ValueError) as error:
         raise ExportError(
             f"exported={directory}",
             "There is no readable export_manifest.json in it.",
             "Run scripts/export.py first, or set exported=null.",
-        )
+        ) from error
     trained = last_stage.manifest.trained_context_length
     evaluated = _read_evaluation(f"{HF_PREFIX}{directory}", "export", trained, last_stage.notes)
     return ExportedModel(directory, manifest, evaluated)

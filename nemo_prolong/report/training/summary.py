@@ -94,7 +94,10 @@ def finite(value: float | None) -> float | None:
 def _result(model: EvaluatedModel, result: PerplexityResult | RecallResult) -> dict[str, Any]:
     """Return a result under the model it belongs to; the settings are in the report's commands."""
     identity = {"model": model.model, "label": model.label, "trained_context_length": model.trained_context_length}
-    return identity | result.model_dump(exclude={"settings"})
+    measured = result.model_dump(exclude={"task", "model", "seconds", "settings"})
+    for bucket in measured.get("buckets", []):
+        del bucket["documents"]
+    return identity | measured
 
 
 def describe_machine() -> dict[str, Any]:

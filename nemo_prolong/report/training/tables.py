@@ -71,7 +71,7 @@ def perplexity_table(models: Sequence[EvaluatedModel]) -> Table | None:
     for model, result in measured:
         values = {bucket.span: bucket.perplexity for bucket in result.buckets}
         row = [Cell(numbers.significant(values.get(span)), model.is_beyond_training(span[1])) for span in spans]
-        rows.append([*text_cells(model.label, result.through), *row])
+        rows.append([*text_cells(model.label, result.backend), *row])
     return Table(["Model", "Through", *(numbers.span(*span) for span in spans)], rows, frozenset({0, 1}))
 
 
@@ -237,8 +237,8 @@ def commands(lineage: Lineage, cfg: ReportConfig) -> list[str]:
 
 def _export_settings(export: ExportedModel) -> dict[str, Any]:
     dtypes = {"float32": "fp32", "bfloat16": "bf16"}
-    run = (export.manifest.get("source") or {}).get("run")
-    return {"run": run, "output": export.directory, "dtype": dtypes.get(export.manifest.get("dtype", ""))}
+    manifest = export.manifest
+    return {"run": manifest.source.run, "output": export.directory, "dtype": dtypes.get(manifest.dtype)}
 
 
 def _script(name: str, settings: dict[str, Any]) -> str:

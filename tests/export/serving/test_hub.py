@@ -13,7 +13,7 @@ from huggingface_hub.utils import reset_sessions
 
 from nemo_prolong.config.schema import ExportTargetConfig
 from nemo_prolong.errors import ExportError
-from nemo_prolong.export.hub import publish
+from nemo_prolong.export.hub import push_to_hub
 from tests.support.fake_hub import fake_hub
 
 TOKEN = "hf_" + "x" * 34
@@ -40,7 +40,7 @@ def test_every_file_arrives_with_its_bytes_and_what_an_earlier_export_left_there
     with fake_hub(TOKEN, existing=(".gitattributes", "model.safetensors", "README.md")) as hub:
         endpoint(hub.url)
         with caplog.at_level(logging.DEBUG):
-            address = publish(exported, TARGET)
+            address = push_to_hub(exported, TARGET)
         assert hub.files == contents(exported)
         assert hub.deleted == {"model.safetensors"}
         assert hub.created["name"] == "name" and hub.created["organization"] == "org" and hub.created["private"] is True
@@ -53,7 +53,7 @@ def test_a_public_repository_is_made_when_asked_for(exported, endpoint):
     with fake_hub(TOKEN) as hub:
         endpoint(hub.url)
         public = TARGET.model_copy(update={"hub_private": False})
-        publish(exported, public)
+        push_to_hub(exported, public)
         assert not hub.created.get("private")
 
 
@@ -61,7 +61,7 @@ def test_a_dry_run_names_every_file_with_its_size_and_sends_nothing(exported, en
     with fake_hub(TOKEN) as hub, caplog.at_level(logging.INFO):
         endpoint(hub.url)
         dry = TARGET.model_copy(update={"hub_dry_run": True})
-        assert publish(exported, dry) is None
+        assert push_to_hub(exported, dry) is None
         assert hub.created is None and hub.files == {}
     lines = caplog.text.splitlines()
     assert "would send to org/name (made private if it does not exist):" in lines[0]
@@ -72,7 +72,7 @@ def test_a_refused_token_is_named_as_the_cause_and_not_printed(exported, endpoin
     with fake_hub("another token") as hub:
         endpoint(hub.url)
         with pytest.raises(ExportError) as caught:
-            publish(exported, TARGET)
+            push_to_hub(exported, TARGET)
     assert "export.push_to_hub=org/name: the Hub did not take it: 401 Client Error" in str(caught.value)
     assert "(hf auth login), then export again with overwrite=true." in str(caught.value)
     assert TOKEN not in str(caught.value)
@@ -82,7 +82,7 @@ def test_a_hub_that_does_not_answer_is_an_error_of_one_line(exported, endpoint):
     with fake_hub(TOKEN) as hub:
         endpoint(hub.url)
     with pytest.raises(ExportError, match="the Hub did not take it") as caught:
-        publish(exported, TARGET)
+        push_to_hub(exported, TARGET)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -90,8 +90,8 @@ def test_what_was_not_verified_or_was_changed_is_not_published(exported, tmp_pat
     copy = Path(shutil.copytree(exported, tmp_path / "copy"))
     (copy / "config.json").write_text("{}")
     with pytest.raises(ExportError, match=r"was changed after the export: config\.json\. Export again\."):
-        publish(copy, TARGET)
+        push_to_hub(copy, TARGET)
     manifest = json.loads((copy / "export_manifest.json").read_text())
     (copy / "export_manifest.json").write_text(json.dumps({**manifest, "verification": None}))
     with pytest.raises(ExportError, match=r"was exported without verification\. Set verify=true\."):
-        publish(copy, TARGET)
+        push_to_hub(copy, TARGET)
