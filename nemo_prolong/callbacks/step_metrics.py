@@ -85,9 +85,9 @@ class StepMetrics(Callback):
 
     def on_megatron_microbatch_end(self, step: Any, batch: dict[str, Any], **kwargs: Any) -> None:
         """Count the sizes of a micro-batch, once per data-parallel rank."""
-        self._sums.add_data_wait(batch["data_wait_seconds"])
+        self._sums.add_data_wait(batch.data_wait_seconds)
         if parallel_state.is_pipeline_last_stage() and _is_first_tensor_and_context_rank():
-            self._sums.add_row(batch["real_tokens"], batch["squared_tokens"])
+            self._sums.add_row(batch.real_tokens, batch.squared_tokens)
 
     def on_megatron_reduce_microbatches_end(self, microbatch_outputs: list[dict[str, Any]], **kwargs: Any) -> None:
         """Add the loss sums of this rank; only the last pipeline stage has any."""

@@ -19,15 +19,12 @@ import torch
 from torch.utils.data import Dataset
 
 from nemo_prolong.config.schema import MixtureEntry
+from nemo_prolong.data.batch import PackedBatch, PackedRow
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.order import GlobalOrder
 from nemo_prolong.errors import ConfigError, DataError
 
-logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
-"""``tokens`` int64 [S], ``labels`` int64 [S], ``loss_mask`` float32 [S], ``position_ids`` int64 [S],
-``cu_seqlens`` int32 [D+1], ``domain`` str, ``real_tokens`` int."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class RowFormat:
     vocab_size: int | None = None
 
 
-class PackedRowDataset(Dataset[Row]):
+class PackedRowDataset(Dataset[PackedRow]):
     """The rows of a stage in their global order; index = global row index.
 
     Args:
@@ -83,7 +80,7 @@ class PackedRowDataset(Dataset[Row]):
     def __len__(self) -> int:
         return self.num_rows
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> PackedRow:
         """Return row ``index`` of the stage.
 
         Raises:
@@ -99,7 +96,7 @@ class PackedRowDataset(Dataset[Row]):
         return dict(zip(self.paths, self._order.epochs(self.num_rows), strict=True))
 
 
-class ValidationRowDataset(Dataset[Row]):
+class ValidationRowDataset(Dataset[PackedRow]):
     """Every row of some row sets once, in stored order, one set after the other in turn.
 
     Args:
@@ -131,21 +128,16 @@ class ValidationRowDataset(Dataset[Row]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> PackedRow:
         row, directory = self._places[index]
         return _read_row(self._readers[directory], row, self._format)
 
 
-def collate_rows(rows: Sequence[Row]) -> dict[str, Any]:
+def collate_rows(rows: Sequence[PackedRow]) -> PackedBatch:
     """Make the micro-batch of one row.
 
     Args:
-        rows: One sample; packing puts many documents in it, so more rows per pass gain nothing.
-
-    Returns:
-        ``tokens``, ``labels`` int64 [1, S], ``loss_mask`` float32 [1, S], ``position_ids`` int64 [1, S],
-        ``cu_seqlens`` int32 [D+1], ``max_seqlen`` Python int (longest document), ``domain`` list[str],
-        ``real_tokens`` int.
+        rows: One row; packing puts many documents in it, so more rows per pass gain nothing.
 
     Raises:
         ConfigError: If there is not exactly one row.
@@ -157,19 +149,19 @@ def collate_rows(rows: Sequence[Row]) -> dict[str, Any]:
             "Use train.micro_batch_size=1 and a longer seq_length or a larger global_batch_size.",
         )
     row = rows[0]
-    batch = {key: row[key].unsqueeze(0) for key in ("tokens", "labels", "loss_mask", "position_ids")}
-    # A tensor here would defeat the cache of rotary embeddings, which is keyed by it.
-    max_seqlen = int(row["cu_seqlens"].diff().max())
-    return {
-        **batch,
-        "cu_seqlens": row["cu_seqlens"],
-        "max_seqlen": max_seqlen,
-        "domain": [row["domain"]],
-        "real_tokens": row["real_tokens"],
-    }
+    return PackedBatch(
+        tokens=row.tokens.unsqueeze(0),
+        labels=row.labels.unsqueeze(0),
+        loss_mask=row.loss_mask.unsqueeze(0),
+        position_ids=row.position_ids.unsqueeze(0),
+        cu_seqlens=row.cu_seqlens,
+        max_seqlen=int(row.cu_seqlens.diff().max()),
+        domain=row.domain,
+        real_tokens=row.real_tokens,
+    )
 
 
-def build_row(stored: dict[str, Any], row_format: RowFormat, where: str) -> Row:
+def build_row(stored: dict[str, Any], row_format: RowFormat, where: str) -> PackedRow:
     """Return the training sample of one stored row.
 
     Args:
@@ -196,15 +188,15 @@ def build_row(stored: dict[str, Any], row_format: RowFormat, where: str) -> Row:
     labels = np.zeros(seq_length, np.int64)
     labels[:-1] = tokens[1:]
     labels[loss_mask == 0] = 0
-    return {
-        "tokens": torch.from_numpy(tokens),
-        "labels": torch.from_numpy(labels),
-        "loss_mask": torch.from_numpy(loss_mask),
-        "position_ids": torch.from_numpy(np.arange(seq_length) - starts),
-        "cu_seqlens": torch.from_numpy(bounds.astype(np.int32)),
-        "domain": str(stored.get("domain", "")),
-        "real_tokens": len(ids),
-    }
+    return PackedRow(
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(labels),
+        loss_mask=torch.from_numpy(loss_mask),
+        position_ids=torch.from_numpy(np.arange(seq_length) - starts),
+        cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
+        domain=str(stored.get("domain", "")),
+        real_tokens=len(ids),
+    )
 
 
 def _checked_ids(stored: dict[str, Any], row_format: RowFormat, where: str) -> np.ndarray:
@@ -256,7 +248,7 @@ def _checked_mask(stored: dict[str, Any], length: int, where: str) -> np.ndarray
     return mask != 0
 
 
-def _read_row(reader: MdsReader, row: int, row_format: RowFormat) -> Row:
+def _read_row(reader: MdsReader, row: int, row_format: RowFormat) -> PackedRow:
     return build_row(reader[row], row_format, f"{reader.directory} row {row}")
 
 
@@ -267,11 +259,11 @@ def _open_row_sets(root: str | Path, paths: Sequence[str], row_format: RowFormat
         if not len(reader):
             raise DataError(f"{reader.directory}", "has no rows.", "Prepare more text for it, or leave it out.")
         first = _read_row(reader, 0, row_format)
-        if first["real_tokens"] < row_format.seq_length:
-            logger.warning(
+        if first.real_tokens < row_format.seq_length:
+            log.warning(
                 "%s has rows of %d tokens; each is padded to seq_length=%d",
                 reader.directory,
-                first["real_tokens"],
+                first.real_tokens,
                 row_format.seq_length,
             )
         readers.append(reader)

@@ -10,7 +10,6 @@ shards of all ranks one after the other [P]. Within a shard documents keep their
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,9 +17,6 @@ import numpy as np
 import torch
 
 from nemo_prolong.ops.attention import AttentionBlock
-
-ROW_KEYS = ("tokens", "labels", "loss_mask", "position_ids")
-"""The tensors of a row that have one value per token; padding is 0 in each but the positions, which run on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,18 +110,18 @@ class DocumentPartition:
         source = self._source.to(row.device)
         return row.index_select(-1, source.clamp(min=0)).masked_fill(source < 0, fill).to(self.device)
 
-    def split_row(self, row: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return this rank's part of the token-wise tensors of a row or micro-batch (``ROW_KEYS``).
+    def split_positions(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Return this rank's part of the positions in the documents; those of padding run on.
 
         Args:
-            row: Tensors [..., S] by name; other names are not looked at.
+            position_ids: Integers [..., S].
+
+        Returns:
+            [..., T] in the dtype of ``position_ids``, on the partition's device.
         """
-        parts = {key: self.split(row[key]) for key in ROW_KEYS if key in row}
-        if "position_ids" in parts:
-            padding = (self._source < 0).to(self.device)
-            running_on = self._positions.to(self.device, parts["position_ids"].dtype)
-            parts["position_ids"] = torch.where(padding, running_on, parts["position_ids"])
-        return parts
+        padding = (self._source < 0).to(self.device)
+        running_on = self._positions.to(self.device, position_ids.dtype)
+        return torch.where(padding, running_on, self.split(position_ids))
 
     def join(self, shards: torch.Tensor) -> torch.Tensor:
         """Return the row from the shards of all ranks, without padding: the inverse of ``split``.

@@ -118,9 +118,9 @@ def test_chat_rows_begin_with_a_conversation_and_train_on_the_answers(prepared: 
     rows = PackedRowDataset(prepared, [MixtureEntry(path="chat-256", proportion=1.0)], 256, 0, 6, True, 300)
     for index in range(6):
         row = rows[index]
-        assert tokenizer.id_to_token(int(row["tokens"][0])) == "<|begin_of_text|>"
-        assert 0 < row["loss_mask"].sum() < 256
-        targets = row["labels"][row["loss_mask"] == 1].tolist()
+        assert tokenizer.id_to_token(int(row.tokens[0])) == "<|begin_of_text|>"
+        assert 0 < row.loss_mask.sum() < 256
+        targets = row.labels[row.loss_mask == 1].tolist()
         assert "user" not in tokenizer.decode(targets) and tokenizer.token_to_id("<|eot_id|>") in targets
 
 
