@@ -52,8 +52,8 @@ def linear_cross_entropy(
     Nothing here waits for a CUDA device. Without grad mode no gradient is computed.
 
     Args:
-        hidden: Hidden states [T, D]; with ``sequence_parallel`` this rank's slice [T / ranks, D] of them.
-        weight: Output weight [V_local, D] in the dtype of ``hidden``, this rank's rows of it.
+        hidden: Hidden states [T, E]; with ``sequence_parallel`` this rank's slice [T / TP, E] of them.
+        weight: Output weight [V_local, E] in the dtype of ``hidden``, this rank's rows of it: V_local of V.
         labels: Target ids int64 [T]. Where the mask is zero they may be anything.
         loss_mask: Factor of each token's loss, float [T], not negative. Where it is zero, neither the label nor the
             hidden state of the token matters, even if it is not a number.
@@ -99,7 +99,7 @@ class _Layout:
     group: dist.ProcessGroup | None
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the tokens [sources * n, D] of a chunk from each rank's [n, D]."""
+        """Return the tokens [sources * N, E] of a chunk from each rank's [N, E]."""
         if self.sources == 1:
             return rows
         tokens = rows.new_empty(self.sources * rows.size(0), rows.size(1))
@@ -107,11 +107,11 @@ class _Layout:
         return tokens
 
     def hidden_gradient(self, grad_logits: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor) -> None:
-        """Write the gradient of a chunk into ``rows`` [n, D]: summed over the vocabulary, divided as it was gathered.
+        """Write the gradient of a chunk into ``rows`` [N, E]: summed over the vocabulary, divided as it was gathered.
 
         Args:
-            grad_logits: Gradient of the logits [sources * n, V_local].
-            weight: [V_local, D].
+            grad_logits: Gradient of the logits [sources * N, V_local].
+            weight: [V_local, E].
             rows: Contiguous.
         """
         if self.sources == 1:
@@ -275,7 +275,7 @@ def _run_chunk(
     grad_hidden: torch.Tensor | None,
     grad_weight: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Return the losses [N] of the tokens [N, D] of one chunk; write and add to the gradients that are given.
+    """Return the losses [N] of the tokens [N, E] of one chunk; write and add to the gradients that are given.
 
     A function of its own so that the logits of one chunk are gone before those of the next are made.
     """

@@ -119,9 +119,9 @@ class ShardTask:
         """Copy pieces out of the units that hold them, those of one unit that follow each other together."""
         unit, offset, length = plan.unit[pieces], plan.offset[pieces], plan.length[pieces]
         changes = [0, *(np.flatnonzero(np.diff(unit)) + 1).tolist(), len(unit)]
-        runs = [slice(first, last) for first, last in pairwise(changes)]
+        stretches = [slice(first, last) for first, last in pairwise(changes)]
         return np.concatenate(
-            [copy_pieces(offset[run], length[run], mapped(self.units[int(unit[run.start])])) for run in runs]
+            [copy_pieces(offset[own], length[own], mapped(self.units[int(unit[own.start])])) for own in stretches]
         )
 
 

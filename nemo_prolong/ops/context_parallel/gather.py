@@ -61,7 +61,7 @@ class GatherAttention(torch.autograd.Function):
 def _gather_row(
     key: torch.Tensor, value: torch.Tensor, partition: DocumentPartition, group: dist.ProcessGroup | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return keys and values of the padded row [P, K, C] from the shards [P / CP, K, C] of all ranks."""
+    """Return keys and values of the padded row [P, K, C] from the shards [T, K, C] of all ranks."""
     shard = torch.stack((key, value), dim=1)
     ranks = shard.new_empty((partition.row_length, *shard.shape[1:]))
     _all_gather(ranks, shard, group=group)
@@ -72,7 +72,7 @@ def _gather_row(
 def _scatter_row(
     grad_key: torch.Tensor, grad_value: torch.Tensor, partition: DocumentPartition, group: dist.ProcessGroup | None
 ) -> torch.Tensor:
-    """Return this rank's part [2, P / CP, K, C] of the gradients [P, K, C] summed over the ranks."""
+    """Return this rank's part [2, T, K, C] of the gradients [P, K, C] summed over the ranks."""
     ranks = torch.stack((grad_key, grad_value), dim=1).index_select(0, partition.padded_of_rank_major)
     shard = ranks.new_empty((partition.shard_length, *ranks.shape[1:]))
     _reduce_scatter(shard, ranks, group=group)

@@ -100,7 +100,7 @@ class DocumentPartition:
         return self.padded_boundaries[:-1] // self.context_parallel_size
 
     def split(self, row: torch.Tensor, fill: float = 0) -> torch.Tensor:
-        """Return this rank's tokens of ``row`` [..., S], as [..., P / CP] on the partition's device.
+        """Return this rank's tokens of ``row`` [..., S], as [..., T] on the partition's device.
 
         Args:
             row: One value per token in its last dim.
@@ -127,7 +127,7 @@ class DocumentPartition:
         """Return the row from the shards of all ranks, without padding: the inverse of ``split``.
 
         Args:
-            shards: [CP, P / CP, ...], rank r's shard at index r.
+            shards: [CP, T, ...], rank r's shard at index r.
 
         Returns:
             [S, ...].
@@ -202,7 +202,7 @@ class DocumentPartition:
 
     @cached_property
     def _shard_offsets(self) -> tuple[np.ndarray, np.ndarray]:
-        """For every token of this shard its document, and its offset in the padded document, int64 [P / CP]."""
+        """For every token of this shard its document, and its offset in the padded document, int64 [T]."""
         lengths = 2 * self.chunk_lengths
         document = np.repeat(np.arange(len(lengths)), lengths)
         chunk_length = self.chunk_lengths[document]
@@ -216,7 +216,7 @@ class DocumentPartition:
 
     @cached_property
     def _source(self) -> torch.Tensor:
-        """For every token of this shard its place in the row, -1 of padding; int64 [P / CP]."""
+        """For every token of this shard its place in the row, -1 of padding; int64 [T]."""
         document, offset = self._shard_offsets
         real = offset < np.diff(self.boundaries)[document]
         return torch.from_numpy(np.where(real, self.boundaries[document] + offset, -1))
