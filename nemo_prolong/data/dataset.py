@@ -165,7 +165,7 @@ def build_row(stored: dict[str, Any], row_format: RowFormat, where: str) -> Pack
     """Return the training sample of one stored row.
 
     Args:
-        stored: Columns of an MDS row: ``input_ids`` [L], ``indices`` [D, 2] (absent: one document), ``mask`` [L].
+        stored: Columns of an MDS row: ``input_ids`` [N], ``indices`` [D, 2] (absent: one document), ``mask`` [N].
         row_format: What it must be.
         where: What to name in an error.
 

@@ -19,14 +19,14 @@ from torch import Tensor
 from nemo_prolong.errors import DataError
 from nemo_prolong.evaluate.scorer import Scorer, require_tokens_in_vocabulary
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def split_documents(rows: Iterable[Mapping[str, Any]], max_tokens: int) -> Iterator[Tensor]:
     """Yield the documents of packed rows in order, as int64 [T] with 2 <= T <= ``max_tokens``.
 
     Args:
-        rows: Rows with ``input_ids`` (unsigned ints [L]) and ``indices`` (document spans [D, 2]).
+        rows: Rows with ``input_ids`` (unsigned ints [N]) and ``indices`` (document spans [D, 2]).
         max_tokens: Longer documents are cut here: nothing beyond the last bucket is counted, so none is computed.
     """
     for row in rows:
@@ -99,7 +99,7 @@ def measure_perplexity(
         require_tokens_in_vocabulary(document, scorer, source)
         buckets.add_document(scorer.token_losses(document))
         documents += 1
-        logger.debug("%s: document %d, %d tokens", scorer.name, documents, len(document))
+        log.debug("%s: document %d, %d tokens", scorer.name, documents, len(document))
         if documents == max_documents:
             break
     if documents == 0:

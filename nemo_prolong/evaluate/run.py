@@ -15,7 +15,7 @@ from nemo_prolong.files import write_json_atomically
 from nemo_prolong.logs import run_logging
 from nemo_prolong.units import format_seconds, format_tokens
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 LOG_FILE = "evaluate.log"
 """Beside the results: our lines, and everything the libraries said."""
@@ -40,7 +40,7 @@ def evaluate(cfg: EvaluateConfig) -> list[Path]:
     for model, directory in directories.items():
         directory.mkdir(parents=True, exist_ok=True)
         with run_logging(directory / LOG_FILE, console=True):
-            logger.info("%s: loading", model)
+            log.info("%s: loading", model)
             _evaluate_model(model, rows, cfg, directory)
     return list(directories.values())
 
@@ -63,14 +63,14 @@ def _evaluate_model(model: str, rows: MdsReader, cfg: EvaluateConfig, directory:
     seconds = time.monotonic() - started
     result = {"task": "perplexity", **identity, "data": cfg.rows, **perplexity, "seconds": seconds}
     write_json_atomically(directory / "perplexity.json", {**result, "settings": settings})
-    logger.info("%s", describe_perplexity(result))
+    log.info("%s", describe_perplexity(result))
 
     started = time.monotonic()
     lengths = measure_recall(scorer, cfg.recall_lengths, cfg.recall_samples, cfg.seed)
     seconds = time.monotonic() - started
     result = {"task": "recall", **identity, "lengths": lengths, "seconds": seconds}
     write_json_atomically(directory / "recall.json", {**result, "settings": settings})
-    logger.info("%s", describe_recall(result))
+    log.info("%s", describe_recall(result))
 
 
 def describe_perplexity(result: Mapping[str, Any]) -> str:

@@ -65,11 +65,11 @@ def _place(lengths: np.ndarray, seq_length: int) -> tuple[np.ndarray, np.ndarray
     """Assign documents shorter than a row to rows.
 
     Args:
-        lengths: int64 [N].
+        lengths: int64 [D].
         seq_length: Room of an empty row.
 
     Returns:
-        ``order``, documents by row and from long to short in each, int64 [N]; and the row of each of these.
+        ``order``, documents by row and from long to short in each, int64 [D]; and the row of each of these.
     """
     if not len(lengths):
         return np.empty(0, np.int64), np.empty(0, np.int64)

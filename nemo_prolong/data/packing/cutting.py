@@ -52,7 +52,7 @@ def split(lengths: np.ndarray | Sequence[int], document_lengths: Sequence[int], 
 
 
 def _in_turns(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (document, number of the piece within it), int64 [P] each, of ``counts[d]`` pieces of every document."""
+    """Return (document, number of the piece within it), int64 [F] each, of ``counts[d]`` pieces of every document."""
     number = count_up(counts)
     document = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     order = stable_order(number)

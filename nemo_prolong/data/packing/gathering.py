@@ -20,7 +20,7 @@ def gather(layout: Layout, row: int, tokens: np.ndarray, bounds: np.ndarray) -> 
         bounds: int64 [D+1]; document d is ``tokens[bounds[d]:bounds[d + 1]]``.
 
     Returns:
-        ``input_ids``, an array of its own with the dtype of ``tokens`` [L]; and ``indices``, uint32 [pieces, 2], the
+        ``input_ids``, an array of its own with the dtype of ``tokens`` [N]; and ``indices``, uint32 [F, 2], the
         (start, end) of each piece in the row. Pieces of one document that meet stay apart.
     """
     pieces = slice(layout.row_bounds[row], layout.row_bounds[row + 1])
@@ -37,8 +37,8 @@ def copy_pieces(begin: np.ndarray, length: np.ndarray, tokens: np.ndarray) -> np
     Pieces that continue one another are copied at once.
 
     Args:
-        begin: First token of each piece, int64 [P].
-        length: Tokens of each piece, positive int64 [P].
+        begin: First token of each piece, int64 [F].
+        length: Tokens of each piece, positive int64 [F].
         tokens: [T], may be mapped from a file.
 
     Returns:

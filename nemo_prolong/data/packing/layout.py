@@ -17,10 +17,10 @@ class Layout:
     lengths that were packed. ``P`` pieces make ``R`` rows.
 
     Attributes:
-        row_bounds: int64 [R+1], ascending from 0 to P; row r is pieces ``row_bounds[r]:row_bounds[r + 1]``.
-        document: Document of each piece, int64 [P].
-        start: First token of each piece in its document, int64 [P].
-        length: Tokens of each piece, int64 [P].
+        row_bounds: int64 [R+1], ascending from 0 to F; row r is pieces ``row_bounds[r]:row_bounds[r + 1]``.
+        document: Document of each piece, int64 [F].
+        start: First token of each piece in its document, int64 [F].
+        length: Tokens of each piece, int64 [F].
         seq_length: Most tokens a row may have.
         dropped_tokens: Reason to tokens that are in no row.
         dropped_documents: Reason to documents of which nothing is in a row.
@@ -66,7 +66,7 @@ class Layout:
         """Return the given rows in the given order; the others are dropped, and counted under ``reason``.
 
         Args:
-            rows: Different row numbers, int64 [K].
+            rows: Different row numbers, int64 [N].
             reason: A reason that has dropped nothing yet.
         """
         assert reason not in self.dropped_tokens

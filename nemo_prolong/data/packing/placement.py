@@ -22,7 +22,7 @@ class Placement:
     """Rows of documents that were placed from long to short.
 
     Attributes:
-        row: Row of each document, int64 [N].
+        row: Row of each document, int64 [D].
         num_rows: Rows.
         largest_room: Room in the emptiest of them, in tokens.
     """

@@ -86,9 +86,9 @@ class RowPlan:
     Attributes:
         row_bounds: int64 [R+1]; pieces of row r are ``row_bounds[r]:row_bounds[r + 1]``.
         row_domain: Which domain of the row set each row is from, int64 [R].
-        unit: Unit of each piece, int64 [P].
-        offset: Its first token in the unit, int64 [P].
-        length: Its tokens, int64 [P].
+        unit: Unit of each piece, int64 [F].
+        offset: Its first token in the unit, int64 [F].
+        length: Its tokens, int64 [F].
     """
 
     row_bounds: np.ndarray

@@ -56,7 +56,7 @@ from nemo_prolong.errors import DataError
 from nemo_prolong.files import write_json_atomically
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SAMPLES = "samples.json"
 _SAMPLED_ROWS = 2
@@ -93,7 +93,7 @@ def prepare(
     identity = fingerprint(cfg, tokenizer_sha256(cfg.tokenizer), units)
     existing = existing_manifest(output, identity)
     if existing is not None:
-        logger.info("%s is complete and has this configuration: reused", output)
+        log.info("%s is complete and has this configuration: reused", output)
         return existing
     place = Workplace(output)
     with place.locked(identity), disk_errors(place.root):
@@ -104,7 +104,7 @@ def prepare(
         place.publish()
     tokens = sum(entry["tokens"] for entry in manifest["row_sets"].values())
     what = (output, len(manifest["row_sets"]), format_tokens(tokens), format_seconds(time.monotonic() - started))
-    logger.info("%s: %d row sets, %s tokens, in %s", *what)
+    log.info("%s: %d row sets, %s tokens, in %s", *what)
     return manifest
 
 
@@ -161,7 +161,7 @@ def _tokenize(
     waiting = [task for task in tasks if not task.directory.exists()]
     total_bytes, left_bytes = (sum(task.unit.num_bytes for task in some) for some in (tasks, waiting))
     done = len(tasks) - len(waiting)
-    logger.info("tokenizing %s in %d units, %d of them done", format_bytes(total_bytes), len(tasks), done)
+    log.info("tokenizing %s in %d units, %d of them done", format_bytes(total_bytes), len(tasks), done)
     with Progress("tokenizing", total_bytes, "bytes", total_bytes - left_bytes).shown() as progress:
         run_tasks(waiting, _workers(cfg), progress)
     units = iter([TokenUnit.open(task.directory) for task in tasks])
@@ -225,7 +225,7 @@ def _write_shards(
     waiting = [(tokens, task) for tokens, task in all_tasks if not task.finished()]
     total, left = (sum(tokens for tokens, _ in some) for some in (all_tasks, waiting))
     done = len(all_tasks) - len(waiting)
-    logger.info("packing %s tokens into %d shards, %d of them done", format_tokens(total), len(all_tasks), done)
+    log.info("packing %s tokens into %d shards, %d of them done", format_tokens(total), len(all_tasks), done)
     _check_space(place.root, left * TOKEN_DTYPE.itemsize)
     for directory in {task.directory for _, task in waiting}:
         directory.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ def _finish_row_set(place: Workplace, packed: PackedSet, tasks: Sequence[ShardTa
     entries = read_entries([task.entry for task in tasks])
     tasks[0].form.write_index(directory, entries)
     facts = row_set_facts(packed, directory / "index.json", entries)
-    logger.info(
+    log.info(
         "packed %s: %d rows, %s tokens, fill %.4f", packed.row_set.path, facts["rows"], format_tokens(facts["tokens"]),
         facts["fill"],
     )  # fmt: skip

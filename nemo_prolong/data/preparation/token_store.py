@@ -69,8 +69,8 @@ class TokenWriter:
         """Add tokens to the open document.
 
         Args:
-            input_ids: Integers [N] below 2^32.
-            mask: uint8 [N], 1 on targets; given for every document of a unit or for none.
+            input_ids: Integers [T] below 2^32.
+            mask: uint8 [T], 1 on targets; given for every document of a unit or for none.
 
         Raises:
             DataError: If only some documents have a mask.

@@ -19,7 +19,7 @@ from typing import Any
 from nemo_prolong.errors import DataError
 from nemo_prolong.files import write_json_atomically
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
@@ -76,7 +76,7 @@ class Workplace:
 
     def _continue_or_start(self, fingerprint: str) -> None:
         if self._read_plan() == fingerprint:
-            logger.info("%s: going on where an earlier run stopped", self.output)
+            log.info("%s: going on where an earlier run stopped", self.output)
             return
         for entry in self.root.iterdir():
             if entry.name != "lock":

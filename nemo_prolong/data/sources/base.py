@@ -42,8 +42,8 @@ class Document:
         group: What is held out together; the key where a source has no groups.
         pieces: Its text in order, readable once; a huge document comes in many pieces.
         messages: Its messages, of a conversation.
-        input_ids: Its tokens, integers [N], where it comes tokenized.
-        mask: With ``input_ids``: uint8 [N], 1 on targets, or None.
+        input_ids: Its tokens, integers [T], where it comes tokenized.
+        mask: With ``input_ids``: uint8 [T], 1 on targets, or None.
         whole: False where the document is a span of a packed row: no BOS or EOS is added to it.
     """
 

@@ -140,7 +140,7 @@ def _span_keys(key: str, spans: Sequence[tuple[int, int]] | None) -> list[str]:
 
 
 def _tokens(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return tokens, integers [N] with N > 0 (the format has no empty arrays), and the mask, uint8 [N], of a row.
+    """Return tokens, integers [T] with T > 0 (the format has no empty arrays), and the mask, uint8 [T], of a row.
 
     Raises:
         BadDocument: If the tokens are none, or the columns contradict each other.

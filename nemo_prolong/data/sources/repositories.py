@@ -33,7 +33,7 @@ from nemo_prolong.data.sources.planning import units_of_groups
 from nemo_prolong.errors import ConfigError, DataError
 from nemo_prolong.units import format_bytes
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _BOM = "\ufeff"
 _SHOWN = 5
@@ -86,7 +86,7 @@ def plan(source: SourceConfig, cache: Path | None, unit_bytes: int) -> list[Unit
         groups.append(files)
     if without:
         shown = ", ".join(without[:_SHOWN]) + (", ..." if len(without) > _SHOWN else "")
-        logger.warning("%s: %d repositories hold no file to read: %s", source.path, len(without), shown)
+        log.warning("%s: %d repositories hold no file to read: %s", source.path, len(without), shown)
     if not groups:
         rule = "holds no repository with source files."
         raise DataError(f"path={source.path}", rule, "Check the path, and include if it is set.")

@@ -32,7 +32,7 @@ _PROBES: tuple[Messages, ...] = tuple(
 
 
 class ChatTokens(NamedTuple):
-    """Token ids uint32 [N] of a conversation, and mask uint8 [N]: 1 on targets."""
+    """Token ids uint32 [T] of a conversation, and mask uint8 [T]: 1 on targets."""
 
     input_ids: np.ndarray
     mask: np.ndarray

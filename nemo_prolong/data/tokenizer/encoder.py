@@ -148,7 +148,7 @@ class TextEncoder:
         )
 
     def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, uint32 [N].
+        """Return the ids of each text, uint32 [T].
 
         Raises:
             DataError: As ``encode_stream``.
@@ -158,7 +158,7 @@ class TextEncoder:
         return [_concatenate([next(encoded) for _ in parts]) for parts in chunks]
 
     def encode_stream(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yield the ids of one text that comes in pieces, uint32 [n] each, in memory that does not grow with it.
+        """Yield the ids of one text that comes in pieces, uint32 [N] each, in memory that does not grow with it.
 
         Joined they are the ids of the joined text. Memory grows with a stretch that allows no cut: a run of letters,
         digits, punctuation marks or white space is one unit of the tokenizer, so its ids need all of it.

@@ -51,7 +51,7 @@ class FastLibrary:
                 raise ValueError(f"fastokens gives other ids than tokenizers for {ascii(text)[:60]}")
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, uint32 [N]."""
+        """Return the ids of each text, uint32 [T]."""
         ids, ends = self._tokenizer.encode_batch_flat(list(texts), split_special_tokens=True)
         flat = np.frombuffer(ids, np.dtype("<u4")).astype(np.uint32, copy=False)
         return [flat[start:end] for start, end in pairwise(np.frombuffer(ends, np.dtype("<u8")).tolist())]
