@@ -35,6 +35,7 @@ from nemo_prolong.data.miniature.installation import (
     read_text,
 )
 from nemo_prolong.data.sources.code_files import PROSE_LINE_CHARACTERS
+from nemo_prolong.files import synced_file
 from nemo_prolong.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -111,8 +112,8 @@ def write_corpus(corpus: Corpus, directory: Path) -> None:
         for split in ("train", "validation"):
             documents = corpus.select(domain, split)
             if documents:
-                with (directory / f"{domain}.{split}.jsonl").open("w", encoding="utf-8") as file:
-                    file.writelines(_as_line(document) for document in documents)
+                with synced_file(directory / f"{domain}.{split}.jsonl") as file:
+                    file.writelines(_as_line(document).encode() for document in documents)
 
 
 def _as_line(document: MiniatureDocument) -> str:

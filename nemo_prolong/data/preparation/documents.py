@@ -24,11 +24,12 @@ from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import local_copy
 from nemo_prolong.data.tokenizer import ChatEncoder
 from nemo_prolong.errors import DataError
+from nemo_prolong.files import digest_file
+from nemo_prolong.records.data_manifest import FileFacts
 
 _BATCH_CHARACTERS = 2**21
 _STREAMED_CHARACTERS = 2**20
 """Documents from this size on are encoded in a stream."""
-_HASH_BLOCK_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,10 @@ class UnitTask:
             _Encoding(self, writer).run(read_unit(self.source, self.unit, self.cache))
             writer.publish([self._file_facts(file) for file in self.unit.files if self.unit.start == 0])
 
-    def _file_facts(self, file: SourceFile) -> dict[str, str | int]:
+    def _file_facts(self, file: SourceFile) -> FileFacts:
         # The unit that begins a file answers for its hash, so every file has exactly one.
         path = local_copy(file, self.cache)
-        return {"name": file.name, "bytes": file.num_bytes, "sha256": file_sha256(path)}
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return FileFacts(name=file.name, bytes=file.num_bytes, sha256=digest_file(path).sha256)
 
 
 class _Encoding:

@@ -14,17 +14,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from nemo_prolong.data.sources.base import Rejected
 from nemo_prolong.errors import DataError
-from nemo_prolong.files import write_json_atomically
+from nemo_prolong.files import publish, sync, synced_file, write_json_atomically
+from nemo_prolong.records.data_manifest import FileFacts, RejectedExample, Rejection
 
 TOKEN_DTYPE = np.dtype("<u4")
 _EXAMPLES = 5
 """Rejected documents kept as examples, per unit."""
+
+
+class UnitFacts(BaseModel):
+    """``unit.json``.
+
+    Attributes:
+        documents: Documents of the unit.
+        tokens: Their tokens.
+        rejected: Reason to the documents that were left out for it.
+        rejected_examples: The first of them.
+        files: The files that the unit answers for.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    documents: int
+    tokens: int
+    rejected: dict[str, Rejection]
+    rejected_examples: list[RejectedExample]
+    files: list[FileFacts]
 
 
 class TokenWriter:
@@ -40,8 +61,8 @@ class TokenWriter:
         self._partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
         self._lengths: list[int] = []
         self._held_out: list[bool] = []
-        self._rejected: dict[str, dict[str, int]] = {}
-        self._examples: list[dict[str, Any]] = []
+        self._rejected: dict[str, Rejection] = {}
+        self._examples: list[RejectedExample] = []
         self._open_length = 0
         self._mask_used: bool | None = None
 
@@ -106,35 +127,40 @@ class TokenWriter:
 
     def reject(self, rejected: Rejected) -> None:
         """Count a document that is left out."""
-        count = self._rejected.setdefault(rejected.reason, {"documents": 0, "bytes": 0})
-        count["documents"] += 1
-        count["bytes"] += rejected.num_bytes
+        before = self._rejected.get(rejected.reason, Rejection())
+        self._rejected[rejected.reason] = before + Rejection(documents=1, bytes=rejected.num_bytes)
         if len(self._examples) < _EXAMPLES:
-            self._examples.append(rejected.as_json())
+            self._examples.append(
+                RejectedExample(
+                    key=rejected.key, reason=rejected.reason, bytes=rejected.num_bytes, detail=rejected.detail
+                )
+            )
 
-    def publish(self, files: Sequence[dict[str, Any]]) -> None:
+    def publish(self, files: Sequence[FileFacts]) -> None:
         """Make the unit readable.
 
         Args:
-            files: Name, bytes and SHA-256 of the files that this unit answers for.
+            files: The files that this unit answers for.
         """
         assert self._open_length == 0
         for file in (self._tokens, self._mask):
             file.flush()
-            os.fsync(file.fileno())
+            sync(Path(file.name))
         if not self._mask_used:
             (self._partial / "mask.bin").unlink()
-        np.save(self._partial / "lengths.npy", np.array(self._lengths, np.int64))
-        np.save(self._partial / "held_out.npy", np.array(self._held_out, bool))
-        facts = {
-            "documents": len(self._lengths),
-            "tokens": self.tokens,
-            "rejected": self._rejected,
-            "rejected_examples": self._examples,
-            "files": list(files),
-        }
-        write_json_atomically(self._partial / "unit.json", facts)
-        os.replace(self._partial, self._directory)
+        arrays = {"lengths": np.array(self._lengths, np.int64), "held_out": np.array(self._held_out, bool)}
+        for name, values in arrays.items():
+            with synced_file(self._partial / f"{name}.npy") as array_file:
+                np.save(array_file, values)
+        facts = UnitFacts(
+            documents=len(self._lengths),
+            tokens=self.tokens,
+            rejected=self._rejected,
+            rejected_examples=self._examples,
+            files=list(files),
+        )
+        write_json_atomically(self._partial / "unit.json", facts.model_dump())
+        publish(self._partial, self._directory)
 
 
 @dataclass(frozen=True)
@@ -151,7 +177,7 @@ class TokenUnit:
     directory: Path
     lengths: np.ndarray = field(repr=False)
     held_out: np.ndarray = field(repr=False)
-    facts: dict[str, Any] = field(repr=False)
+    facts: UnitFacts = field(repr=False)
 
     @classmethod
     def open(cls, directory: Path) -> TokenUnit:
@@ -160,7 +186,7 @@ class TokenUnit:
             directory,
             np.load(directory / "lengths.npy"),
             np.load(directory / "held_out.npy"),
-            json.loads((directory / "unit.json").read_text("utf-8")),
+            UnitFacts.model_validate(json.loads((directory / "unit.json").read_text("utf-8"))),
         )
 
     @property

@@ -71,7 +71,3 @@ class Rejected:
     reason: str
     num_bytes: int
     detail: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it for a manifest."""
-        return {"key": self.key, "reason": self.reason, "bytes": self.num_bytes, "detail": self.detail}
