@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from nemo_prolong.config.schema import MixtureEntry
@@ -199,7 +200,7 @@ def build_row(stored: dict[str, Any], row_format: RowFormat, where: str) -> Pack
     )
 
 
-def _checked_ids(stored: dict[str, Any], row_format: RowFormat, where: str) -> np.ndarray:
+def _checked_ids(stored: dict[str, Any], row_format: RowFormat, where: str) -> NDArray[np.integer[Any]]:
     ids = stored.get("input_ids")
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
         raise DataError(where, "has no one-dimensional integer column input_ids.", "Give packed rows (docs/data.md).")
@@ -218,7 +219,7 @@ def _checked_ids(stored: dict[str, Any], row_format: RowFormat, where: str) -> n
     return ids
 
 
-def _checked_bounds(indices: np.ndarray | None, length: int, where: str) -> np.ndarray:
+def _checked_bounds(indices: NDArray[np.integer[Any]] | None, length: int, where: str) -> NDArray[np.int64]:
     """Return document boundaries int64 [D+1] from spans [D, 2]; documents tile the row."""
     if indices is None:
         return np.array([0, length], np.int64)
@@ -233,7 +234,7 @@ def _checked_bounds(indices: np.ndarray | None, length: int, where: str) -> np.n
     return np.append(spans[:, 0], length)
 
 
-def _checked_mask(stored: dict[str, Any], length: int, where: str) -> np.ndarray:
+def _checked_mask(stored: dict[str, Any], length: int, where: str) -> NDArray[np.bool_]:
     mask = stored.get("mask")
     if mask is None:
         raise DataError(
@@ -245,7 +246,8 @@ def _checked_mask(stored: dict[str, Any], length: int, where: str) -> np.ndarray
         raise DataError(
             where, f"has a mask of shape {np.shape(mask)} for {length} tokens.", "Write one mask value per token."
         )
-    return mask != 0
+    counts: NDArray[np.bool_] = mask != 0
+    return counts
 
 
 def _read_row(reader: MdsReader, row: int, row_format: RowFormat) -> PackedRow:

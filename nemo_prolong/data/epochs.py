@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-
 log = logging.getLogger(__name__)
 
 MAX_EPOCHS = 2.7

@@ -14,10 +14,12 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd.function import FunctionCtx, once_differentiable
+from numpy.typing import NDArray
+from torch.autograd.function import once_differentiable
 
 from nemo_prolong.ops.attention_kernels import (
     BatchedCall,
@@ -49,10 +51,10 @@ class AttentionBlock:
         device: Where the tensors are.
     """
 
-    query_starts: np.ndarray
-    query_lengths: np.ndarray
-    key_starts: np.ndarray
-    key_lengths: np.ndarray
+    query_starts: NDArray[np.int64]
+    query_lengths: NDArray[np.int64]
+    key_starts: NDArray[np.int64]
+    key_lengths: NDArray[np.int64]
     causal: bool
     device: torch.device
 
@@ -60,7 +62,7 @@ class AttentionBlock:
         assert not self.causal or np.array_equal(self.query_lengths, self.key_lengths), "causal spans are square"
 
     @classmethod
-    def of_documents(cls, boundaries: np.ndarray, device: torch.device) -> AttentionBlock:
+    def of_documents(cls, boundaries: NDArray[np.int64], device: torch.device) -> AttentionBlock:
         """Return the block of whole documents with ``boundaries`` int64 [D+1]."""
         starts, lengths = boundaries[:-1], np.diff(boundaries)
         return cls(starts, lengths, starts, lengths, causal=True, device=device)
@@ -116,7 +118,10 @@ def document_attention(
         Attention output [T, H, C] in the dtype of ``query``.
     """
     calls = _document_calls(query, cu_seqlens, max_seqlen)
-    return _DocumentAttention.apply(query, key, value, calls, _scale(query, softmax_scale))
+    output: torch.Tensor = _DocumentAttention.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+        query, key, value, calls, _scale(query, softmax_scale)
+    )
+    return output
 
 
 def attention_with_lse(
@@ -222,7 +227,7 @@ class _DocumentAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -237,7 +242,7 @@ class _DocumentAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
         gradients = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
         _backward_into(gradients, grad_output, query, key, value, output, lse, ctx.calls, ctx.scale)
@@ -290,7 +295,7 @@ def _document_calls(query: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: i
     return AttentionBlock.of_documents(boundaries, query.device).calls(query)
 
 
-def _packed_spans(starts: np.ndarray, lengths: np.ndarray, device: torch.device) -> PackedSpans:
+def _packed_spans(starts: NDArray[np.int64], lengths: NDArray[np.int64], device: torch.device) -> PackedSpans:
     """Return spans of length >= 1 with their index and boundaries on the device."""
     ends = lengths.cumsum()
     index = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)

@@ -20,6 +20,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 _TILE = 256
 
@@ -38,7 +39,7 @@ class EqualSpans:
         length: Tokens of each span, at least 1.
     """
 
-    starts: np.ndarray
+    starts: NDArray[np.int64]
     length: int
 
     @cached_property
@@ -51,32 +52,32 @@ class EqualSpans:
     def _index(self) -> torch.Tensor:
         return torch.from_numpy((self.starts[:, None] + np.arange(self.length)).reshape(-1))
 
-    def _view(self, rows: torch.Tensor) -> torch.Tensor:
+    def _view(self, rows: torch.Tensor, step: int) -> torch.Tensor:
         stride = rows.stride()
         return rows.as_strided(
             (len(self.starts), self.length, *rows.shape[1:]),
-            (self._step * stride[0], *stride),
+            (step * stride[0], *stride),
             rows.storage_offset() + int(self.starts[0]) * stride[0],
         )
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the spans of ``rows`` [T, ...] as [B, length, ...], without a copy where they are evenly spaced."""
         if self._step is not None:
-            return self._view(rows)
+            return self._view(rows, self._step)
         taken = rows.index_select(0, self._index.to(rows.device))
         return taken.view(len(self.starts), self.length, *rows.shape[1:])
 
     def put(self, rows: torch.Tensor, values: torch.Tensor) -> None:
         """Overwrite the spans of ``rows`` with ``values`` [B, length, ...]."""
         if self._step is not None:
-            self._view(rows).copy_(values)
+            self._view(rows, self._step).copy_(values)
         else:
             rows.index_copy_(0, self._index.to(rows.device), values.flatten(0, 1).to(rows.dtype))
 
     def add(self, rows: torch.Tensor, values: torch.Tensor) -> None:
         """Add ``values`` [B, length, ...] to the spans of ``rows``; no token is in two spans."""
         if self._step is not None:
-            self._view(rows).add_(values)
+            self._view(rows, self._step).add_(values)
         else:
             rows.index_add_(0, self._index.to(rows.device), values.flatten(0, 1).to(rows.dtype))
 
@@ -126,13 +127,13 @@ class BatchedCall:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the output [B, queries, H, C] and log-sum-exp of the scores [B, queries, H] of the spans of a row."""
-        taken = [_heads_first(spans.take(x)) for spans, x in zip(self._spans, (query, key, value), strict=True)]
+        taken = self._taken(query, key, value)
         if query.is_cpu:
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 *taken, is_causal=self.causal, scale=scale
             )
         else:
-            out, lse = tiled_forward(*taken, self.causal, scale)
+            out, lse = tiled_forward(*taken, causal=self.causal, scale=scale)
         return out.transpose(1, 2), lse.transpose(1, 2)
 
     def backward(
@@ -157,7 +158,7 @@ class BatchedCall:
             scale: Factor on the scores.
         """
         grad_spans, out_spans = (_heads_first(self.queries.take(x)) for x in (grad_output, output))
-        taken = [_heads_first(spans.take(x)) for spans, x in zip(self._spans, (query, key, value), strict=True)]
+        taken = self._taken(query, key, value)
         lse_spans = self.queries.take(lse.T).transpose(1, 2)
         if query.is_cpu:
             gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -165,11 +166,14 @@ class BatchedCall:
             )
         else:
             gradients = tiled_backward(grad_spans, *taken, out_spans, lse_spans, self.causal, scale)
-        return tuple(x.transpose(1, 2) for x in gradients)
+        grad_query, grad_key, grad_value = (x.transpose(1, 2) for x in gradients)
+        return grad_query, grad_key, grad_value
 
-    @property
-    def _spans(self) -> tuple[EqualSpans, EqualSpans, EqualSpans]:
-        return self.queries, self.keys, self.keys
+    def _taken(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        taken = self.queries.take(query), self.keys.take(key), self.keys.take(value)
+        return _heads_first(taken[0]), _heads_first(taken[1]), _heads_first(taken[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +211,7 @@ class PackedCall:
         """Return the gradients of the spans: query [queries, H, C], key and value [keys, K, C], as ``BatchedCall``."""
         no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device)
         with _repeatable_sums_if_asked():
-            return torch.ops.aten._flash_attention_backward(
+            gradients: Gradients = torch.ops.aten._flash_attention_backward(
                 self.queries.take(grad_output).contiguous(),
                 *self._taken(query, key, value),
                 _dense(self.queries.take(output)),
@@ -219,6 +223,7 @@ class PackedCall:
                 torch.empty(0, device=query.device),
                 scale=scale,
             )
+        return gradients
 
     def _taken(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Iterator[torch.Tensor]:
         spans = (self.queries, self.keys, self.keys)

@@ -74,7 +74,10 @@ def linear_cross_entropy(
     assert labels.shape == loss_mask.shape == (layout.sources * hidden.size(0),), (hidden.shape, labels.shape)
     _require_labels_in_vocabulary(labels, loss_mask, layout)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return HeadLoss(*_Head.apply(hidden, weight, labels, loss_mask, layout, accumulate_into_main_grad))
+        losses = _Head.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+            hidden, weight, labels, loss_mask, layout, accumulate_into_main_grad
+        )
+        return HeadLoss(*losses)
     return _head_loss(_run_chunks(hidden, weight, labels, loss_mask, layout), loss_mask)
 
 
@@ -194,6 +197,7 @@ class _Head(torch.autograd.Function):
             raise RuntimeError("token_losses carry no gradient, their sum does: differentiate loss_sum instead.")
         if ctx.spent:
             raise RuntimeError("loss_sum was differentiated before: its gradients were scaled in place and are gone.")
+        assert grad_loss_sum is not None
         ctx.spent = True
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
@@ -214,7 +218,8 @@ def _add_to_main_grad(
     Megatron's hook on the parameter, if it has one, wants some gradient to be there and leaves it out of ``main_grad``;
     for weights shared with the embedding it adds it. Zeros without memory of their own suit both.
     """
-    weight.main_grad.addcmul_(grad_weight, factor)
+    main_grad: torch.Tensor = weight.main_grad  # type: ignore[attr-defined]  # Megatron's, on a plain parameter
+    main_grad.addcmul_(grad_weight, factor)
     if not hasattr(weight, "grad_added_to_main_grad"):
         return None
     weight.grad_added_to_main_grad = True

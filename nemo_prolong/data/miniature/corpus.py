@@ -30,8 +30,8 @@ from nemo_prolong.data.miniature.docstrings import (
 )
 from nemo_prolong.data.miniature.installation import (
     Installation,
-    Repository,
     PackageFile,
+    Repository,
     read_text,
 )
 from nemo_prolong.data.sources.code_files import PROSE_LINE_CHARACTERS

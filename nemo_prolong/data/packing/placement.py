@@ -12,6 +12,7 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 _WASTE = 0.0005
 """Share of a row that a patient placement lets go to waste without looking for a better end of the row."""
@@ -27,7 +28,7 @@ class Placement:
         largest_room: Room in the emptiest of them, in tokens.
     """
 
-    row: np.ndarray
+    row: NDArray[np.int64]
     num_rows: int
     largest_room: int
 

@@ -80,7 +80,7 @@ def fingerprint(cfg: PrepareConfig, tokenizer_sha256: str | None, units: Sequenc
 
 
 def _chat_template(cfg: PrepareConfig) -> str | None:
-    """Return the text of the chat template; None for the built-in one, and for a missing one, refused when it is used."""
+    """Return the text of the chat template; None for the built-in one and for a missing one, refused when used."""
     path = Path(cfg.tokenizer.chat_template or "")
     return path.read_text("utf-8", errors="replace") if path.is_file() else None
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.config.prepare_schema import SourceConfig
 from nemo_prolong.data.preparation.encoders import EncoderConfig, chat_encoder, text_encoder
@@ -199,7 +201,9 @@ class _Encoding:
             ids = np.concatenate([*before, ids, *after])
         self._finish(document, ids, mask, 4 * len(ids))
 
-    def _finish(self, document: Document, ids: np.ndarray, mask: np.ndarray | None, num_bytes: int) -> None:
+    def _finish(
+        self, document: Document, ids: NDArray[np.integer[Any]], mask: NDArray[np.integer[Any]] | None, num_bytes: int
+    ) -> None:
         self._writer.append(ids, mask)
         self._writer.finish_document(self._hold_out(document.group))
         self._report(num_bytes, len(ids))
@@ -219,5 +223,5 @@ def _characters(messages: Messages) -> int:
     return sum(len(message["content"]) for message in messages)
 
 
-def _as_parts(token: int | None) -> Sequence[np.ndarray]:
+def _as_parts(token: int | None) -> Sequence[NDArray[np.uint32]]:
     return () if token is None else (np.array([token], np.uint32),)

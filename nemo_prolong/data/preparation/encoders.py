@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from nemo_prolong.config.prepare_schema import PrepareConfig, TokenizerConfig
 from nemo_prolong.data.preparation.catalog import PlannedSource, cache_of
@@ -37,7 +38,7 @@ class EncoderConfig:
     """
 
     directory: str
-    library: str
+    library: Literal["tokenizers", "fast"]
     chat_template: str | None
     bos: str | None
     eos: str | None

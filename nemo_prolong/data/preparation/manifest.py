@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from nemo_prolong.config.prepare_schema import PlannedStage
 from nemo_prolong.data.order import GlobalOrder
@@ -34,7 +35,7 @@ from nemo_prolong.records.data_manifest import (
 _REJECTED_EXAMPLES = 10
 
 
-def length_histogram(lengths: np.ndarray) -> LengthHistogram:
+def length_histogram(lengths: NDArray[np.int64]) -> LengthHistogram:
     """Count documents and their tokens in buckets that double.
 
     Args:
@@ -74,7 +75,7 @@ def _source_facts(planned: PlannedSource, units: Sequence[TokenUnit]) -> SourceF
 
 def domain_facts(planned: Sequence[tuple[PlannedSource, Sequence[TokenUnit]]]) -> dict[str, dict[str, DomainSplit]]:
     """Return documents, tokens and length histogram of every domain and split that has any."""
-    lengths: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
+    lengths: dict[tuple[str, str], list[NDArray[np.int64]]] = defaultdict(list)
     for source, units in planned:
         for unit in units:
             lengths[source.source.domain, "train"].append(unit.lengths[~unit.held_out])
@@ -128,7 +129,9 @@ def row_set_sha256(index: bytes, shards: dict[str, ShardFacts]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def stage_facts(stages: dict[str, PlannedStage], rows: dict[str, int], seq_lengths: dict[str, int]) -> dict[str, StageFacts]:
+def stage_facts(
+    stages: dict[str, PlannedStage], rows: dict[str, int], seq_lengths: dict[str, int]
+) -> dict[str, StageFacts]:
     """Return, per stage, how many rows it takes from each row set and how often it walks through it.
 
     Args:

@@ -50,8 +50,8 @@ from nemo_prolong.data.preparation.progress import Progress
 from nemo_prolong.data.preparation.rows import DomainDocuments, PackedSet, domain_documents, domains_of, pack_row_set
 from nemo_prolong.data.preparation.shards import ShardTask, forget_files, read_entries, shard_bounds, shard_format
 from nemo_prolong.data.preparation.token_store import TOKEN_DTYPE, TokenUnit
-from nemo_prolong.data.preparation.workers import disk_errors, run_tasks
 from nemo_prolong.data.preparation.work_directory import TOKENIZER, WorkDirectory, existing_manifest
+from nemo_prolong.data.preparation.workers import disk_errors, run_tasks
 from nemo_prolong.errors import DataError
 from nemo_prolong.records.data_manifest import MANIFEST, SAMPLES, DataManifest, RowSetFacts, Sample, Samples
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
@@ -147,7 +147,7 @@ def _tokenize(
     cfg: PrepareConfig, work: WorkDirectory, sources: Sequence[PlannedSource], encoder: EncoderConfig
 ) -> list[tuple[PlannedSource, list[TokenUnit]]]:
     """Tokenize every unit that is not on disk; return all of them by source."""
-    tasks = []
+    tasks: list[UnitTask] = []
     for planned in sources:
         hold_out = HoldOut(planned.source.split, cfg.validation_fraction, cfg.seed)
         for unit in planned.units:
@@ -244,9 +244,8 @@ def _finish_row_set(work: WorkDirectory, packed: PackedSet, tasks: Sequence[Shar
     entries = read_entries([task.entry for task in tasks])
     tasks[0].form.write_index(directory, entries)
     facts = row_set_facts(packed, directory / "index.json", entries)
-    log.info(
-        "packed %s: %d rows, %s tokens, fill %.4f", packed.row_set.path, facts.rows, format_tokens(facts.tokens), facts.fill,
-    )  # fmt: skip
+    what = (packed.row_set.path, facts.rows, format_tokens(facts.tokens), facts.fill)
+    log.info("packed %s: %d rows, %s tokens, fill %.4f", *what)
     return facts
 
 

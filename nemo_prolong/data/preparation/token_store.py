@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from nemo_prolong.data.packing.arrays import Value
 from nemo_prolong.data.sources.base import Rejected
 from nemo_prolong.errors import DataError
 from nemo_prolong.files import publish, sync, synced_file, write_json_atomically
@@ -86,7 +89,7 @@ class TokenWriter:
         """Tokens of the finished documents."""
         return sum(self._lengths)
 
-    def append(self, input_ids: np.ndarray, mask: np.ndarray | None = None) -> None:
+    def append(self, input_ids: NDArray[np.integer[Any]], mask: NDArray[np.integer[Any]] | None = None) -> None:
         """Add tokens to the open document.
 
         Args:
@@ -175,8 +178,8 @@ class TokenUnit:
     """
 
     directory: Path
-    lengths: np.ndarray = field(repr=False)
-    held_out: np.ndarray = field(repr=False)
+    lengths: NDArray[np.int64] = field(repr=False)
+    held_out: NDArray[np.bool_] = field(repr=False)
     facts: UnitFacts = field(repr=False)
 
     @classmethod
@@ -195,15 +198,15 @@ class TokenUnit:
         return (self.directory / "mask.bin").exists()
 
 
-def map_tokens(directory: Path) -> np.ndarray:
+def map_tokens(directory: Path) -> NDArray[np.uint32]:
     """Return the tokens of a unit, uint32 [T], memory-mapped; a unit without tokens gives an empty array."""
     return _map(directory / "tokens.bin", TOKEN_DTYPE)
 
 
-def map_mask(directory: Path) -> np.ndarray:
+def map_mask(directory: Path) -> NDArray[np.uint8]:
     """Return the mask of a unit, uint8 [T], memory-mapped."""
     return _map(directory / "mask.bin", np.dtype(np.uint8))
 
 
-def _map(path: Path, dtype: np.dtype) -> np.ndarray:
+def _map(path: Path, dtype: np.dtype[Value]) -> NDArray[Value]:
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.data.storage.files import SourceFile
 
@@ -51,8 +52,8 @@ class Document:
     group: str
     pieces: Iterable[str] | None = None
     messages: Messages | None = None
-    input_ids: np.ndarray | None = None
-    mask: np.ndarray | None = None
+    input_ids: NDArray[np.integer[Any]] | None = None
+    mask: NDArray[np.integer[Any]] | None = None
     whole: bool = True
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from nemo_prolong.config.prepare_schema import SourceConfig
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
-from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.sources.code_files import (
     BUILD_DIRECTORIES,
     CODE_LINE_CHARACTERS,
@@ -30,6 +29,7 @@ from nemo_prolong.data.sources.code_files import (
 )
 from nemo_prolong.data.sources.listing import name_filter
 from nemo_prolong.data.sources.planning import units_of_groups
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.errors import ConfigError, DataError
 from nemo_prolong.units import format_bytes
 
@@ -72,7 +72,8 @@ def plan(source: SourceConfig, cache: Path | None, unit_bytes: int) -> list[Unit
         ConfigError: If the path is no local directory of repositories.
         DataError: If a directory cannot be read, or no repository holds a file to read.
     """
-    groups, without = [], []
+    groups: list[list[SourceFile]] = []
+    without: list[str] = []
     left_bytes = source.max_bytes
     for name in repository_names(source.path):
         files = list_repository(source, name).files

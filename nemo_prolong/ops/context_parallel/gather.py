@@ -6,9 +6,11 @@ gathered again in the backward pass instead of kept, so that what a layer saves 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from nemo_prolong.ops.attention import attention_backward, empty_partial, merge_attention
 from nemo_prolong.ops.attention_kernels import accumulation_dtype
@@ -24,7 +26,7 @@ class GatherAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -44,18 +46,19 @@ class GatherAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of query, key and value, summed in ``accumulation_dtype`` over the ranks."""
         query, key, value, output, lse = ctx.saved_tensors
         row_key, row_value = _gather_row(key, value, ctx.partition, ctx.group)
-        gradients = tuple(
-            torch.zeros(x.shape, dtype=accumulation_dtype(query.dtype), device=query.device)
-            for x in (query, row_key, row_value)
+        dtype = accumulation_dtype(query.dtype)
+        grad_query, grad_row_key, grad_row_value = (
+            torch.zeros(x.shape, dtype=dtype, device=query.device) for x in (query, row_key, row_value)
         )
+        gradients = grad_query, grad_row_key, grad_row_value
         for block in ctx.partition.blocks_of_padded_row:
             attention_backward(gradients, grad_output, query, row_key, row_value, output, lse, block, ctx.softmax_scale)
-        grad_key, grad_value = _scatter_row(*gradients[1:], ctx.partition, ctx.group).to(key.dtype)
-        return gradients[0].to(query.dtype), grad_key, grad_value, None, None, None
+        grad_key, grad_value = _scatter_row(grad_row_key, grad_row_value, ctx.partition, ctx.group).to(key.dtype)
+        return grad_query.to(query.dtype), grad_key, grad_value, None, None, None
 
 
 def _gather_row(

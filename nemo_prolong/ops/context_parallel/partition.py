@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nemo_prolong.ops.attention import AttentionBlock
 
@@ -31,8 +32,8 @@ class DocumentPartition:
         device: Where index tensors and split tensors live.
     """
 
-    boundaries: np.ndarray
-    padded_boundaries: np.ndarray
+    boundaries: NDArray[np.int64]
+    padded_boundaries: NDArray[np.int64]
     context_parallel_size: int
     rank: int
     device: torch.device
@@ -90,12 +91,12 @@ class DocumentPartition:
         return torch.from_numpy(self.padded_boundaries.astype(np.int32)).to(self.device)
 
     @cached_property
-    def chunk_lengths(self) -> np.ndarray:
+    def chunk_lengths(self) -> NDArray[np.int64]:
         """Tokens of one chunk of each document, int64 [D]; 0 of an empty document."""
         return np.diff(self.padded_boundaries) // (2 * self.context_parallel_size)
 
     @cached_property
-    def shard_starts(self) -> np.ndarray:
+    def shard_starts(self) -> NDArray[np.int64]:
         """Where each document begins in every shard, int64 [D]."""
         return self.padded_boundaries[:-1] // self.context_parallel_size
 
@@ -192,16 +193,16 @@ class DocumentPartition:
 
     def _block(
         self,
-        query_starts: np.ndarray,
-        query_lengths: np.ndarray,
-        key_starts: np.ndarray,
-        key_lengths: np.ndarray,
+        query_starts: NDArray[np.int64],
+        query_lengths: NDArray[np.int64],
+        key_starts: NDArray[np.int64],
+        key_lengths: NDArray[np.int64],
         causal: bool = False,
     ) -> AttentionBlock:
         return AttentionBlock(query_starts, query_lengths, key_starts, key_lengths, causal, self.device)
 
     @cached_property
-    def _shard_offsets(self) -> tuple[np.ndarray, np.ndarray]:
+    def _shard_offsets(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For every token of this shard its document, and its offset in the padded document, int64 [T]."""
         lengths = 2 * self.chunk_lengths
         document = np.repeat(np.arange(len(lengths)), lengths)
@@ -229,7 +230,7 @@ class DocumentPartition:
         return self.rank_major_of_padded[torch.from_numpy(padded).to(self.device)]
 
 
-def _offsets(lengths: np.ndarray) -> np.ndarray:
+def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return 0 to length - 1 for each length, one after the other."""
     ends = lengths.cumsum()
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nemo_prolong.config.rules import check
 from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.rules import check
 from nemo_prolong.data.preparation.run import prepare
 
 sys.path.insert(0, str(Path(__file__).parent))  # programs started by the tests import the helpers too
