@@ -20,11 +20,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nemo_prolong.config.schema import ModelConfig, ParallelismConfig, PrecisionConfig, RecomputeConfig
+
+if TYPE_CHECKING:
+    from nemo_prolong.data.batch import PackedBatch
 
 LENGTHS = (65_536, 524_288)
 LONGEST_DOCUMENT = 32_768
@@ -61,7 +64,7 @@ def documents(tokens: int) -> list[np.ndarray]:
     raise SystemExit(f"this installation holds {tokens - missing} tokens of Python, {tokens} are needed.")
 
 
-def micro_batch(row: list[np.ndarray]) -> dict[str, Any]:
+def micro_batch(row: list[np.ndarray]) -> PackedBatch:
     """Return the micro-batch of one row, as the loader makes it."""
     import torch
 
@@ -71,8 +74,8 @@ def micro_batch(row: list[np.ndarray]) -> dict[str, Any]:
     ends = np.cumsum([len(document) for document in row])
     stored = {"input_ids": ids.astype(np.uint32), "indices": np.stack([ends - [len(d) for d in row], ends], axis=1)}
     sample = build_row(stored, RowFormat(seq_length=len(ids), vocab_size=MODEL.vocab_size), "the benchmark")
-    assert torch.equal(sample["cu_seqlens"][1:].long(), torch.from_numpy(ends))
-    return collate_rows([{**sample, "domain": "code"}])
+    assert torch.equal(sample.cu_seqlens[1:].long(), torch.from_numpy(ends))
+    return collate_rows([sample])
 
 
 def print_peak(tokens: int) -> None:

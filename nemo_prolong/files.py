@@ -87,6 +87,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_files(directory: Path) -> None:
+    """Wait until the files of a directory and its entries are on disk; what is in directories below it is left out."""
+    for path in directory.iterdir():
+        if path.is_file():
+            sync(path)
+    sync(directory)
+
+
 def digest_file(path: Path) -> FileDigest:
     """Return SHA-256 and size of a file.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nemo_prolong.config.schema import ModelConfig, OptimConfig, ParallelismConfig, PrecisionConfig, RecomputeConfig
+from nemo_prolong.data.batch import PackedBatch
 
 RECOMPUTE = RecomputeConfig(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
 _OPTIM = OptimConfig(lr=1e-5, min_lr=1e-6, lr_warmup_iters=0)
@@ -76,20 +77,20 @@ class Trainable:
         config = build_optimizer(_OPTIM, train_iters=1000, bf16=module.config.bf16).config
         return cls(wrapped, get_megatron_optimizer(config, [wrapped]))
 
-    def forward_backward(self, batch: dict[str, Any]) -> torch.Tensor:
+    def forward_backward(self, batch: PackedBatch) -> torch.Tensor:
         """Add the gradients of one micro-batch to the buffers and return its mean loss."""
         from megatron.core.distributed import finalize_model_grads
 
         from nemo_prolong.engine.training.packed_step import ExactLossReduction, packed_data_step, packed_forward_step
 
-        batch = packed_data_step(iter([batch]))
-        loss_sum, targets, _ = ExactLossReduction().forward(batch, packed_forward_step(self.model, batch))
+        here = packed_data_step(iter([batch]))
+        loss_sum, targets, _ = ExactLossReduction().forward(here, packed_forward_step(self.model, here))
         loss_sum.backward()
         mean = loss_sum.detach() / targets
         finalize_model_grads([self.model], targets)
         return mean
 
-    def step(self, batch: dict[str, Any]) -> torch.Tensor:
+    def step(self, batch: PackedBatch) -> torch.Tensor:
         """Take one optimizer step on one micro-batch and return its mean loss."""
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nemo_prolong.config.schema import MixtureEntry
+from nemo_prolong.data.batch import PackedBatch
 from nemo_prolong.data.dataset import RowFormat, build_row, collate_rows
 from nemo_prolong.data.mds import MdsWriter
 
@@ -74,7 +75,7 @@ def prolong_mix(row_tokens: int, long_tokens: int = LONG_DOCUMENT_TOKENS) -> lis
     return [RowKind("one document", 0.23, whole), RowKind("long documents", 0.40, several), short]
 
 
-def micro_batch(lengths: Sequence[int], vocab_size: int, seed: int = 0) -> dict[str, Any]:
+def micro_batch(lengths: Sequence[int], vocab_size: int, seed: int = 0) -> PackedBatch:
     """Return the micro-batch of one row of random tokens, as the loader makes it."""
     stored = _stored_row(lengths, vocab_size, np.random.default_rng(seed))
     return collate_rows([build_row(stored, RowFormat(sum(lengths), vocab_size=vocab_size), "the benchmark")])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from nemo_prolong.data.batch import RankBatch
 from nemo_prolong.records.checkpoint.manifest import CheckpointManifest
 
 
@@ -120,7 +121,7 @@ class Callback:
     def on_step_start(self, loop: TrainingLoop) -> None:
         """Be told that the rows of a step are about to be trained on."""
 
-    def on_micro_batch_end(self, loop: TrainingLoop, batch: Any) -> None:
+    def on_micro_batch_end(self, loop: TrainingLoop, batch: RankBatch) -> None:
         """See a micro-batch that went through the model, in training or validation."""
 
     def on_losses(self, loop: TrainingLoop, outputs: Sequence[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from nemo_prolong.callbacks.protocol import Callback, TrainingLoop
 from nemo_prolong.callbacks.step_guard import StepGuard
 from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.data.batch import RankBatch
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.run_log import Goodput, StepRecord, ValidationRecord
 from nemo_prolong.telemetry.names import named_figures
@@ -81,11 +82,11 @@ class StepMetrics(Callback):
 
     # ---- what every rank adds ---------------------------------------------------------------------------------------
 
-    def on_micro_batch_end(self, loop: TrainingLoop, batch: Any) -> None:
+    def on_micro_batch_end(self, loop: TrainingLoop, batch: RankBatch) -> None:
         """Count the sizes of a micro-batch, once per data-parallel rank."""
-        self._sums.add_data_wait(batch["data_wait_seconds"])
+        self._sums.add_data_wait(batch.data_wait_seconds)
         if loop.counts_rows:
-            self._sums.add_row(batch["real_tokens"], batch["squared_tokens"])
+            self._sums.add_row(batch.real_tokens, batch.squared_tokens)
 
     def on_losses(self, loop: TrainingLoop, outputs: Sequence[dict[str, Any]]) -> None:
         """Add the loss sums of this rank; only the last pipeline stage has any."""

@@ -16,18 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from nemo_prolong.config.schema import MixtureEntry
+from nemo_prolong.data.batch import PackedBatch, PackedRow
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.order import GlobalOrder
 from nemo_prolong.errors import ConfigError, DataError
 
-logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
-"""``tokens`` int64 [S], ``labels`` int64 [S], ``loss_mask`` float32 [S], ``position_ids`` int64 [S],
-``cu_seqlens`` int32 [D+1], ``domain`` str, ``real_tokens`` int."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class RowFormat:
     vocab_size: int | None = None
 
 
-class PackedRowDataset(Dataset[Row]):
+class PackedRowDataset(Dataset[PackedRow]):
     """The rows of a stage in their global order; index = global row index.
 
     Args:
@@ -83,7 +81,7 @@ class PackedRowDataset(Dataset[Row]):
     def __len__(self) -> int:
         return self.num_rows
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> PackedRow:
         """Return row ``index`` of the stage.
 
         Raises:
@@ -99,7 +97,7 @@ class PackedRowDataset(Dataset[Row]):
         return dict(zip(self.paths, self._order.epochs(self.num_rows), strict=True))
 
 
-class ValidationRowDataset(Dataset[Row]):
+class ValidationRowDataset(Dataset[PackedRow]):
     """Every row of some row sets once, in stored order, one set after the other in turn.
 
     Args:
@@ -131,21 +129,16 @@ class ValidationRowDataset(Dataset[Row]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> PackedRow:
         row, directory = self._places[index]
         return _read_row(self._readers[directory], row, self._format)
 
 
-def collate_rows(rows: Sequence[Row]) -> dict[str, Any]:
+def collate_rows(rows: Sequence[PackedRow]) -> PackedBatch:
     """Make the micro-batch of one row.
 
     Args:
-        rows: One sample; packing puts many documents in it, so more rows per pass gain nothing.
-
-    Returns:
-        ``tokens``, ``labels`` int64 [1, S], ``loss_mask`` float32 [1, S], ``position_ids`` int64 [1, S],
-        ``cu_seqlens`` int32 [D+1], ``max_seqlen`` Python int (longest document), ``domain`` list[str],
-        ``real_tokens`` int.
+        rows: One row; packing puts many documents in it, so more rows per pass gain nothing.
 
     Raises:
         ConfigError: If there is not exactly one row.
@@ -157,23 +150,23 @@ def collate_rows(rows: Sequence[Row]) -> dict[str, Any]:
             "Use train.micro_batch_size=1 and a longer seq_length or a larger global_batch_size.",
         )
     row = rows[0]
-    batch = {key: row[key].unsqueeze(0) for key in ("tokens", "labels", "loss_mask", "position_ids")}
-    # A tensor here would defeat the cache of rotary embeddings, which is keyed by it.
-    max_seqlen = int(row["cu_seqlens"].diff().max())
-    return {
-        **batch,
-        "cu_seqlens": row["cu_seqlens"],
-        "max_seqlen": max_seqlen,
-        "domain": [row["domain"]],
-        "real_tokens": row["real_tokens"],
-    }
+    return PackedBatch(
+        tokens=row.tokens.unsqueeze(0),
+        labels=row.labels.unsqueeze(0),
+        loss_mask=row.loss_mask.unsqueeze(0),
+        position_ids=row.position_ids.unsqueeze(0),
+        cu_seqlens=row.cu_seqlens,
+        max_seqlen=int(row.cu_seqlens.diff().max()),
+        domain=row.domain,
+        real_tokens=row.real_tokens,
+    )
 
 
-def build_row(stored: dict[str, Any], row_format: RowFormat, where: str) -> Row:
+def build_row(stored: dict[str, Any], row_format: RowFormat, where: str) -> PackedRow:
     """Return the training sample of one stored row.
 
     Args:
-        stored: Columns of an MDS row: ``input_ids`` [L], ``indices`` [D, 2] (absent: one document), ``mask`` [L].
+        stored: Columns of an MDS row: ``input_ids`` [N], ``indices`` [D, 2] (absent: one document), ``mask`` [N].
         row_format: What it must be.
         where: What to name in an error.
 
@@ -196,18 +189,18 @@ def build_row(stored: dict[str, Any], row_format: RowFormat, where: str) -> Row:
     labels = np.zeros(seq_length, np.int64)
     labels[:-1] = tokens[1:]
     labels[loss_mask == 0] = 0
-    return {
-        "tokens": torch.from_numpy(tokens),
-        "labels": torch.from_numpy(labels),
-        "loss_mask": torch.from_numpy(loss_mask),
-        "position_ids": torch.from_numpy(np.arange(seq_length) - starts),
-        "cu_seqlens": torch.from_numpy(bounds.astype(np.int32)),
-        "domain": str(stored.get("domain", "")),
-        "real_tokens": len(ids),
-    }
+    return PackedRow(
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(labels),
+        loss_mask=torch.from_numpy(loss_mask),
+        position_ids=torch.from_numpy(np.arange(seq_length) - starts),
+        cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
+        domain=str(stored.get("domain", "")),
+        real_tokens=len(ids),
+    )
 
 
-def _checked_ids(stored: dict[str, Any], row_format: RowFormat, where: str) -> np.ndarray:
+def _checked_ids(stored: dict[str, Any], row_format: RowFormat, where: str) -> NDArray[np.integer[Any]]:
     ids = stored.get("input_ids")
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
         raise DataError(where, "has no one-dimensional integer column input_ids.", "Give packed rows (docs/data.md).")
@@ -226,7 +219,7 @@ def _checked_ids(stored: dict[str, Any], row_format: RowFormat, where: str) -> n
     return ids
 
 
-def _checked_bounds(indices: np.ndarray | None, length: int, where: str) -> np.ndarray:
+def _checked_bounds(indices: NDArray[np.integer[Any]] | None, length: int, where: str) -> NDArray[np.int64]:
     """Return document boundaries int64 [D+1] from spans [D, 2]; documents tile the row."""
     if indices is None:
         return np.array([0, length], np.int64)
@@ -241,7 +234,7 @@ def _checked_bounds(indices: np.ndarray | None, length: int, where: str) -> np.n
     return np.append(spans[:, 0], length)
 
 
-def _checked_mask(stored: dict[str, Any], length: int, where: str) -> np.ndarray:
+def _checked_mask(stored: dict[str, Any], length: int, where: str) -> NDArray[np.bool_]:
     mask = stored.get("mask")
     if mask is None:
         raise DataError(
@@ -253,10 +246,11 @@ def _checked_mask(stored: dict[str, Any], length: int, where: str) -> np.ndarray
         raise DataError(
             where, f"has a mask of shape {np.shape(mask)} for {length} tokens.", "Write one mask value per token."
         )
-    return mask != 0
+    counts: NDArray[np.bool_] = mask != 0
+    return counts
 
 
-def _read_row(reader: MdsReader, row: int, row_format: RowFormat) -> Row:
+def _read_row(reader: MdsReader, row: int, row_format: RowFormat) -> PackedRow:
     return build_row(reader[row], row_format, f"{reader.directory} row {row}")
 
 
@@ -267,11 +261,11 @@ def _open_row_sets(root: str | Path, paths: Sequence[str], row_format: RowFormat
         if not len(reader):
             raise DataError(f"{reader.directory}", "has no rows.", "Prepare more text for it, or leave it out.")
         first = _read_row(reader, 0, row_format)
-        if first["real_tokens"] < row_format.seq_length:
-            logger.warning(
+        if first.real_tokens < row_format.seq_length:
+            log.warning(
                 "%s has rows of %d tokens; each is padded to seq_length=%d",
                 reader.directory,
-                first["real_tokens"],
+                first.real_tokens,
                 row_format.seq_length,
             )
         readers.append(reader)

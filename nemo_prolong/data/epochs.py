@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MAX_EPOCHS = 2.7
 """Most often that ProLong's own stages walk through one of their directories: 0.63B tokens of textbooks are drawn from
@@ -19,10 +18,10 @@ def log_epochs(epochs: Mapping[str, float]) -> None:
     Args:
         epochs: Row set to epochs.
     """
-    logger.info("epochs: %s", ", ".join(f"{path} {count:.2f}" for path, count in epochs.items()))
+    log.info("epochs: %s", ", ".join(f"{path} {count:.2f}" for path, count in epochs.items()))
     repeated = {path: count for path, count in epochs.items() if count > MAX_EPOCHS}
     if repeated:
-        logger.warning(
+        log.warning(
             "%s: more than the %g epochs that the recipe's own data repeats at most; give more documents, or a smaller "
             "proportion.",
             ", ".join(f"{path} is walked through {count:.1f} times" for path, count in repeated.items()),

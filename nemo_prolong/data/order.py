@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.errors import ConfigError, DataError
 
@@ -48,7 +49,7 @@ def block_counts(proportions: Sequence[float]) -> list[int]:
     return counts
 
 
-def mixture_pattern(counts: Sequence[int]) -> np.ndarray:
+def mixture_pattern(counts: Sequence[int]) -> NDArray[np.int64]:
     """Return a sequence in which directory ``d`` occurs ``counts[d]`` times, evenly spread.
 
     Among the directories that are due (one more row would not put them a whole row ahead of their share), the one whose
@@ -77,7 +78,7 @@ def mixture_pattern(counts: Sequence[int]) -> np.ndarray:
     return np.array(pattern, np.int64)
 
 
-def permutation(num_rows: int, seed: int, directory: int, epoch: int) -> np.ndarray:
+def permutation(num_rows: int, seed: int, directory: int, epoch: int) -> NDArray[np.int64]:
     """Return a pseudo-random permutation of ``range(num_rows)``.
 
     Sorted by a 64-bit hash written out here, because random generators of libraries may change between versions and
@@ -92,7 +93,7 @@ def permutation(num_rows: int, seed: int, directory: int, epoch: int) -> np.ndar
     return np.argsort(_mix(np.arange(num_rows, dtype=np.uint64) ^ key), kind="stable")
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return SplitMix64 of ``values``, a bijection of uint64 [N]."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -127,7 +128,7 @@ class GlobalOrder:
         self._pattern = mixture_pattern(self._counts)
         chosen = self._pattern[:, None] == np.arange(len(row_counts))
         self._before = np.cumsum(chosen, axis=0) - chosen
-        self._permutations: dict[tuple[int, int], np.ndarray] = {}
+        self._permutations: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (directory number, row number) of global row ``index``, which may be any non-negative int."""
@@ -147,7 +148,7 @@ class GlobalOrder:
         """Return how often each directory is walked through in the first ``num_rows`` rows."""
         return [drawn / rows for drawn, rows in zip(self.draws(num_rows), self._row_counts, strict=True)]
 
-    def _permutation(self, directory: int, epoch: int) -> np.ndarray:
+    def _permutation(self, directory: int, epoch: int) -> NDArray[np.int64]:
         key = (directory, epoch)
         if key not in self._permutations:
             # One epoch per directory is enough for a walk in order; jumping back costs the time of a permutation.

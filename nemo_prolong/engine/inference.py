@@ -123,7 +123,7 @@ class MegatronScorer:
             position_ids: int64 [T], ascending, where RoPE sees the tokens instead of at 0, 1, 2, ...
 
         Returns:
-            float32 [T - start, vocab_size], without the padding of the vocabulary.
+            float32 [T - start, V], without the padding of the vocabulary.
         """
         output = self._forward(tokens, position_ids=position_ids)
         return output[0, start:, : self.description.model_config.vocab_size].float()
@@ -136,7 +136,7 @@ class MegatronScorer:
             tokens: int64 [T].
 
         Returns:
-            float32 [T-1]; entry i is the loss of token i+1.
+            float32 [T - 1]; entry i is the loss of token i+1.
         """
         labels = torch.cat([tokens[1:], tokens[:1]])
         loss_mask = torch.ones(1, len(tokens))

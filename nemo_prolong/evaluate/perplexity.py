@@ -28,7 +28,7 @@ def split_documents(rows: Iterable[Mapping[str, Any]], max_tokens: int) -> Itera
     """Yield the documents of packed rows in order, as int64 [T] with 2 <= T <= ``max_tokens``.
 
     Args:
-        rows: Rows with ``input_ids`` (unsigned ints [L]) and ``indices`` (document spans [D, 2]).
+        rows: Rows with ``input_ids`` (unsigned ints [N]) and ``indices`` (document spans [D, 2]).
         max_tokens: Longer documents are cut here: nothing beyond the last bucket is counted, so none is computed.
     """
     for row in rows:

@@ -51,8 +51,8 @@ class RecallPrompt:
 
     Attributes:
         text: The prompt as text, without the beginning-of-sequence token.
-        prompt: int64 [P], with that token if the tokenizer has one.
-        answer: int64 [A], the tokens of the value; ``P + A`` is at most the length asked for.
+        prompt: int64 [T], with that token if the tokenizer has one.
+        answer: int64 [A], the tokens of the value; ``T + A`` is at most the length asked for.
         key: The key asked about.
         value: Its value.
         depth: Where the pair stands in the object, 0.0 first to 1.0 last.
@@ -149,7 +149,7 @@ class RecallScore:
     loss_sum: float = 0.0
 
     def add(self, logits: Tensor, answer: Tensor) -> None:
-        """Add one prompt: ``logits`` float32 [A, vocab] at the positions that predict ``answer`` int64 [A].
+        """Add one prompt: ``logits`` float32 [A, V] at the positions that predict ``answer`` int64 [A].
 
         Greedy decoding writes the answer if and only if, given the prompt and the true tokens so far, every next
         token of the answer is the most likely one. So one forward pass over prompt and answer decides exact match;

@@ -33,10 +33,10 @@ class Scorer(Protocol):
         Args:
             tokens: int64 [T], one document.
             start: First position whose logits are wanted. A long prompt is asked about its last positions only;
-                all of ``[T, vocab]`` would be 250 GiB for 512K tokens of Llama-3.
+                all of ``[T, V]`` would be 250 GiB for 512K tokens of Llama-3.
 
         Returns:
-            float32 [T - start, vocab]; row ``i`` predicts token ``start + i + 1``.
+            float32 [T - start, V]; row ``i`` predicts token ``start + i + 1``.
         """
 
     def token_losses(self, tokens: Tensor) -> Tensor:

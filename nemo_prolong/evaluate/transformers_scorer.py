@@ -62,7 +62,7 @@ class TransformersScorer:
         self.piece_tokens = min(MAX_PIECE_TOKENS, max(1, LOGITS_BYTES // (4 * self.model.config.vocab_size)))
 
     def logits(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """See ``Scorer.logits``: int64 [T] -> float32 [T - start, vocab] on the CPU."""
+        """See ``Scorer.logits``: int64 [T] -> float32 [T - start, V] on the CPU."""
         return torch.cat([logits.cpu() for _, logits in self._pieces(tokens, start)])
 
     def token_losses(self, tokens: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class TransformersScorer:
 
     @torch.inference_mode()
     def _pieces(self, tokens: Tensor, start: int = 0) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first position, float32 logits [n, vocab]) of consecutive pieces of one document from ``start`` on."""
+        """Yield (first position, float32 logits [N, V]) of consecutive pieces of one document from ``start`` on."""
         cache = DynamicCache(config=self.model.config)
         for offset in range(0, len(tokens), self.piece_tokens):
             piece = tokens[None, offset : offset + self.piece_tokens].to(self.device)

@@ -76,10 +76,10 @@ class TransformersResult:
     """What plain transformers computed.
 
     Attributes:
-        logits: float32 [T - start, vocab] per prompt.
+        logits: float32 [T - start, V] per prompt.
         prompt_tokens: Length of the greedy prompt.
-        generated: int64 [prompt_tokens + n], the greedy prompt and its continuation.
-        sharpened: float32 [T - start, vocab] of the last prompt, with queries and keys multiplied.
+        generated: int64 [T + N], the greedy prompt and its continuation.
+        sharpened: float32 [T - start, V] of the last prompt, with queries and keys multiplied.
         inv_freq: RoPE frequencies, float32 [C / 2].
         stop_ids: Tokens after which generation was seen to end.
     """
@@ -221,7 +221,7 @@ def _compare_frequencies(found: Tensor, expected: Tensor) -> None:
 
 
 def _score(model: Any, prompt: Prompt) -> Tensor:
-    """Return float32 [T - start, vocab]."""
+    """Return float32 [T - start, V]."""
     tokens = prompt.tokens[None]
     positions: dict[str, Tensor] = {}
     if prompt.position_ids is not None:
@@ -273,7 +273,7 @@ def _compare_greedy(result: TransformersResult, megatron: Tensor) -> GreedyRecor
 
     Args:
         result: Of transformers.
-        megatron: float32 [n, vocab], of the positions that the n generated tokens follow.
+        megatron: float32 [N, V], of the positions that the N generated tokens follow.
     """
     chosen = result.generated[result.prompt_tokens :]
     behind = megatron.max(-1).values - megatron.gather(1, chosen[:, None]).squeeze(1)

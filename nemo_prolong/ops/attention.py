@@ -14,17 +14,19 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd.function import FunctionCtx, once_differentiable
+from numpy.typing import NDArray
+from torch.autograd.function import once_differentiable
 
 from nemo_prolong.ops.attention_kernels import (
     BatchedCall,
-    EqualRuns,
+    EqualSpans,
     Gradients,
     PackedCall,
-    PackedRuns,
+    PackedSpans,
     accumulation_dtype,
     flash_kernel_takes,
     merge_partials,
@@ -35,32 +37,32 @@ KernelCalls = list[BatchedCall] | list[PackedCall]
 
 @dataclass(frozen=True, eq=False)
 class AttentionBlock:
-    """Which queries of a row see which keys: run i of the queries attends to run i of the keys.
+    """Which queries of a row see which keys: span i of the queries attends to span i of the keys.
 
-    Runs of queries do not overlap each other, nor do runs of keys; runs of length 0 are allowed. A block is made once
-    per row and used by every layer.
+    Spans of queries do not overlap each other, nor do spans of keys; spans of length 0 are allowed. A block is made
+    once per row and used by every layer.
 
     Args:
-        query_starts: First query of each run, int64 [N].
-        query_lengths: Queries of each run, int64 [N].
-        key_starts: First key of each run, int64 [N].
-        key_lengths: Keys of each run, int64 [N].
-        causal: Query j of a run sees keys 0 to j of it, and lengths are equal; else every query sees every key.
+        query_starts: First query of each span, int64 [N].
+        query_lengths: Queries of each span, int64 [N].
+        key_starts: First key of each span, int64 [N].
+        key_lengths: Keys of each span, int64 [N].
+        causal: Query j of a span sees keys 0 to j of it, and lengths are equal; else every query sees every key.
         device: Where the tensors are.
     """
 
-    query_starts: np.ndarray
-    query_lengths: np.ndarray
-    key_starts: np.ndarray
-    key_lengths: np.ndarray
+    query_starts: NDArray[np.int64]
+    query_lengths: NDArray[np.int64]
+    key_starts: NDArray[np.int64]
+    key_lengths: NDArray[np.int64]
     causal: bool
     device: torch.device
 
     def __post_init__(self) -> None:
-        assert not self.causal or np.array_equal(self.query_lengths, self.key_lengths), "causal runs are square"
+        assert not self.causal or np.array_equal(self.query_lengths, self.key_lengths), "causal spans are square"
 
     @classmethod
-    def of_documents(cls, boundaries: np.ndarray, device: torch.device) -> AttentionBlock:
+    def of_documents(cls, boundaries: NDArray[np.int64], device: torch.device) -> AttentionBlock:
         """Return the block of whole documents with ``boundaries`` int64 [D+1]."""
         starts, lengths = boundaries[:-1], np.diff(boundaries)
         return cls(starts, lengths, starts, lengths, causal=True, device=device)
@@ -79,7 +81,7 @@ class AttentionBlock:
                 members[queries, keys].append(number)
         return [
             BatchedCall(
-                EqualRuns(self.query_starts[numbers], queries), EqualRuns(self.key_starts[numbers], keys), self.causal
+                EqualSpans(self.query_starts[numbers], queries), EqualSpans(self.key_starts[numbers], keys), self.causal
             )
             for (queries, keys), numbers in members.items()
         ]
@@ -89,8 +91,8 @@ class AttentionBlock:
         used = (self.query_lengths > 0) & (self.key_lengths > 0)
         if not used.any():
             return []
-        queries = _packed_runs(self.query_starts[used], self.query_lengths[used], self.device)
-        keys = _packed_runs(self.key_starts[used], self.key_lengths[used], self.device)
+        queries = _packed_spans(self.query_starts[used], self.query_lengths[used], self.device)
+        keys = _packed_spans(self.key_starts[used], self.key_lengths[used], self.device)
         return [PackedCall(queries, keys, self.causal)]
 
 
@@ -116,7 +118,10 @@ def document_attention(
         Attention output [T, H, C] in the dtype of ``query``.
     """
     calls = _document_calls(query, cu_seqlens, max_seqlen)
-    return _DocumentAttention.apply(query, key, value, calls, _scale(query, softmax_scale))
+    output: torch.Tensor = _DocumentAttention.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+        query, key, value, calls, _scale(query, softmax_scale)
+    )
+    return output
 
 
 def attention_with_lse(
@@ -130,8 +135,8 @@ def attention_with_lse(
 
     Args:
         query: Queries [T, H, C].
-        key: Keys [S, K, C] with K dividing H.
-        value: Values [S, K, C].
+        key: Keys [M, K, C] with K dividing H.
+        value: Values [M, K, C].
         block: Which queries see which keys.
         softmax_scale: Factor on the scores; ``C ** -0.5`` by default.
 
@@ -175,8 +180,8 @@ def merge_attention(
         output: Attention so far [T, H, C], in the dtype of ``empty_partial``.
         lse: Log-sum-exp so far [H, T].
         query: Queries [T, H, C].
-        key: Keys [S, K, C], none of which these queries have seen yet.
-        value: Values [S, K, C].
+        key: Keys [M, K, C], none of which these queries have seen yet.
+        value: Values [M, K, C].
         block: Which queries see which keys.
         softmax_scale: Factor on the scores; ``C ** -0.5`` by default.
     """
@@ -203,11 +208,11 @@ def attention_backward(
     """Add the gradients that flow through ``block`` to ``gradients``.
 
     Args:
-        gradients: Of query [T, H, C], key and value [S, K, C], in any dtype that holds their sums; changed in place.
+        gradients: Of query [T, H, C], key and value [M, K, C], in any dtype that holds their sums; changed in place.
         grad_output: Gradient of the merged output [T, H, C].
         query: As in the forward pass, as are ``key``, ``value`` and ``block``.
-        key: [S, K, C].
-        value: [S, K, C].
+        key: [M, K, C].
+        value: [M, K, C].
         output: The merged output of all blocks [T, H, C], in the dtype of ``query``.
         lse: The merged log-sum-exp [H, T].
         block: Which queries see which keys.
@@ -222,7 +227,7 @@ class _DocumentAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -237,7 +242,7 @@ class _DocumentAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
         gradients = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
         _backward_into(gradients, grad_output, query, key, value, output, lse, ctx.calls, ctx.scale)
@@ -274,8 +279,8 @@ def _backward_into(
     """Add the gradients of all calls."""
     for call in calls:
         added = call.backward(grad_output, query, key, value, output, lse, scale)
-        for runs, total, part in zip((call.queries, call.keys, call.keys), gradients, added, strict=True):
-            runs.add(total, part)
+        for spans, total, part in zip((call.queries, call.keys, call.keys), gradients, added, strict=True):
+            spans.add(total, part)
 
 
 def _document_calls(query: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int | None) -> KernelCalls:
@@ -283,19 +288,19 @@ def _document_calls(query: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: i
     if flash_kernel_takes(query):
         # Boundaries stay on the device: reading them would make the host wait.
         longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
-        runs = PackedRuns(cu_seqlens, longest)
-        return [PackedCall(runs, runs, causal=True)]
+        spans = PackedSpans(cu_seqlens, longest)
+        return [PackedCall(spans, spans, causal=True)]
     boundaries = cu_seqlens.cpu().numpy().astype(np.int64)
     assert boundaries[0] == 0 and boundaries[-1] == query.size(0), (boundaries, query.shape)
     return AttentionBlock.of_documents(boundaries, query.device).calls(query)
 
 
-def _packed_runs(starts: np.ndarray, lengths: np.ndarray, device: torch.device) -> PackedRuns:
-    """Return runs of length >= 1 with their index and boundaries on the device."""
+def _packed_spans(starts: NDArray[np.int64], lengths: NDArray[np.int64], device: torch.device) -> PackedSpans:
+    """Return spans of length >= 1 with their index and boundaries on the device."""
     ends = lengths.cumsum()
     index = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
     cu_seqlens = torch.from_numpy(np.concatenate(([0], ends)).astype(np.int32)).to(device)
-    return PackedRuns(cu_seqlens, int(lengths.max()), torch.from_numpy(index).to(device))
+    return PackedSpans(cu_seqlens, int(lengths.max()), torch.from_numpy(index).to(device))
 
 
 def _scale(query: torch.Tensor, softmax_scale: float | None) -> float:

@@ -1,11 +1,11 @@
-"""The kernels under document attention, and how runs of tokens of a packed row reach them.
+"""The kernels under document attention, and how spans of tokens of a packed row reach them.
 
-A kernel call attends N runs of queries to N runs of keys: without a mask, or causally where both have one length. It
+A kernel call attends N spans of queries to N spans of keys: without a mask, or causally where both have one length. It
 returns the log-sum-exp of the scores next to the output, which is what merging partial results and a backward pass
 without stored scores need. Three kernels, all of linear memory:
 
-- CPU: torch's flash kernel, runs of one length as one batch.
-- CUDA, 16-bit: the flash kernel that ``torch.nn.attention.varlen.varlen_attn`` calls, all runs at once. It is called
+- CPU: torch's flash kernel, spans of one length as one batch.
+- CUDA, 16-bit: the flash kernel that ``torch.nn.attention.varlen.varlen_attn`` calls, all spans at once. It is called
   below that function, because the function's own backward drops the gradient that merging sends to a partial result.
 - Anything else (fp32 on CUDA): tiles in plain torch, batched as on CPU.
 """
@@ -20,6 +20,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 _TILE = 256
 
@@ -30,20 +31,20 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class EqualRuns:
-    """B runs of tokens that have one length; they are taken as [B, length, ...].
+class EqualSpans:
+    """B spans of tokens that have one length; they are taken as [B, length, ...].
 
     Args:
-        starts: First token of every run, ascending, int64 [B].
-        length: Tokens of each run, at least 1.
+        starts: First token of every span, ascending, int64 [B].
+        length: Tokens of each span, at least 1.
     """
 
-    starts: np.ndarray
+    starts: NDArray[np.int64]
     length: int
 
     @cached_property
     def _step(self) -> int | None:
-        """Distance of neighbouring starts where it is constant: such runs are a view of the row."""
+        """Distance of neighbouring starts where it is constant: such spans are a view of the row."""
         steps = np.unique(np.diff(self.starts))
         return int(steps[0]) if len(steps) == 1 else (0 if len(steps) == 0 else None)
 
@@ -51,44 +52,44 @@ class EqualRuns:
     def _index(self) -> torch.Tensor:
         return torch.from_numpy((self.starts[:, None] + np.arange(self.length)).reshape(-1))
 
-    def _view(self, rows: torch.Tensor) -> torch.Tensor:
+    def _view(self, rows: torch.Tensor, step: int) -> torch.Tensor:
         stride = rows.stride()
         return rows.as_strided(
             (len(self.starts), self.length, *rows.shape[1:]),
-            (self._step * stride[0], *stride),
+            (step * stride[0], *stride),
             rows.storage_offset() + int(self.starts[0]) * stride[0],
         )
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the runs of ``rows`` [T, ...] as [B, length, ...], without a copy where they are evenly spaced."""
+        """Return the spans of ``rows`` [T, ...] as [B, length, ...], without a copy where they are evenly spaced."""
         if self._step is not None:
-            return self._view(rows)
+            return self._view(rows, self._step)
         taken = rows.index_select(0, self._index.to(rows.device))
         return taken.view(len(self.starts), self.length, *rows.shape[1:])
 
     def put(self, rows: torch.Tensor, values: torch.Tensor) -> None:
-        """Overwrite the runs of ``rows`` with ``values`` [B, length, ...]."""
+        """Overwrite the spans of ``rows`` with ``values`` [B, length, ...]."""
         if self._step is not None:
-            self._view(rows).copy_(values)
+            self._view(rows, self._step).copy_(values)
         else:
             rows.index_copy_(0, self._index.to(rows.device), values.flatten(0, 1).to(rows.dtype))
 
     def add(self, rows: torch.Tensor, values: torch.Tensor) -> None:
-        """Add ``values`` [B, length, ...] to the runs of ``rows``; no token is in two runs."""
+        """Add ``values`` [B, length, ...] to the spans of ``rows``; no token is in two spans."""
         if self._step is not None:
-            self._view(rows).add_(values)
+            self._view(rows, self._step).add_(values)
         else:
             rows.index_add_(0, self._index.to(rows.device), values.flatten(0, 1).to(rows.dtype))
 
 
 @dataclass(frozen=True, eq=False)
-class PackedRuns:
-    """N runs of tokens of any length, taken one after the other as [n, ...].
+class PackedSpans:
+    """N spans of tokens of any length, taken one after the other as [tokens, ...].
 
     Args:
-        cu_seqlens: Where each run begins among the taken tokens, int32 [N+1] on the device.
-        max_seqlen: Length of the longest run.
-        index: Tokens of the runs in the row, int64 [n] on the device; None when they are the whole row in order.
+        cu_seqlens: Where each span begins among the taken tokens, int32 [N+1] on the device.
+        max_seqlen: Length of the longest span.
+        index: Tokens of the spans in the row, int64 [tokens] on the device; None when they are the whole row in order.
     """
 
     cu_seqlens: torch.Tensor
@@ -96,18 +97,18 @@ class PackedRuns:
     index: torch.Tensor | None = None
 
     def take(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the tokens of the runs [n, ...] from ``rows`` [T, ...]."""
+        """Return the tokens of the spans [tokens, ...] from ``rows`` [T, ...]."""
         return rows if self.index is None else rows.index_select(0, self.index)
 
     def put(self, rows: torch.Tensor, values: torch.Tensor) -> None:
-        """Overwrite the tokens of the runs in ``rows`` with ``values`` [n, ...]."""
+        """Overwrite the tokens of the spans in ``rows`` with ``values`` [tokens, ...]."""
         if self.index is None:
             rows.copy_(values)
         else:
             rows.index_copy_(0, self.index, values.to(rows.dtype))
 
     def add(self, rows: torch.Tensor, values: torch.Tensor) -> None:
-        """Add ``values`` [n, ...] to the tokens of the runs in ``rows``."""
+        """Add ``values`` [tokens, ...] to the tokens of the spans in ``rows``."""
         if self.index is None:
             rows.add_(values)
         else:
@@ -116,23 +117,23 @@ class PackedRuns:
 
 @dataclass(frozen=True, eq=False)
 class BatchedCall:
-    """One kernel call on runs of one length, for CPU and for what the CUDA flash kernel refuses."""
+    """One kernel call on spans of one length, for CPU and for what the CUDA flash kernel refuses."""
 
-    queries: EqualRuns
-    keys: EqualRuns
+    queries: EqualSpans
+    keys: EqualSpans
     causal: bool
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the output [B, Q, H, C] and the log-sum-exp of the scores [B, Q, H] of the runs of a row."""
-        taken = [_heads_first(runs.take(x)) for runs, x in zip(self._runs, (query, key, value), strict=True)]
+        """Return the output [B, queries, H, C] and log-sum-exp of the scores [B, queries, H] of the spans of a row."""
+        taken = self._taken(query, key, value)
         if query.is_cpu:
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 *taken, is_causal=self.causal, scale=scale
             )
         else:
-            out, lse = tiled_forward(*taken, self.causal, scale)
+            out, lse = tiled_forward(*taken, causal=self.causal, scale=scale)
         return out.transpose(1, 2), lse.transpose(1, 2)
 
     def backward(
@@ -145,45 +146,48 @@ class BatchedCall:
         lse: torch.Tensor,
         scale: float,
     ) -> Gradients:
-        """Return the gradients of the runs of query [B, Q, H, C], key and value [B, N, K, C].
+        """Return the gradients of the spans of query [B, queries, H, C], key and value [B, keys, K, C].
 
         Args:
             grad_output: [T, H, C], as are ``query`` and ``output``.
-            query: Rows; this call takes its runs of them.
-            key: [S, K, C], as is ``value``.
+            query: Rows; this call takes its spans of them.
+            key: [M, K, C], as is ``value``.
             value: As ``key``.
             output: Merged output of all calls that share these queries.
             lse: Log-sum-exp over all keys that these queries see [H, T].
             scale: Factor on the scores.
         """
-        grad_runs, out_runs = (_heads_first(self.queries.take(x)) for x in (grad_output, output))
-        taken = [_heads_first(runs.take(x)) for runs, x in zip(self._runs, (query, key, value), strict=True)]
-        lse_runs = self.queries.take(lse.T).transpose(1, 2)
+        grad_spans, out_spans = (_heads_first(self.queries.take(x)) for x in (grad_output, output))
+        taken = self._taken(query, key, value)
+        lse_spans = self.queries.take(lse.T).transpose(1, 2)
         if query.is_cpu:
             gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad_runs, *taken, out_runs, lse_runs, 0.0, self.causal, scale=scale
+                grad_spans, *taken, out_spans, lse_spans, 0.0, self.causal, scale=scale
             )
         else:
-            gradients = tiled_backward(grad_runs, *taken, out_runs, lse_runs, self.causal, scale)
-        return tuple(x.transpose(1, 2) for x in gradients)
+            gradients = tiled_backward(grad_spans, *taken, out_spans, lse_spans, self.causal, scale)
+        grad_query, grad_key, grad_value = (x.transpose(1, 2) for x in gradients)
+        return grad_query, grad_key, grad_value
 
-    @property
-    def _runs(self) -> tuple[EqualRuns, EqualRuns, EqualRuns]:
-        return self.queries, self.keys, self.keys
+    def _taken(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        taken = self.queries.take(query), self.keys.take(key), self.keys.take(value)
+        return _heads_first(taken[0]), _heads_first(taken[1]), _heads_first(taken[2])
 
 
 @dataclass(frozen=True, eq=False)
 class PackedCall:
-    """One call of the CUDA flash kernel on all runs of a block."""
+    """One call of the CUDA flash kernel on all spans of a block."""
 
-    queries: PackedRuns
-    keys: PackedRuns
+    queries: PackedSpans
+    keys: PackedSpans
     causal: bool
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the output [n, H, C] and the log-sum-exp of the scores [n, H] of the runs of a row."""
+        """Return the output [queries, H, C] and the log-sum-exp of the scores [queries, H] of the spans of a row."""
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             *self._taken(query, key, value),
             *self._lengths,
@@ -204,10 +208,10 @@ class PackedCall:
         lse: torch.Tensor,
         scale: float,
     ) -> Gradients:
-        """Return the gradients of the runs of query [n, H, C], key and value [m, K, C]; see ``BatchedCall``."""
+        """Return the gradients of the spans: query [queries, H, C], key and value [keys, K, C], as ``BatchedCall``."""
         no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device)
         with _repeatable_sums_if_asked():
-            return torch.ops.aten._flash_attention_backward(
+            gradients: Gradients = torch.ops.aten._flash_attention_backward(
                 self.queries.take(grad_output).contiguous(),
                 *self._taken(query, key, value),
                 _dense(self.queries.take(output)),
@@ -219,10 +223,11 @@ class PackedCall:
                 torch.empty(0, device=query.device),
                 scale=scale,
             )
+        return gradients
 
     def _taken(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Iterator[torch.Tensor]:
-        runs = (self.queries, self.keys, self.keys)
-        return (_dense(run.take(x)) for run, x in zip(runs, (query, key, value), strict=True))
+        spans = (self.queries, self.keys, self.keys)
+        return (_dense(span.take(x)) for span, x in zip(spans, (query, key, value), strict=True))
 
     @property
     def _lengths(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
@@ -259,13 +264,13 @@ def merge_partials(
 def tiled_forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return attention [B, H, Q, C] and log-sum-exp [B, H, Q] in plain torch, without a tensor of all scores.
+    """Return attention [B, H, queries, C] and log-sum-exp [B, H, queries] in plain torch, never with all scores.
 
     Args:
-        query: [B, H, Q, C].
-        key: [B, K, N, C] with K dividing H.
+        query: [B, H, queries, C].
+        key: [B, K, keys, C] with K dividing H.
         value: As ``key``.
-        causal: Whether query i sees keys 0 to i only; Q and N are then equal.
+        causal: Whether query i sees keys 0 to i only; there are then as many keys as queries.
         scale: Factor on the scores.
     """
     dtype = accumulation_dtype(query.dtype)
@@ -329,9 +334,9 @@ def _repeatable_sums_if_asked() -> Iterator[None]:
         torch.set_deterministic_debug_mode(_WARN)
 
 
-def _heads_first(runs: torch.Tensor) -> torch.Tensor:
-    """Return [B, H, L, C] from [B, L, H, C]."""
-    return _dense(runs).transpose(1, 2)
+def _heads_first(spans: torch.Tensor) -> torch.Tensor:
+    """Return [B, H, length, C] from [B, length, H, C]."""
+    return _dense(spans).transpose(1, 2)
 
 
 def _dense(rows: torch.Tensor) -> torch.Tensor:

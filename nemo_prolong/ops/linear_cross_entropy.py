@@ -52,8 +52,8 @@ def linear_cross_entropy(
     Nothing here waits for a CUDA device. Without grad mode no gradient is computed.
 
     Args:
-        hidden: Hidden states [T, D]; with ``sequence_parallel`` this rank's slice [T / ranks, D] of them.
-        weight: Output weight [V_local, D] in the dtype of ``hidden``, this rank's rows of it.
+        hidden: Hidden states [T, E]; with ``sequence_parallel`` this rank's slice [T / TP, E] of them.
+        weight: Output weight [V_local, E] in the dtype of ``hidden``, this rank's rows of it: V_local of V.
         labels: Target ids int64 [T]. Where the mask is zero they may be anything.
         loss_mask: Factor of each token's loss, float [T], not negative. Where it is zero, neither the label nor the
             hidden state of the token matters, even if it is not a number.
@@ -74,7 +74,10 @@ def linear_cross_entropy(
     assert labels.shape == loss_mask.shape == (layout.sources * hidden.size(0),), (hidden.shape, labels.shape)
     _require_labels_in_vocabulary(labels, loss_mask, layout)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return HeadLoss(*_Head.apply(hidden, weight, labels, loss_mask, layout, accumulate_into_main_grad))
+        losses = _Head.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+            hidden, weight, labels, loss_mask, layout, accumulate_into_main_grad
+        )
+        return HeadLoss(*losses)
     return _head_loss(_run_chunks(hidden, weight, labels, loss_mask, layout), loss_mask)
 
 
@@ -99,7 +102,7 @@ class _Layout:
     group: dist.ProcessGroup | None
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the tokens [sources * n, D] of a chunk from each rank's [n, D]."""
+        """Return the tokens [sources * N, E] of a chunk from each rank's [N, E]."""
         if self.sources == 1:
             return rows
         tokens = rows.new_empty(self.sources * rows.size(0), rows.size(1))
@@ -107,11 +110,11 @@ class _Layout:
         return tokens
 
     def hidden_gradient(self, grad_logits: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor) -> None:
-        """Write the gradient of a chunk into ``rows`` [n, D]: summed over the vocabulary, divided as it was gathered.
+        """Write the gradient of a chunk into ``rows`` [N, E]: summed over the vocabulary, divided as it was gathered.
 
         Args:
-            grad_logits: Gradient of the logits [sources * n, V_local].
-            weight: [V_local, D].
+            grad_logits: Gradient of the logits [sources * N, V_local].
+            weight: [V_local, E].
             rows: Contiguous.
         """
         if self.sources == 1:
@@ -194,6 +197,7 @@ class _Head(torch.autograd.Function):
             raise RuntimeError("token_losses carry no gradient, their sum does: differentiate loss_sum instead.")
         if ctx.spent:
             raise RuntimeError("loss_sum was differentiated before: its gradients were scaled in place and are gone.")
+        assert grad_loss_sum is not None
         ctx.spent = True
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
@@ -214,7 +218,8 @@ def _add_to_main_grad(
     Megatron's hook on the parameter, if it has one, wants some gradient to be there and leaves it out of ``main_grad``;
     for weights shared with the embedding it adds it. Zeros without memory of their own suit both.
     """
-    weight.main_grad.addcmul_(grad_weight, factor)
+    main_grad: torch.Tensor = weight.main_grad  # type: ignore[attr-defined]  # Megatron's, on a plain parameter
+    main_grad.addcmul_(grad_weight, factor)
     if not hasattr(weight, "grad_added_to_main_grad"):
         return None
     weight.grad_added_to_main_grad = True
@@ -275,7 +280,7 @@ def _run_chunk(
     grad_hidden: torch.Tensor | None,
     grad_weight: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Return the losses [N] of the tokens [N, D] of one chunk; write and add to the gradients that are given.
+    """Return the losses [N] of the tokens [N, E] of one chunk; write and add to the gradients that are given.
 
     A function of its own so that the logits of one chunk are gone before those of the next are made.
     """

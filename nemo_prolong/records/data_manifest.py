@@ -1,33 +1,42 @@
-"""``manifest.json`` and ``samples.json`` of a data directory, as far as its card needs them.
+"""``manifest.json`` and ``samples.json`` of a data directory, for those who write them and those who read them.
 
-Both hold text from the data. What would hide or garble a page (control characters, marks that turn the direction of
-writing, half surrogates) becomes a visible character on reading, one for one, so that character ranges stay right.
+Fields are written in the order in which they stand here. Where a field has a default, the card can be made of a
+manifest without it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nemo_prolong.config.addresses import is_address
 from nemo_prolong.errors import DataError
+from nemo_prolong.files import write_json_atomically
+from nemo_prolong.text import pictured
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.json"
-
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
-_HIDDEN = (*range(128, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
-_VISIBLE = _CONTROLS | dict.fromkeys(_HIDDEN, 0xFFFD)
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Histogram(_Record):
+class _Document(_Record):
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        # Not in JSON mode: a path of a source may hold half surrogates, which pydantic refuses and JSON escapes.
+        write_json_atomically(path, self.model_dump())
+
+
+class LengthHistogram(_Record):
     """Documents and their tokens by length: entry k is for ``2^k <= tokens < 2^(k+1)``."""
 
     documents: list[int] = []
@@ -39,7 +48,7 @@ class Histogram(_Record):
         return [bucket for bucket, count in enumerate(self.documents) if count]
 
 
-class SourceFile(_Record):
+class FileFacts(_Record):
     """One file of a source."""
 
     name: str
@@ -50,8 +59,11 @@ class SourceFile(_Record):
 class Rejection(_Record):
     """Documents left out for one reason."""
 
-    documents: int
-    bytes: int
+    documents: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Rejection) -> Rejection:
+        return Rejection(documents=self.documents + other.documents, bytes=self.bytes + other.bytes)
 
 
 class RejectedExample(_Record):
@@ -63,17 +75,17 @@ class RejectedExample(_Record):
     detail: str
 
 
-class Source(_Record):
+class SourceFacts(_Record):
     """What one source gave."""
 
     domain: str
     format: str
     path: str
     split: str
-    files: list[SourceFile] = []
+    files: list[FileFacts] = []
+    input_bytes: int
     documents: int
     tokens: int
-    input_bytes: int
     rejected: dict[str, Rejection] = {}
     rejected_examples: list[RejectedExample] = []
 
@@ -83,10 +95,17 @@ class DomainSplit(_Record):
 
     documents: int
     tokens: int
-    length_histogram: Histogram = Histogram()
+    length_histogram: LengthHistogram = LengthHistogram()
 
 
-class RowSet(_Record):
+class ShardFacts(_Record):
+    """One file of a row set."""
+
+    bytes: int
+    sha256: str
+
+
+class RowSetFacts(_Record):
     """One directory of packed rows; ``documents`` counts pieces, the input counts whole documents."""
 
     domain: str
@@ -103,8 +122,9 @@ class RowSet(_Record):
     dropped_tokens: dict[str, int] = {}
     dropped_documents: dict[str, int] = {}
     sum_squared_lengths: int
-    length_histogram: Histogram = Histogram()
+    length_histogram: LengthHistogram = LengthHistogram()
     sha256: str
+    shards: dict[str, ShardFacts] = {}
 
     @property
     def attention_share(self) -> float:
@@ -125,35 +145,39 @@ class StageRowSet(_Record):
     epochs: float
 
 
-class Stage(_Record):
+class StageFacts(_Record):
     """A stage that the rows are for."""
 
     tokens: int
     row_sets: dict[str, StageRowSet]
 
 
-class Manifest(_Record):
-    """A data directory."""
+class DataManifest(_Document):
+    """A data directory: what went in, what came out, what was dropped and why.
+
+    ``fingerprint`` is of everything that decides the result.
+    """
 
     format: Literal[2]
+    fingerprint: str = ""
     command: str = ""
-    seed: int
     config: dict[str, Any] = {}
+    seed: int
     tokenizer: str
     tokenizer_sha256: str
     tokenizer_library: str
     vocab_size: int
     bos_token: str | None = None
     eos_token: str | None = None
-    sources: list[Source]
+    sources: list[SourceFacts]
     domains: dict[str, dict[str, DomainSplit]]
-    row_sets: dict[str, RowSet] = Field(min_length=1)
-    stages: dict[str, Stage] = {}
+    row_sets: dict[str, RowSetFacts] = Field(min_length=1)
+    stages: dict[str, StageFacts] = {}
     python: str = ""
     versions: dict[str, str] = {}
 
     @model_validator(mode="after")
-    def _check_stages(self) -> Manifest:
+    def _check_stages(self) -> DataManifest:
         for name, stage in self.stages.items():
             unknown = sorted(stage.row_sets.keys() - self.row_sets.keys())
             if unknown:
@@ -166,7 +190,7 @@ class Manifest(_Record):
         return [(domain, split, facts) for domain, splits in self.domains.items() for split, facts in splits.items()]
 
 
-class Boundary(_Record):
+class SampleBoundary(_Record):
     """Text on either side of a document boundary, and the character ranges of special tokens in it."""
 
     position: int
@@ -180,8 +204,8 @@ class MaskedPart(_Record):
     """A stretch of a row that is trained on, or is not."""
 
     text: str
-    target: bool
     special: bool = False
+    target: bool
 
 
 class Sample(_Record):
@@ -191,27 +215,30 @@ class Sample(_Record):
     domain: str
     tokens: int = Field(gt=0)
     spans: list[tuple[int, int]]
-    boundaries: list[Boundary]
+    boundaries: list[SampleBoundary]
     masked_text: list[MaskedPart] | None = None
 
 
-class Samples(_Record):
+class Samples(_Document):
     """Rows of every row set."""
 
     row_sets: dict[str, list[Sample]]
 
 
-Document = TypeVar("Document", Manifest, Samples)
+AnyDocument = TypeVar("AnyDocument", DataManifest, Samples)
 
 
-def read(path: Path, kind: type[Document]) -> Document:
-    """Return the contents of ``manifest.json`` or ``samples.json``.
+def read_for_card(path: Path, kind: type[AnyDocument]) -> AnyDocument:
+    """Return the contents of ``manifest.json`` or ``samples.json``, with every hidden character made visible.
+
+    Both hold text from the data. Each character that would hide or garble a page becomes one visible character, so that
+    character ranges stay right.
 
     Raises:
         DataError: If the file is missing or does not say what a card needs.
     """
     try:
-        return kind.model_validate(_cleaned(json.loads(path.read_text("utf-8"))))
+        return kind.model_validate(_pictured(json.loads(path.read_text("utf-8"))))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -222,12 +249,63 @@ def read(path: Path, kind: type[Document]) -> Document:
         raise DataError(f"{path}", f"cannot be read ({error}).", "Prepare the data again.") from error
 
 
-def _cleaned(value: Any) -> Any:
+def _pictured(value: Any) -> Any:
     """Return parsed JSON with every string, keys included, made visible."""
     if isinstance(value, str):
-        return value.translate(_VISIBLE)
+        return pictured(value)
     if isinstance(value, list):
-        return [_cleaned(item) for item in value]
+        return [_pictured(item) for item in value]
     if isinstance(value, dict):
-        return {_cleaned(key): _cleaned(item) for key, item in value.items()}
+        return {_pictured(key): _pictured(item) for key, item in value.items()}
     return value
+
+
+@dataclass(frozen=True)
+class DataManifestFile:
+    """``manifest.json`` of a data root as training sees it, read once.
+
+    Attributes:
+        where: Path or address of the file.
+        content: Its bytes; None where there is none, as in the directories that ProLong published.
+    """
+
+    where: str
+    content: bytes | None
+
+    @classmethod
+    def read(cls, root: str, read_bytes: Callable[[str], bytes]) -> DataManifestFile:
+        """Return the file of a data root.
+
+        Args:
+            root: Directory or address.
+            read_bytes: Returns the content of an address, or raises DataError if there is none.
+        """
+        if is_address(root):
+            where = f"{root.rstrip('/')}/{MANIFEST}"
+            try:
+                return cls(where, read_bytes(where))
+            except DataError:
+                return cls(where, None)
+        path = Path(root) / MANIFEST
+        return cls(str(path), path.read_bytes() if path.is_file() else None)
+
+    @property
+    def sha256(self) -> str | None:
+        """Hash of the file, None where there is none."""
+        return None if self.content is None else hashlib.sha256(self.content).hexdigest()
+
+    @cached_property
+    def tokenizer_sha256(self) -> str | None:
+        """Hash of the tokenizer that the rows were made with, None where nothing says which that was.
+
+        Raises:
+            DataError: If the file is no JSON object.
+        """
+        try:
+            found = json.loads(self.content or b"{}")
+        except ValueError as error:
+            raise DataError(self.where, f"is no JSON ({error}).", "Copy or prepare the data again.") from error
+        if not isinstance(found, dict):
+            raise DataError(self.where, "is no JSON object.", "Copy or prepare the data again.")
+        sha256 = found.get("tokenizer_sha256")
+        return None if sha256 is None else str(sha256)

@@ -54,16 +54,16 @@ def test_labels_stay_inside_their_document(lengths: list[int]) -> None:
     last_tokens = np.cumsum(lengths) - 1
     expected_labels = np.arange(2, 18)
     expected_labels[last_tokens] = 0
-    assert row["labels"].tolist() == expected_labels.tolist()
-    assert row["loss_mask"].tolist() == (expected_labels > 0).astype(float).tolist()
-    assert row["position_ids"].tolist() == [place for length in lengths for place in range(length)]
-    assert row["cu_seqlens"].tolist() == [0, *np.cumsum(lengths).tolist()]
-    assert row["real_tokens"] == 16
+    assert row.labels.tolist() == expected_labels.tolist()
+    assert row.loss_mask.tolist() == (expected_labels > 0).astype(float).tolist()
+    assert row.position_ids.tolist() == [place for length in lengths for place in range(length)]
+    assert row.cu_seqlens.tolist() == [0, *np.cumsum(lengths).tolist()]
+    assert row.real_tokens == 16
 
 
 def test_the_types_are_those_that_the_engine_expects() -> None:
     row = build_row(stored_row([7, 5]), RowFormat(16), "row")
-    dtypes = {key: value.dtype for key, value in row.items() if isinstance(value, torch.Tensor)}
+    dtypes = {name: value.dtype for name, value in vars(row).items() if isinstance(value, torch.Tensor)}
     assert dtypes == {
         "tokens": torch.int64,
         "labels": torch.int64,
@@ -71,22 +71,22 @@ def test_the_types_are_those_that_the_engine_expects() -> None:
         "position_ids": torch.int64,
         "cu_seqlens": torch.int32,
     }
-    assert (type(row["domain"]), type(row["real_tokens"])) == (str, int)
+    assert (type(row.domain), type(row.real_tokens)) == (str, int)
 
 
 def test_a_short_row_is_padded_with_a_document_that_nothing_learns_from() -> None:
     row = build_row(stored_row([7, 5]), RowFormat(16), "row")
-    assert row["cu_seqlens"].tolist() == [0, 7, 12, 16]
-    assert row["tokens"][12:].tolist() == row["labels"][11:].tolist()[:4] == [0] * 4
-    assert row["loss_mask"][11:].sum() == 0
-    assert row["position_ids"][12:].tolist() == [0, 1, 2, 3]
-    assert row["real_tokens"] == 12
+    assert row.cu_seqlens.tolist() == [0, 7, 12, 16]
+    assert row.tokens[12:].tolist() == row.labels[11:].tolist()[:4] == [0] * 4
+    assert row.loss_mask[11:].sum() == 0
+    assert row.position_ids[12:].tolist() == [0, 1, 2, 3]
+    assert row.real_tokens == 12
 
 
 def test_a_row_without_indices_is_one_document() -> None:
     stored = stored_row([4, 12])
     del stored["indices"]
-    assert build_row(stored, RowFormat(16), "row")["cu_seqlens"].tolist() == [0, 16]
+    assert build_row(stored, RowFormat(16), "row").cu_seqlens.tolist() == [0, 16]
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.integers(0, 5), st.data())
@@ -98,28 +98,28 @@ def test_only_masked_tokens_are_targets_and_never_the_first_of_a_document(
     row = build_row(stored_row(lengths, mask=mask), RowFormat(total + padding, True), "row")
     starts = set(np.cumsum([0, *lengths]).tolist())
     targets = [i + 1 for i in range(total - 1) if mask[i + 1] and i + 1 not in starts]
-    assert (torch.nonzero(row["loss_mask"]).flatten() + 1).tolist() == targets
-    assert row["labels"][row["loss_mask"] == 1].tolist() == [target + 1 for target in targets]
-    assert row["labels"][row["loss_mask"] == 0].sum() == 0
+    assert (torch.nonzero(row.loss_mask).flatten() + 1).tolist() == targets
+    assert row.labels[row.loss_mask == 1].tolist() == [target + 1 for target in targets]
+    assert row.labels[row.loss_mask == 0].sum() == 0
 
 
 def test_a_mask_column_is_ignored_unless_asked_for() -> None:
     row = build_row(stored_row([16], mask=np.zeros(16, np.uint8)), RowFormat(16), "row")
-    assert row["loss_mask"].sum() == 15
+    assert row.loss_mask.sum() == 15
 
 
 def test_a_row_is_a_function_of_its_index_alone(root: Path) -> None:
     short = PackedRowDataset(root, MIXTURE, 16, seed=3, num_rows=20)
     long = PackedRowDataset(root, MIXTURE, 16, seed=3, num_rows=2000)
-    backwards = [short[index]["tokens"] for index in reversed(range(20))]
+    backwards = [short[index].tokens for index in reversed(range(20))]
     for index in range(20):
-        assert torch.equal(long[index]["tokens"], backwards[19 - index])
+        assert torch.equal(long[index].tokens, backwards[19 - index])
     assert len(long) == 2000
 
 
 def test_the_mixture_and_its_epochs_are_kept(root: Path) -> None:
     dataset = PackedRowDataset(root, MIXTURE, 16, seed=3, num_rows=100)
-    domains = [dataset[index]["domain"] for index in range(100)]
+    domains = [dataset[index].domain for index in range(100)]
     assert (domains.count("long"), domains.count("short")) == (70, 30)
     assert dataset.epochs() == {"long": 7.0, "short": 7.5}
 
@@ -127,7 +127,7 @@ def test_the_mixture_and_its_epochs_are_kept(root: Path) -> None:
 def test_validation_goes_through_every_row_once_and_alternates_between_the_sets(root: Path) -> None:
     dataset = ValidationRowDataset(root, ["long", "short"], 16)
     assert len(dataset) == 14
-    firsts = [int(dataset[index]["tokens"][0]) for index in range(14)]
+    firsts = [int(dataset[index].tokens[0]) for index in range(14)]
     assert firsts[:4] == [0, 1000, 16, 1016]
     assert sorted(firsts) == sorted([16 * n for n in range(10)] + [1000 + 16 * n for n in range(4)])
 
@@ -138,23 +138,22 @@ def test_loader_processes_of_either_kind_give_the_same_batches(root: Path, num_w
     expected = [dataset[index] for index in range(12)]
     loader = DataLoader(dataset, collate_fn=collate_rows, num_workers=num_workers, multiprocessing_context=context)
     batches = list(loader)
-    assert [batch["domain"] for batch in batches] == [[row["domain"]] for row in expected]
-    assert all(torch.equal(batch["tokens"][0], row["tokens"]) for batch, row in zip(batches, expected, strict=True))
+    assert [batch.domain for batch in batches] == [row.domain for row in expected]
+    assert all(torch.equal(batch.tokens[0], row.tokens) for batch, row in zip(batches, expected, strict=True))
 
 
 def test_a_batch_is_one_row_with_its_longest_document_as_an_int() -> None:
     batch = collate_rows([build_row(stored_row([3, 9, 4]), RowFormat(16), "row")])
-    assert {
-        key: tuple(batch[key].shape) for key in ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens")
-    } == {
+    shapes = {name: tuple(value.shape) for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    assert shapes == {
         "tokens": (1, 16),
         "labels": (1, 16),
         "loss_mask": (1, 16),
         "position_ids": (1, 16),
         "cu_seqlens": (4,),
     }
-    assert batch["max_seqlen"] == 9 and type(batch["max_seqlen"]) is int
-    assert (batch["domain"], batch["real_tokens"]) == (["test"], 16)
+    assert batch.max_seqlen == 9 and type(batch.max_seqlen) is int
+    assert (batch.domain, batch.real_tokens) == ("test", 16)
 
 
 def test_more_than_one_row_per_batch_is_refused() -> None:

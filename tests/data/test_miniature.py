@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from nemo_prolong.config.rules import check
 from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.rules import check
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.miniature.corpus import DOMAINS, read_corpus, write_corpus
 from nemo_prolong.data.miniature.docstrings import api_entries, conversations, reference_text, topics_text
@@ -82,7 +82,7 @@ def test_the_same_installation_gives_the_same_bytes(prepared: Path, installation
 def test_another_seed_chooses_other_documents(prepared: Path, installation: Installation, tmp_path: Path) -> None:
     manifest = prepare(config(tmp_path / "other", seed=7), installation=installation)
     before = json.loads((prepared / "manifest.json").read_text())
-    assert manifest["row_sets"]["docs-64"]["sha256"] != before["row_sets"]["docs-64"]["sha256"]
+    assert manifest.row_sets["docs-64"].sha256 != before["row_sets"]["docs-64"]["sha256"]
 
 
 def test_too_little_text_for_a_tokenizer_is_refused(installation: Installation, tmp_path: Path) -> None:

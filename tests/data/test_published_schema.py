@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nemo_prolong.config.schema import MixtureEntry
+from nemo_prolong.data.batch import PackedRow
 from nemo_prolong.data.dataset import PackedRowDataset, ValidationRowDataset
 from nemo_prolong.data.mds import MdsWriter, ShardFormat
 
@@ -52,11 +53,10 @@ def write_published(directory: Path, rows: list[dict[str, Any]], compression: st
     (directory / "index.json").write_text(json.dumps({"version": 2, "shards": entries}))
 
 
-def assert_same_samples(left: dict[str, Any], right: dict[str, Any]) -> None:
-    assert left.keys() == right.keys()
-    for key, value in left.items():
-        same = torch.equal(value, right[key]) if isinstance(value, torch.Tensor) else value == right[key]
-        assert same, key
+def assert_same_samples(left: PackedRow, right: PackedRow) -> None:
+    for name, value in vars(left).items():
+        other = getattr(right, name)
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
@@ -80,5 +80,5 @@ def test_nested_shards_without_length_give_the_samples_of_a_directory_of_ours(
     assert theirs.epochs() == {"theirs": 2.5}
     held_out = ValidationRowDataset(tmp_path, ["theirs"], SEQ_LENGTH, cache=cache)
     for number, row in enumerate(rows):
-        assert held_out[number]["tokens"].tolist() == row["input_ids"].tolist()
-        assert held_out[number]["cu_seqlens"].tolist() == [0, *row["indices"][:, 1].tolist()]
+        assert held_out[number].tokens.tolist() == row["input_ids"].tolist()
+        assert held_out[number].cu_seqlens.tolist() == [0, *row["indices"][:, 1].tolist()]

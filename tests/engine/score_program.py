@@ -21,17 +21,17 @@ def main() -> None:
     loss_sum, target_tokens, largest_difference = 0.0, 0, 0.0
     by_position, by_domain = [0.0] * 64, Counter[str]()
     for row in (rows[index] for index in range(4)):
-        boundaries = row["cu_seqlens"].tolist()
+        boundaries = row.cu_seqlens.tolist()
         for start, end in pairwise(boundaries):
-            if end - start < 2 or start >= row["real_tokens"]:
+            if end - start < 2 or start >= row.real_tokens:
                 continue
-            tokens = row["tokens"][start:end]
+            tokens = row.tokens[start:end]
             losses = scorer.token_losses(tokens)
             by_logits = torch.nn.functional.cross_entropy(scorer.logits(tokens)[:-1], tokens[1:], reduction="none")
             largest_difference = max(largest_difference, float((losses - by_logits).abs().max()))
             loss_sum += float(losses.double().sum())
             target_tokens += end - start - 1
-            by_domain[row["domain"]] += float(losses.double().sum())
+            by_domain[row.domain] += float(losses.double().sum())
             for position, loss in enumerate(losses.tolist(), start=1):
                 by_position[position] += loss
     output.write_text(

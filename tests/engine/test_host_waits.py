@@ -25,7 +25,7 @@ STEPS, MICRO_BATCHES = 4, 16
 # They look at a row before it is moved to the device.
 OF_HOST_ROWS = {
     "dataset.py collate_rows",
-    "packed_step.py _sizes",
+    "packed_step.py _squared_tokens",
     "packed_step.py packed_data_step",
     "partition.py of_row",
 }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nemo_prolong.config.schema import MixtureEntry
+from nemo_prolong.data.batch import PackedRow
 from nemo_prolong.data.dataset import PackedRowDataset
 from nemo_prolong.plan.flops import training_flops
 from tests.support.launches import TWO_RANK_LAYOUTS
@@ -19,7 +20,7 @@ GROUPINGS = ("loss_by_position", "loss_by_domain")
 BUCKETS = ["0-7", "8-15", "16-31", "32-63"]
 
 
-def rows_of_step(workspace: Path, step: int) -> list[dict[str, Any]]:
+def rows_of_step(workspace: Path, step: int) -> list[PackedRow]:
     rows = PackedRowDataset(workspace / "data", [MixtureEntry(path="rows", proportion=1.0)], SEQ_LENGTH, 42, 32)
     return [rows[4 * (step - 1) + number] for number in range(4)]
 
@@ -45,14 +46,14 @@ def test_losses_by_position_and_by_domain_sum_up_to_the_loss_exactly(one_rank_ru
 def test_target_tokens_of_every_group_are_those_of_the_rows(one_rank_runs: Path) -> None:
     for record in read_metrics(one_rank_runs / "whole"):
         rows = rows_of_step(one_rank_runs, record["step"])
-        predicted = np.concatenate([row["position_ids"][row["loss_mask"] != 0] + 1 for row in rows])
+        predicted = np.concatenate([row.position_ids[row.loss_mask != 0] + 1 for row in rows])
         for name, group in record["loss_by_position"].items():
             first, last = map(int, name.split("-"))
             assert group["target_tokens"] == np.sum((predicted >= first) & (predicted <= last)), name
         expected: dict[str, int] = {}
         for row in rows:
-            name = row["domain"] or "unnamed"
-            expected[name] = expected.get(name, 0) + int(row["loss_mask"].sum())
+            name = row.domain or "unnamed"
+            expected[name] = expected.get(name, 0) + int(row.loss_mask.sum())
         assert {name: group["target_tokens"] for name, group in record["loss_by_domain"].items()} == expected
 
 
@@ -61,7 +62,7 @@ def test_model_flops_are_those_of_the_documents_of_the_step(one_rank_runs: Path,
     for record in read_metrics(one_rank_runs / "whole"):
         lengths: list[int] = []
         for row in rows_of_step(one_rank_runs, record["step"]):
-            ends = [end for end in row["cu_seqlens"].tolist() if end <= row["real_tokens"]]
+            ends = [end for end in row.cu_seqlens.tolist() if end <= row.real_tokens]
             lengths += np.diff(ends).tolist()
         assert sum(lengths) == record["real_tokens"]
         assert record["model_flops"] == training_flops(model, lengths)

@@ -63,13 +63,13 @@ def mean_loss(directory: Path, data: Path, rows: range) -> float:
     dataset = PackedRowDataset(data, [MixtureEntry(path="rows", proportion=1.0)], SEQ_LENGTH, 42, len(rows))
     total, targets = 0.0, 0.0
     for row in (dataset[index] for index in rows):
-        bounds = row["cu_seqlens"].tolist()
+        bounds = row.cu_seqlens.tolist()
         for start, end in itertools.pairwise(bounds):
             with torch.inference_mode():
-                logits = model(row["tokens"][None, start:end]).logits[0].double()
-            losses = cross_entropy(logits, row["labels"][start:end], reduction="none")
-            total += float((losses * row["loss_mask"][start:end]).sum())
-            targets += float(row["loss_mask"][start:end].sum())
+                logits = model(row.tokens[None, start:end]).logits[0].double()
+            losses = cross_entropy(logits, row.labels[start:end], reduction="none")
+            total += float((losses * row.loss_mask[start:end]).sum())
+            targets += float(row.loss_mask[start:end].sum())
     return total / targets
 
 

@@ -15,6 +15,7 @@ from nemo_prolong.records.run_directory import RunDirectory
 cpu.prepare()
 
 from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.data.batch import RankBatch  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.training import stage_training  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.training.packed_step import ExactLossReduction  # noqa: E402 - after cpu.prepare()
 
@@ -41,8 +42,8 @@ def record_first_validation(directory: Path, rank: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     original = ExactLossReduction.forward
 
-    def forward(self: ExactLossReduction, batch: dict[str, Any], forward_out: Any) -> Any:
-        path = directory / f"{batch['domain'][0]}.rank{rank}.npz"
+    def forward(self: ExactLossReduction, batch: RankBatch, forward_out: Any) -> Any:
+        path = directory / f"{batch.domain}.rank{rank}.npz"
         if self.validation_step and not path.exists():
             np.savez(path, losses=forward_out[1].numpy(), **tokens_here(batch))
         return original(self, batch, forward_out)
@@ -50,15 +51,15 @@ def record_first_validation(directory: Path, rank: int) -> None:
     ExactLossReduction.forward = forward  # type: ignore[method-assign]
 
 
-def tokens_here(batch: dict[str, Any]) -> dict[str, np.ndarray]:
+def tokens_here(batch: RankBatch) -> dict[str, np.ndarray]:
     """Return document and position of every token of this rank; padding has a document too."""
-    boundaries, partition = batch["cu_seqlens"], batch["partition"]
+    boundaries, partition = batch.cu_seqlens, batch.partition
     documents = torch.repeat_interleave(torch.arange(len(boundaries) - 1), boundaries.diff().long())
     if partition is not None:
         size, rank = partition.context_parallel_size, partition.rank
         chunk = [part.tensor_split(2 * size) for part in documents.split(boundaries.diff().tolist())]
         documents = torch.cat([torch.cat([parts[rank], parts[2 * size - 1 - rank]]) for parts in chunk])
-    return {"documents": documents.numpy(), "positions": batch["position_ids"][0].numpy()}
+    return {"documents": documents.numpy(), "positions": batch.position_ids[0].numpy()}
 
 
 def run(job: dict[str, Any], rank: int) -> None:

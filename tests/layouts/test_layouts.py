@@ -73,8 +73,7 @@ def first_rows(layout_runs: Any) -> list[list[torch.Tensor]]:
     cfg = stage_config(layout_runs.directory / "data", layout_runs.directory, "unused")
     rows = PackedRowDataset(cfg.data.root, cfg.data.mixture, cfg.seq_length, cfg.seed, num_rows=4)
     return [
-        oracle.documents_of(row["tokens"], row["cu_seqlens"], row["real_tokens"])
-        for row in (rows[index] for index in range(4))
+        oracle.documents_of(row.tokens, row.cu_seqlens, row.real_tokens) for row in (rows[index] for index in range(4))
     ]
 
 
@@ -94,11 +93,11 @@ def validation_losses(layout_runs: Any) -> dict[str, list[torch.Tensor]]:
     rows = ValidationRowDataset(cfg.data.root, cfg.data.validation, cfg.seq_length, False, cfg.model.vocab_size, None)
     weights = tensors(layout_runs.start, "module")
     return {
-        row["domain"]: oracle.score(
-            weights, cfg.model, oracle.documents_of(row["tokens"], row["cu_seqlens"], row["real_tokens"])
+        row.domain: oracle.score(
+            weights, cfg.model, oracle.documents_of(row.tokens, row.cu_seqlens, row.real_tokens)
         ).token_losses
         for row in (rows[index] for index in range(len(rows)))
-        if row["real_tokens"] > 1
+        if row.real_tokens > 1
     }
 
 

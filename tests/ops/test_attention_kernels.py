@@ -11,7 +11,7 @@ from nemo_prolong.ops import attention, attention_kernels
 from nemo_prolong.ops.attention import document_attention
 from nemo_prolong.ops.attention_kernels import (
     PackedCall,
-    PackedRuns,
+    PackedSpans,
     flash_kernel_takes,
     tiled_backward,
     tiled_forward,
@@ -158,8 +158,8 @@ def test_packed_calls_of_a_block_are_its_batched_calls(rank: int) -> None:
 def test_torch_takes_the_arguments_of_the_packed_call_and_returns_its_shapes() -> None:
     """torch checks them against the kernel's schema on tensors without data; the numbers need a GPU."""
     query, key = (torch.empty(24, heads, 64, dtype=torch.bfloat16, device="meta") for heads in (4, 2))
-    runs = PackedRuns(torch.empty(3, dtype=torch.int32, device="meta"), 16)
-    call = PackedCall(runs, runs, causal=True)
+    spans = PackedSpans(torch.empty(3, dtype=torch.int32, device="meta"), 16)
+    call = PackedCall(spans, spans, causal=True)
     output, lse = call.forward(query, key, key, 0.125)
     assert output.shape == query.shape and output.dtype == query.dtype
     assert lse.shape == (24, 4) and lse.dtype == torch.float32

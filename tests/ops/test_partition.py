@@ -135,24 +135,18 @@ def attend_blocks(
     return output, grad_query, grad_keys
 
 
-def test_a_row_is_split_with_its_labels_mask_and_positions() -> None:
+def test_a_row_is_split_with_its_mask_and_positions() -> None:
     lengths = [3, 6]
-    row = {
-        "tokens": torch.arange(10, 19)[None],
-        "labels": torch.arange(20, 29)[None],
-        "loss_mask": torch.ones(1, 9),
-        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5]]),
-        "domain": "code",
-    }
-    first, second = (part.split_row(row) for part in partitions(lengths, 2))
-    assert first["tokens"].tolist() == [[10, 0, 13, 14, 0, 0]]
-    assert second["tokens"].tolist() == [[11, 12, 15, 16, 17, 18]]
-    assert first["labels"].tolist() == [[20, 0, 23, 24, 0, 0]]
-    assert first["loss_mask"].tolist() == [[1, 0, 1, 1, 0, 0]]
-    assert first["loss_mask"].dtype == torch.float32 and first["tokens"].dtype == torch.int64
-    assert first["position_ids"].tolist() == [[0, 3, 0, 1, 6, 7]], "positions of padding run on"
-    assert second["position_ids"].tolist() == [[1, 2, 2, 3, 4, 5]]
-    assert set(first) == {"tokens", "labels", "loss_mask", "position_ids"}
+    first, second = partitions(lengths, 2)
+    tokens, loss_mask = torch.arange(10, 19)[None], torch.ones(1, 9)
+    assert first.split(tokens).tolist() == [[10, 0, 13, 14, 0, 0]]
+    assert second.split(tokens).tolist() == [[11, 12, 15, 16, 17, 18]]
+    assert first.split(loss_mask).tolist() == [[1, 0, 1, 1, 0, 0]]
+    assert first.split(loss_mask).dtype == torch.float32 and first.split(tokens).dtype == torch.int64
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5]])
+    assert first.split_positions(positions).tolist() == [[0, 3, 0, 1, 6, 7]], "positions of padding run on"
+    assert second.split_positions(positions).tolist() == [[1, 2, 2, 3, 4, 5]]
+    assert first.split_positions(positions).dtype == torch.int64
 
 
 def test_boundaries_are_those_of_the_padded_row_and_the_longest_document_is_an_int() -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nemo_prolong.errors import DataError
-from nemo_prolong.records.data_manifest import Manifest
+from nemo_prolong.records.data_manifest import DataManifest
 from nemo_prolong.report.data_card.charts import Segment, StackedBar, StackedBars, share_axis, strip
 from nemo_prolong.report.data_card.figures import length_figures
 from nemo_prolong.report.data_card.markdown import escape
@@ -212,7 +212,7 @@ def test_an_unknown_reason_of_a_drop_is_shown_by_its_name(tmp_path):
 
 
 def test_histogram_bars_are_as_high_as_their_shares():
-    figure = next(figure for figure in length_figures(Manifest(**manifest())) if figure.title == "code")
+    figure = next(figure for figure in length_figures(DataManifest(**manifest())) if figure.title == "code")
     documents, tokens = (rectangles(figure.wide, f"bar s{style}") for style in (0, 2))
     # The axis ends at the first tick at or above the tallest bar of any domain, which is all of docs: 100%.
     full = 230 - 42 - 26
@@ -238,7 +238,7 @@ def test_the_documents_of_a_strip_lie_in_proportion_and_fill_it(lengths, width):
 
 
 def test_attention_cost_is_a_share_of_full_rows():
-    sets = Manifest(**manifest()).row_sets
+    sets = DataManifest(**manifest()).row_sets
     assert sets["code-2048"].attention_share == 1.0
     assert sets["docs-2048"].attention_share == 0.25
 

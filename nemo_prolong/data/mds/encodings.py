@@ -16,6 +16,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.errors import DataError
 
@@ -120,7 +121,7 @@ def _encode_int(value: Any) -> bytes:
     return _whole(value, np.dtype("<i8")).tobytes()
 
 
-def _whole(value: Any, dtype: np.dtype) -> np.generic:
+def _whole(value: Any, dtype: np.dtype[Any]) -> np.generic:
     """Return ``value`` as ``dtype``; NumPy alone would cut 3.7 to 3 and wrap -1 to 2**64 - 1."""
     try:
         number = operator.index(value)
@@ -129,14 +130,15 @@ def _whole(value: Any, dtype: np.dtype) -> np.generic:
     limits = np.iinfo(dtype)
     if not limits.min <= number <= limits.max:
         raise ValueError(f"{number} is not between {limits.min} and {limits.max}")
-    return dtype.type(number)
+    whole: np.generic = dtype.type(number)
+    return whole
 
 
-def _scalar(data: memoryview, dtype: str | np.dtype) -> Any:
+def _scalar(data: memoryview, dtype: str | np.dtype[Any]) -> Any:
     return np.frombuffer(data, dtype=dtype, count=1)[0]
 
 
-def _scalar_encoding(name: str, dtype: np.dtype) -> Encoding:
+def _scalar_encoding(name: str, dtype: np.dtype[Any]) -> Encoding:
     def encode(value: Any) -> bytes:
         number = _whole(value, dtype) if dtype.kind in "iu" else dtype.type(_checked(Real, value))
         return number.tobytes()
@@ -164,7 +166,7 @@ def _ndarray_encoding(name: str, arguments: str, where: str) -> Encoding:
 class _ArrayCodec:
     """Arrays: ``[dtype code: 1]?  [ndim << 2 | shape dtype: 1, shape]?  values``, each part only where not fixed."""
 
-    dtype: np.dtype | None
+    dtype: np.dtype[Any] | None
     shape: tuple[int, ...] | None
 
     @property
@@ -178,7 +180,7 @@ class _ArrayCodec:
             raise ValueError("the size of an array of any dtype does not follow from its shape")
         return (0 if self.shape is not None else len(_encode_shape(shape))) + prod(shape) * self.dtype.itemsize
 
-    def encode(self, array: np.ndarray) -> bytes:
+    def encode(self, array: NDArray[Any]) -> bytes:
         array = _checked(np.ndarray, array)
         # A big-endian array has the name of the little-endian one and other bytes.
         storable = array.dtype.name in _DTYPE_CODES and array.dtype == np.dtype(array.dtype.name)
@@ -191,7 +193,7 @@ class _ArrayCodec:
         head = b"" if self.dtype is not None else bytes([_DTYPE_CODES[array.dtype.name]])
         return head + (b"" if self.shape is not None else _encode_shape(array.shape)) + array.tobytes()
 
-    def decode(self, data: memoryview) -> np.ndarray:
+    def decode(self, data: memoryview) -> NDArray[Any]:
         dtype, start = self.dtype, 0
         if dtype is None:
             if data[0] not in _CODE_DTYPES:

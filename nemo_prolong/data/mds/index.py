@@ -88,7 +88,7 @@ def read_index(directory: str | Path) -> Index:
             shard = _shard_entry(description, where, str(PurePosixPath(name).parent))
             described = [description[field] for field in _FIELDS]
             if first is None:
-                columns = _parse_columns(*described, where)
+                columns = _parse_columns(described, where)
                 first = shard.raw.name, described
             _check_shard(shard, described, first, directory)
             if shard.raw.name in shards:
@@ -214,7 +214,8 @@ def _checked_name(basename: Any, where: str) -> str:
     return str(basename)
 
 
-def _parse_columns(names: list[Any], encodings: list[Any], sizes: list[Any], where: str) -> dict[str, Encoding]:
+def _parse_columns(described: list[list[Any]], where: str) -> dict[str, Encoding]:
+    names, encodings, sizes = described
     if not len(names) == len(encodings) == len(sizes) == len({str(name) for name in names}):
         raise DataError(
             where, f"describes columns {names} with encodings {encodings}.", "Copy or write the directory again."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.data.mds.encodings import Encoding
 from nemo_prolong.data.mds.hashing import digest
@@ -55,7 +56,7 @@ class MappedShard:
             sizes = dict(zip(self._variable, np.frombuffer(data[:position], "<u4").tolist(), strict=True))
             values = {}
             for name, encoding in self._columns.items():
-                size = sizes.get(name, encoding.size_bytes)
+                size = sizes[name] if encoding.size_bytes is None else encoding.size_bytes
                 values[name] = encoding.decode(data[position : position + size])
                 position += size
         except (ValueError, IndexError, TypeError, RecursionError) as error:
@@ -80,7 +81,7 @@ class MappedShard:
             if found != expected.lower():
                 raise self._corrupt(f"its {algorithm} is {found}, the index says {expected}", 0, len(self._data))
 
-    def _checked_offsets(self, rows: int) -> np.ndarray:
+    def _checked_offsets(self, rows: int) -> NDArray[np.int64]:
         head = 4 * (rows + 2)
         if len(self._data) < head or int(np.frombuffer(self._data[:4], "<u4")[0]) != rows:
             raise self._corrupt(f"its header does not hold {rows} rows", 0, min(head, len(self._data)))

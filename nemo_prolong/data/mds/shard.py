@@ -9,7 +9,6 @@ and any process can write any shard.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ import numpy as np
 from nemo_prolong.data.mds.encodings import Encoding, parse_encoding
 from nemo_prolong.data.mds.hashing import check_writable, digest
 from nemo_prolong.errors import ConfigError, DataError
-from nemo_prolong.files import write_text_atomically
+from nemo_prolong.files import publish, sync, synced_file, write_text_atomically
 
 INDEX = "index.json"
 SHARD_BYTES = 64 * 2**20
@@ -146,7 +145,7 @@ class ShardFormat:
         """
         index = json.dumps({"shards": list(entries), "version": 2}, sort_keys=True)
         write_text_atomically(Path(directory) / INDEX, index)
-        _sync_directory(Path(directory))
+        sync(Path(directory))
 
     @cached_property
     def _encodings(self) -> dict[str, Encoding]:
@@ -216,21 +215,11 @@ def _check_size(num_bytes: int, kind: str) -> None:
 
 
 def _write_file(path: Path, data: bytes) -> None:
+    # Under one name for every writer of the shard: the next one overwrites what a killed one left in the directory.
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with synced_file(temporary) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +9,7 @@ from typing import Any
 
 from nemo_prolong.data.mds.shard import OFFSET_BYTES, SHARD_BYTES, ShardFormat
 from nemo_prolong.errors import DataError
+from nemo_prolong.files import publish
 
 
 class MdsWriter:
@@ -86,4 +86,4 @@ class MdsWriter:
         if self._rows:
             self._write_shard()
         self._format.write_index(self._partial, self._entries)
-        os.rename(self._partial, self.directory)
+        publish(self._partial, self.directory)

@@ -30,14 +30,15 @@ from nemo_prolong.data.miniature.docstrings import (
 )
 from nemo_prolong.data.miniature.installation import (
     Installation,
+    PackageFile,
     Repository,
-    SourceFile,
     read_text,
 )
 from nemo_prolong.data.sources.code_files import PROSE_LINE_CHARACTERS
+from nemo_prolong.files import synced_file
 from nemo_prolong.units import format_bytes
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 DOMAINS = ("code_by_repo", "reference", "docs", "chat")
 LANGUAGE_REFERENCE = "pydoc_data/topics.py"
@@ -52,7 +53,7 @@ _PROSE_SAMPLE_CHARACTERS = 20_000
 
 
 @dataclass(frozen=True)
-class Document:
+class MiniatureDocument:
     """One document: a text, or the messages of a conversation."""
 
     domain: str
@@ -70,10 +71,10 @@ class Document:
 class Corpus:
     """Documents by domain, in their order, and the repositories that are held out for validation."""
 
-    documents: dict[str, list[Document]]
+    documents: dict[str, list[MiniatureDocument]]
     held_out: frozenset[str]
 
-    def select(self, domain: str, split: str) -> list[Document]:
+    def select(self, domain: str, split: str) -> list[MiniatureDocument]:
         """Return the documents of a domain in ``train`` or ``validation``."""
         wanted = split == "validation"
         return [doc for doc in self.documents[domain] if (doc.repository in self.held_out) == wanted]
@@ -94,12 +95,12 @@ def read_corpus(
     # One order for all domains: held-out repositories then have documents in each, and no file is parsed twice.
     order = sorted(installation.repositories(), key=lambda repository: _rank(seed, "order", repository.name))
     reader = _Reader(seed, max(max_bytes_per_domain // _FAIR_SHARES, _MIN_DOCUMENT_BYTES))
-    documents: dict[str, list[Document]] = {}
+    documents: dict[str, list[MiniatureDocument]] = {}
     for domain in domains:
         with _collector_paused():
             found = list(_within_budget(reader.read(domain, order), max_bytes_per_domain))
         count, size = len({doc.repository for doc in found}), sum(doc.num_bytes for doc in found)
-        logger.info("read %s: %d documents of %d repositories, %s", domain, len(found), count, format_bytes(size))
+        log.info("read %s: %d documents of %d repositories, %s", domain, len(found), count, format_bytes(size))
         documents[domain] = found
     return Corpus(documents, _held_out(documents, validation_fraction, seed))
 
@@ -111,11 +112,11 @@ def write_corpus(corpus: Corpus, directory: Path) -> None:
         for split in ("train", "validation"):
             documents = corpus.select(domain, split)
             if documents:
-                with (directory / f"{domain}.{split}.jsonl").open("w", encoding="utf-8") as file:
-                    file.writelines(_as_line(document) for document in documents)
+                with synced_file(directory / f"{domain}.{split}.jsonl") as file:
+                    file.writelines(_as_line(document).encode() for document in documents)
 
 
-def _as_line(document: Document) -> str:
+def _as_line(document: MiniatureDocument) -> str:
     content = {"messages": document.messages} if document.messages else {"text": document.text}
     return json.dumps({"group": document.repository, **content}, ensure_ascii=False) + "\n"
 
@@ -132,7 +133,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _within_budget(documents: Iterable[Document], budget_bytes: int) -> Iterator[Document]:
+def _within_budget(documents: Iterable[MiniatureDocument], budget_bytes: int) -> Iterator[MiniatureDocument]:
     for document in documents:
         budget_bytes -= document.num_bytes
         if budget_bytes < 0:
@@ -153,19 +154,19 @@ class _Reader:
         self._share_bytes = share_bytes
         self._entries: dict[str, list[ApiEntry]] = {}
 
-    def read(self, domain: str, repositories: Iterable[Repository]) -> Iterator[Document]:
+    def read(self, domain: str, repositories: Iterable[Repository]) -> Iterator[MiniatureDocument]:
         """Yield the documents of ``domain``, lazily, so that nothing beyond the budget is read."""
         read = {"code_by_repo": self._code, "reference": self._reference, "docs": self._docs, "chat": self._chat}
         seen: set[bytes] = set()
         for repository in repositories:
             yield from read[domain](repository, seen)
 
-    def _code(self, repository: Repository, seen: set[bytes]) -> Iterator[Document]:
+    def _code(self, repository: Repository, seen: set[bytes]) -> Iterator[MiniatureDocument]:
         texts = ((file.relative, read_text(file.path)) for file in repository.code)
         pieces = (f"# file: {relative}\n{text}\n" for relative, text in texts if text and _is_new(text, seen))
         yield from self._joined("code_by_repo", repository, pieces)
 
-    def _reference(self, repository: Repository, seen: set[bytes]) -> Iterator[Document]:
+    def _reference(self, repository: Repository, seen: set[bytes]) -> Iterator[MiniatureDocument]:
         if any(file.relative == LANGUAGE_REFERENCE for file in repository.code):
             topics = next(file for file in repository.code if file.relative == LANGUAGE_REFERENCE)
             pieces: Iterable[str] = topics_text(topics.path.read_text("utf-8"))
@@ -174,24 +175,24 @@ class _Reader:
             pieces = (reference_text(entry) for entry in entries if _is_new(entry.docstring, seen))
         yield from self._joined("reference", repository, pieces)
 
-    def _docs(self, repository: Repository, seen: set[bytes]) -> Iterator[Document]:
+    def _docs(self, repository: Repository, seen: set[bytes]) -> Iterator[MiniatureDocument]:
         left_bytes = self._share_bytes
         for file in repository.documents:
             text = _prose(file)
             if not text or not _is_new(text, seen):
                 continue
-            document = Document("docs", repository.name, _truncate(text, left_bytes))
+            document = MiniatureDocument("docs", repository.name, _truncate(text, left_bytes))
             if document.num_bytes >= _MIN_DOCUMENT_BYTES:
                 left_bytes -= document.num_bytes
                 yield document
 
-    def _chat(self, repository: Repository, seen: set[bytes]) -> Iterator[Document]:
+    def _chat(self, repository: Repository, seen: set[bytes]) -> Iterator[MiniatureDocument]:
         entries = [entry for entry in self._api(repository) if _is_new(entry.docstring, seen)]
         rng = random.Random(_rank(self._seed, "phrasing", repository.name))  # noqa: S311 - phrasings are no secrets
-        documents = (Document("chat", repository.name, messages=talk) for talk in conversations(entries, rng))
+        documents = (MiniatureDocument("chat", repository.name, messages=talk) for talk in conversations(entries, rng))
         yield from _within_budget(documents, self._share_bytes)
 
-    def _joined(self, domain: str, repository: Repository, pieces: Iterable[str]) -> Iterator[Document]:
+    def _joined(self, domain: str, repository: Repository, pieces: Iterable[str]) -> Iterator[MiniatureDocument]:
         """Yield one document of as many pieces as the share allows; the last one is cut at a line."""
         taken, left_bytes = [], self._share_bytes
         for piece in pieces:
@@ -199,7 +200,7 @@ class _Reader:
             left_bytes -= len(taken[-1].encode())
             if left_bytes < _MIN_DOCUMENT_BYTES:
                 break
-        document = Document(domain, repository.name, "".join(taken))
+        document = MiniatureDocument(domain, repository.name, "".join(taken))
         if document.num_bytes >= _MIN_DOCUMENT_BYTES:
             yield document
 
@@ -220,7 +221,7 @@ class _Reader:
         return self._entries[repository.name]
 
 
-def _prose(file: SourceFile) -> str | None:
+def _prose(file: PackageFile) -> str | None:
     """Return the text of a documentation file; None for data, lists and tables that happen to be called .txt."""
     text = read_text(file.path, PROSE_LINE_CHARACTERS)
     if text and file.path.name == "METADATA":
@@ -253,7 +254,7 @@ def _rank(seed: int, *words: str) -> bytes:
     return hashlib.sha256("\0".join((str(seed), *words)).encode()).digest()
 
 
-def _held_out(documents: dict[str, list[Document]], fraction: float, seed: int) -> frozenset[str]:
+def _held_out(documents: dict[str, list[MiniatureDocument]], fraction: float, seed: int) -> frozenset[str]:
     """Choose repositories for validation, from those with long code, long reference and neither in like measure.
 
     Long validation rows need long held-out documents; there are few, and without the groups chance could leave none.

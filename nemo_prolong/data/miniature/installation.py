@@ -31,7 +31,7 @@ _MIN_TEXT_CHARACTERS = 64
 
 
 @dataclass(frozen=True)
-class SourceFile:
+class PackageFile:
     """One file: ``relative`` (path below the root, POSIX) and ``path``."""
 
     relative: str
@@ -43,8 +43,8 @@ class Repository:
     """A top-level package: its Python files and its documentation files, each sorted by path."""
 
     name: str
-    code: tuple[SourceFile, ...]
-    documents: tuple[SourceFile, ...]
+    code: tuple[PackageFile, ...]
+    documents: tuple[PackageFile, ...]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Installation:
 
     def repositories(self) -> list[Repository]:
         """Return all repositories, sorted by name."""
-        code: dict[str, list[SourceFile]] = {}
-        documents: dict[str, list[SourceFile]] = {}
+        code: dict[str, list[PackageFile]] = {}
+        documents: dict[str, list[PackageFile]] = {}
         for root in self.roots:
             for name, file in _files_of_root(root):
                 target = code if file.path.suffix == ".py" else documents
@@ -88,19 +88,19 @@ def read_text(path: Path, max_line_characters: int = CODE_LINE_CHARACTERS) -> st
     return text
 
 
-def _files_of_root(root: Path) -> Iterator[tuple[str, SourceFile]]:
+def _files_of_root(root: Path) -> Iterator[tuple[str, PackageFile]]:
     """Yield (repository name, file) of everything below ``root``, in sorted order."""
     for entry in sorted(root.iterdir()) if root.is_dir() else ():
         if entry.name in _SKIPPED_DIRECTORIES or entry.name.startswith((".", "__")):
             continue
         if entry.is_file() and entry.suffix == ".py":
-            yield entry.stem, SourceFile(entry.name, entry)
+            yield entry.stem, PackageFile(entry.name, entry)
         elif entry.is_dir() and entry.suffix == ".dist-info":
             if (entry / "METADATA").is_file():
-                yield _package_of(entry), SourceFile(f"{entry.name}/METADATA", entry / "METADATA")
+                yield _package_of(entry), PackageFile(f"{entry.name}/METADATA", entry / "METADATA")
         elif entry.is_dir():
             for relative in _walk(entry):
-                yield entry.name, SourceFile(f"{entry.name}/{relative}", entry / relative)
+                yield entry.name, PackageFile(f"{entry.name}/{relative}", entry / relative)
 
 
 def _walk(directory: Path) -> list[str]:

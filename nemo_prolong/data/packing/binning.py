@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.data.packing.arrays import count_up, stable_order
 from nemo_prolong.data.packing.layout import Layout
@@ -16,7 +17,7 @@ MAX_DROPPED_SHARE = 0.01
 """Most of all tokens that the row dropped to reach it may hold."""
 
 
-def best_fit(lengths: np.ndarray | Sequence[int], seq_length: int) -> Layout:
+def best_fit(lengths: NDArray[np.int64] | Sequence[int], seq_length: int) -> Layout:
     """Put documents into rows without cutting them.
 
     A document longer than a row gives full rows first; what remains of it is placed like a document. The longest is
@@ -61,15 +62,15 @@ def best_fit(lengths: np.ndarray | Sequence[int], seq_length: int) -> Layout:
     return layout.keep_rows(by_longest[_worth_keeping(layout)[by_longest]], "underfilled_row")
 
 
-def _place(lengths: np.ndarray, seq_length: int) -> tuple[np.ndarray, np.ndarray]:
+def _place(lengths: NDArray[np.int64], seq_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Assign documents shorter than a row to rows.
 
     Args:
-        lengths: int64 [N].
+        lengths: int64 [D].
         seq_length: Room of an empty row.
 
     Returns:
-        ``order``, documents by row and from long to short in each, int64 [N]; and the row of each of these.
+        ``order``, documents by row and from long to short in each, int64 [D]; and the row of each of these.
     """
     if not len(lengths):
         return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -84,12 +85,12 @@ def _place(lengths: np.ndarray, seq_length: int) -> tuple[np.ndarray, np.ndarray
     return longest_first[by_row], row[by_row]
 
 
-def _row_starts(row: np.ndarray) -> np.ndarray:
+def _row_starts(row: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return where each row begins in ascending row numbers, and their count; int64 [R+1]."""
     return np.append(np.flatnonzero(np.diff(row, prepend=-1)), len(row))
 
 
-def _worth_keeping(layout: Layout) -> np.ndarray:
+def _worth_keeping(layout: Layout) -> NDArray[np.bool_]:
     """Return False for the emptiest row if it is to be dropped, else True; bool [R]."""
     keep = np.ones(layout.num_rows, bool)
     if not layout.num_rows or layout.fill >= TARGET_FILL:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.data.packing.arrays import count_up
 from nemo_prolong.data.packing.layout import Layout
 
 
-def concat(lengths: np.ndarray | Sequence[int], seq_length: int) -> Layout:
+def concat(lengths: NDArray[np.int64] | Sequence[int], seq_length: int) -> Layout:
     """Cut the concatenated documents into rows; the rest of a document that a row cuts starts the next row.
 
     Args:
@@ -36,7 +37,7 @@ def concat(lengths: np.ndarray | Sequence[int], seq_length: int) -> Layout:
     return layout.keep_rows(np.arange(full_rows), "last_row")
 
 
-def intact(lengths: np.ndarray | Sequence[int], seq_length: int) -> Layout:
+def intact(lengths: NDArray[np.int64] | Sequence[int], seq_length: int) -> Layout:
     """Begin every row with the beginning of a document; the tail that a row cuts off is dropped.
 
     Args:
@@ -65,7 +66,7 @@ def intact(lengths: np.ndarray | Sequence[int], seq_length: int) -> Layout:
     return layout.keep_rows(np.flatnonzero(layout.row_tokens() == seq_length), "last_row")
 
 
-def _row_bounds(ends: np.ndarray, starts: np.ndarray, seq_length: int) -> np.ndarray:
+def _row_bounds(ends: NDArray[np.int64], starts: NDArray[np.int64], seq_length: int) -> NDArray[np.int64]:
     """Return the first document of every row of ``intact``, and the number of documents; int64 [R+1]."""
     # For every document the one after the document that would complete a row begun with it. A row is then one step.
     following = np.minimum(np.searchsorted(ends, starts + seq_length) + 1, len(ends)).tolist()

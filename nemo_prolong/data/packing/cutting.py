@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.data.packing.arrays import count_up, stable_order
 from nemo_prolong.data.packing.layout import Layout
 
 
-def split(lengths: np.ndarray | Sequence[int], document_lengths: Sequence[int], seq_length: int) -> dict[int, Layout]:
+def split(
+    lengths: NDArray[np.int64] | Sequence[int], document_lengths: Sequence[int], seq_length: int
+) -> dict[int, Layout]:
     """Cut documents into pieces of exactly the given lengths, the longest that fits first, and fill rows with them.
 
     Pieces come in turns: the first piece of every document, then the second of every document that has one. A row set
@@ -51,15 +54,15 @@ def split(lengths: np.ndarray | Sequence[int], document_lengths: Sequence[int], 
     return layouts
 
 
-def _in_turns(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (document, number of the piece within it), int64 [P] each, of ``counts[d]`` pieces of every document."""
+def _in_turns(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (document, number of the piece within it), int64 [F] each, of ``counts[d]`` pieces of every document."""
     number = count_up(counts)
     document = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     order = stable_order(number)
     return document[order], number[order]
 
 
-def _unfit(lengths: np.ndarray, left: np.ndarray, smallest: int) -> tuple[dict[str, int], dict[str, int]]:
+def _unfit(lengths: NDArray[np.int64], left: NDArray[np.int64], smallest: int) -> tuple[dict[str, int], dict[str, int]]:
     """Return dropped tokens and documents, given what is left of each document after the smallest length was cut."""
     short = lengths < smallest
     short_tokens = int(lengths[short].sum())

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
+from nemo_prolong.data.packing.arrays import Value
 from nemo_prolong.data.packing.layout import Layout
 
 
-def gather(layout: Layout, row: int, tokens: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gather(
+    layout: Layout, row: int, tokens: NDArray[Value], bounds: NDArray[np.int64]
+) -> tuple[NDArray[Value], NDArray[np.uint32]]:
     """Copy one row out of the tokens of all documents.
 
     A row of ``concat`` is one copy, however many documents it has (``copy_pieces``).
@@ -20,7 +24,7 @@ def gather(layout: Layout, row: int, tokens: np.ndarray, bounds: np.ndarray) -> 
         bounds: int64 [D+1]; document d is ``tokens[bounds[d]:bounds[d + 1]]``.
 
     Returns:
-        ``input_ids``, an array of its own with the dtype of ``tokens`` [L]; and ``indices``, uint32 [pieces, 2], the
+        ``input_ids``, an array of its own with the dtype of ``tokens`` [N]; and ``indices``, uint32 [F, 2], the
         (start, end) of each piece in the row. Pieces of one document that meet stay apart.
     """
     pieces = slice(layout.row_bounds[row], layout.row_bounds[row + 1])
@@ -31,14 +35,14 @@ def gather(layout: Layout, row: int, tokens: np.ndarray, bounds: np.ndarray) -> 
     return input_ids, np.stack([edges[:-1], edges[1:]], axis=1).astype(np.uint32)
 
 
-def copy_pieces(begin: np.ndarray, length: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def copy_pieces(begin: NDArray[np.int64], length: NDArray[np.int64], tokens: NDArray[Value]) -> NDArray[Value]:
     """Return pieces of an array one after another, in memory of their own.
 
     Pieces that continue one another are copied at once.
 
     Args:
-        begin: First token of each piece, int64 [P].
-        length: Tokens of each piece, positive int64 [P].
+        begin: First token of each piece, int64 [F].
+        length: Tokens of each piece, positive int64 [F].
         tokens: [T], may be mapped from a file.
 
     Returns:

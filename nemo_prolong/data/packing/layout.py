@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.data.packing.arrays import count_up
 
@@ -17,19 +18,19 @@ class Layout:
     lengths that were packed. ``P`` pieces make ``R`` rows.
 
     Attributes:
-        row_bounds: int64 [R+1], ascending from 0 to P; row r is pieces ``row_bounds[r]:row_bounds[r + 1]``.
-        document: Document of each piece, int64 [P].
-        start: First token of each piece in its document, int64 [P].
-        length: Tokens of each piece, int64 [P].
+        row_bounds: int64 [R+1], ascending from 0 to F; row r is pieces ``row_bounds[r]:row_bounds[r + 1]``.
+        document: Document of each piece, int64 [F].
+        start: First token of each piece in its document, int64 [F].
+        length: Tokens of each piece, int64 [F].
         seq_length: Most tokens a row may have.
         dropped_tokens: Reason to tokens that are in no row.
         dropped_documents: Reason to documents of which nothing is in a row.
     """
 
-    row_bounds: np.ndarray
-    document: np.ndarray
-    start: np.ndarray
-    length: np.ndarray
+    row_bounds: NDArray[np.int64]
+    document: NDArray[np.int64]
+    start: NDArray[np.int64]
+    length: NDArray[np.int64]
     seq_length: int
     dropped_tokens: dict[str, int]
     dropped_documents: dict[str, int]
@@ -49,7 +50,7 @@ class Layout:
         """Share of the rows that is tokens, the rest being padding; 0 without rows."""
         return self.num_tokens / (self.num_rows * self.seq_length) if self.num_rows else 0.0
 
-    def row_tokens(self) -> np.ndarray:
+    def row_tokens(self) -> NDArray[np.int64]:
         """Return the tokens of each row, int64 [R]."""
         ends = np.concatenate([[0], np.cumsum(self.length)])
         return np.diff(ends[self.row_bounds])
@@ -62,11 +63,11 @@ class Layout:
         """Return the first ``count`` rows; the others are dropped as ``max_rows``."""
         return self if count >= self.num_rows else self.keep_rows(np.arange(count), "max_rows")
 
-    def keep_rows(self, rows: np.ndarray, reason: str) -> Layout:
+    def keep_rows(self, rows: NDArray[np.int64], reason: str) -> Layout:
         """Return the given rows in the given order; the others are dropped, and counted under ``reason``.
 
         Args:
-            rows: Different row numbers, int64 [K].
+            rows: Different row numbers, int64 [N].
             reason: A reason that has dropped nothing yet.
         """
         assert reason not in self.dropped_tokens
@@ -86,7 +87,7 @@ class Layout:
     def _documents(self) -> int:
         return _distinct(self.document)
 
-    def validate(self, lengths: np.ndarray | None = None) -> None:
+    def validate(self, lengths: NDArray[np.int64] | None = None) -> None:
         """Assert that pieces are within rows and apart from each other.
 
         Args:
@@ -107,5 +108,5 @@ class Layout:
             assert self._documents() + sum(self.dropped_documents.values()) == len(lengths)
 
 
-def _distinct(documents: np.ndarray) -> int:
+def _distinct(documents: NDArray[np.int64]) -> int:
     return int(np.count_nonzero(np.bincount(documents)))

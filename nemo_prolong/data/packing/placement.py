@@ -12,6 +12,7 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 _WASTE = 0.0005
 """Share of a row that a patient placement lets go to waste without looking for a better end of the row."""
@@ -22,12 +23,12 @@ class Placement:
     """Rows of documents that were placed from long to short.
 
     Attributes:
-        row: Row of each document, int64 [N].
+        row: Row of each document, int64 [D].
         num_rows: Rows.
         largest_room: Room in the emptiest of them, in tokens.
     """
 
-    row: np.ndarray
+    row: NDArray[np.int64]
     num_rows: int
     largest_room: int
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from nemo_prolong.config.prepare_schema import INSTALLATION_CHAT, PrepareConfig, SourceConfig, SourceFormat
 from nemo_prolong.data.miniature.corpus import read_corpus, write_corpus
@@ -14,7 +15,7 @@ from nemo_prolong.data.miniature.installation import Installation
 from nemo_prolong.data.sources import detect_format, plan_units
 from nemo_prolong.data.sources.base import Unit
 
-FORMAT = 2
+FORMAT: Literal[2] = 2
 """Version of the data directory; part of every fingerprint."""
 _NOT_IN_RESULT = {"output", "workers", "cache"}
 
@@ -79,7 +80,7 @@ def fingerprint(cfg: PrepareConfig, tokenizer_sha256: str | None, units: Sequenc
 
 
 def _chat_template(cfg: PrepareConfig) -> str | None:
-    """Return the text of the chat template; None for the built-in one, and for a missing one, refused when it is used."""
+    """Return the text of the chat template; None for the built-in one and for a missing one, refused when used."""
     path = Path(cfg.tokenizer.chat_template or "")
     return path.read_text("utf-8", errors="replace") if path.is_file() else None
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.config.prepare_schema import SourceConfig
 from nemo_prolong.data.preparation.encoders import EncoderConfig, chat_encoder, text_encoder
@@ -24,11 +26,12 @@ from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import local_copy
 from nemo_prolong.data.tokenizer import ChatEncoder
 from nemo_prolong.errors import DataError
+from nemo_prolong.files import digest_file
+from nemo_prolong.records.data_manifest import FileFacts
 
 _BATCH_CHARACTERS = 2**21
 _STREAMED_CHARACTERS = 2**20
 """Documents from this size on are encoded in a stream."""
-_HASH_BLOCK_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -68,19 +71,10 @@ class UnitTask:
             _Encoding(self, writer).run(read_unit(self.source, self.unit, self.cache))
             writer.publish([self._file_facts(file) for file in self.unit.files if self.unit.start == 0])
 
-    def _file_facts(self, file: SourceFile) -> dict[str, str | int]:
+    def _file_facts(self, file: SourceFile) -> FileFacts:
         # The unit that begins a file answers for its hash, so every file has exactly one.
         path = local_copy(file, self.cache)
-        return {"name": file.name, "bytes": file.num_bytes, "sha256": file_sha256(path)}
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return FileFacts(name=file.name, bytes=file.num_bytes, sha256=digest_file(path).sha256)
 
 
 class _Encoding:
@@ -207,7 +201,9 @@ class _Encoding:
             ids = np.concatenate([*before, ids, *after])
         self._finish(document, ids, mask, 4 * len(ids))
 
-    def _finish(self, document: Document, ids: np.ndarray, mask: np.ndarray | None, num_bytes: int) -> None:
+    def _finish(
+        self, document: Document, ids: NDArray[np.integer[Any]], mask: NDArray[np.integer[Any]] | None, num_bytes: int
+    ) -> None:
         self._writer.append(ids, mask)
         self._writer.finish_document(self._hold_out(document.group))
         self._report(num_bytes, len(ids))
@@ -227,5 +223,5 @@ def _characters(messages: Messages) -> int:
     return sum(len(message["content"]) for message in messages)
 
 
-def _as_parts(token: int | None) -> Sequence[np.ndarray]:
+def _as_parts(token: int | None) -> Sequence[NDArray[np.uint32]]:
     return () if token is None else (np.array([token], np.uint32),)

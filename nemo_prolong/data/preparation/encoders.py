@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from nemo_prolong.config.prepare_schema import PrepareConfig, TokenizerConfig
 from nemo_prolong.data.preparation.catalog import PlannedSource, cache_of
@@ -16,6 +16,7 @@ from nemo_prolong.data.sources import read_unit
 from nemo_prolong.data.sources.base import Document, Rejected
 from nemo_prolong.data.tokenizer import ChatEncoder, TextEncoder, train_tokenizer
 from nemo_prolong.errors import DataError
+from nemo_prolong.files import digest_file, publish, sync_files
 
 _SAMPLE_CHARACTERS = 20_000
 """A document gives at most this much to the training of a tokenizer."""
@@ -37,7 +38,7 @@ class EncoderConfig:
     """
 
     directory: str
-    library: str
+    library: Literal["tokenizers", "fast"]
     chat_template: str | None
     bos: str | None
     eos: str | None
@@ -86,7 +87,8 @@ def settle_tokenizer(
             assert config.vocab_size is not None and config.train_bytes is not None
             train_tokenizer(_training_texts(cfg, sources, config.train_bytes), config.vocab_size, partial)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, directory)
+        sync_files(partial)
+        publish(partial, directory)
     encoder = TextEncoder(directory, config.library)
     bos, eos = encoder.resolve_bos_eos(config)
     return EncoderConfig(
@@ -111,7 +113,7 @@ def tokenizer_sha256(config: TokenizerConfig) -> str | None:
     TextEncoder(config.path, "tokenizers")  # says what is wrong with it, if anything is
     digest = hashlib.sha256()
     for path in _tokenizer_files(Path(config.path)):
-        digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{path.name}\0{digest_file(path).sha256}\n".encode())
     return digest.hexdigest()
 
 

@@ -22,7 +22,7 @@ from rich.progress import (
 
 from nemo_prolong.units import format_seconds, format_tokens
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _LINE_SECONDS = 30.0
 
@@ -57,7 +57,7 @@ class Progress:
             self._last_line = time.monotonic()
             left_seconds = seconds * max(self._total - done, 0) / (done - self._before)
             percent = 100 * min(done, self._total) / max(self._total, 1)
-            logger.info("%s: %.0f%%, %s, %s left", self._title, percent, rate, format_seconds(left_seconds))
+            log.info("%s: %.0f%%, %s, %s left", self._title, percent, rate, format_seconds(left_seconds))
 
     @contextmanager
     def shown(self) -> Iterator[Progress]:

@@ -14,6 +14,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.config.prepare_schema import Packing, PrepareConfig, RowSet
 from nemo_prolong.data.order import permutation
@@ -33,9 +34,9 @@ class DomainDocuments:
         has_mask: Whether they have target masks.
     """
 
-    lengths: np.ndarray
-    unit: np.ndarray
-    offset: np.ndarray
+    lengths: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    offset: NDArray[np.int64]
     has_mask: bool
 
 
@@ -71,12 +72,14 @@ def domain_documents(
     return DomainDocuments(lengths, index, offset, True in masked)
 
 
-def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
+def _join(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    joined: NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
+    return joined
 
 
-def _starts(lengths: np.ndarray) -> np.ndarray:
-    return np.cumsum(lengths) - lengths
+def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    ends: NDArray[np.int64] = np.cumsum(lengths)
+    return ends - lengths
 
 
 @dataclass(frozen=True)
@@ -86,16 +89,16 @@ class RowPlan:
     Attributes:
         row_bounds: int64 [R+1]; pieces of row r are ``row_bounds[r]:row_bounds[r + 1]``.
         row_domain: Which domain of the row set each row is from, int64 [R].
-        unit: Unit of each piece, int64 [P].
-        offset: Its first token in the unit, int64 [P].
-        length: Its tokens, int64 [P].
+        unit: Unit of each piece, int64 [F].
+        offset: Its first token in the unit, int64 [F].
+        length: Its tokens, int64 [F].
     """
 
-    row_bounds: np.ndarray
-    row_domain: np.ndarray
-    unit: np.ndarray
-    offset: np.ndarray
-    length: np.ndarray
+    row_bounds: NDArray[np.int64]
+    row_domain: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
 
     @property
     def num_rows(self) -> int:
@@ -103,12 +106,12 @@ class RowPlan:
         return len(self.row_domain)
 
     @cached_property
-    def row_documents(self) -> np.ndarray:
+    def row_documents(self) -> NDArray[np.int64]:
         """Documents in each row, int64 [R]."""
         return np.diff(self.row_bounds)
 
     @cached_property
-    def row_tokens(self) -> np.ndarray:
+    def row_tokens(self) -> NDArray[np.int64]:
         """Tokens of each row, int64 [R]."""
         return np.diff(np.concatenate([[0], np.cumsum(self.length)])[self.row_bounds])
 
@@ -198,7 +201,7 @@ def pack_row_set(cfg: PrepareConfig, row_set: RowSet, documents: dict[str, Domai
     )
 
 
-def _layout(cfg: PrepareConfig, row_set: RowSet, domain: str, packing: Packing, lengths: np.ndarray) -> Layout:
+def _layout(cfg: PrepareConfig, row_set: RowSet, domain: str, packing: Packing, lengths: NDArray[np.int64]) -> Layout:
     if packing is not Packing.SPLIT:
         pack = {Packing.CONCAT: concat, Packing.INTACT: intact, Packing.BEST_FIT: best_fit}[packing]
         return pack(lengths, row_set.seq_length)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
@@ -41,8 +41,8 @@ from nemo_prolong.data.preparation.encoders import (
 )
 from nemo_prolong.data.preparation.manifest import (
     domain_facts,
+    library_versions,
     row_set_facts,
-    software,
     source_facts,
     stage_facts,
 )
@@ -50,15 +50,14 @@ from nemo_prolong.data.preparation.progress import Progress
 from nemo_prolong.data.preparation.rows import DomainDocuments, PackedSet, domain_documents, domains_of, pack_row_set
 from nemo_prolong.data.preparation.shards import ShardTask, forget_files, read_entries, shard_bounds, shard_format
 from nemo_prolong.data.preparation.token_store import TOKEN_DTYPE, TokenUnit
+from nemo_prolong.data.preparation.work_directory import TOKENIZER, WorkDirectory, existing_manifest
 from nemo_prolong.data.preparation.workers import disk_errors, run_tasks
-from nemo_prolong.data.preparation.work_directory import MANIFEST, TOKENIZER, Workplace, existing_manifest
 from nemo_prolong.errors import DataError
-from nemo_prolong.files import write_json_atomically
+from nemo_prolong.records.data_manifest import MANIFEST, SAMPLES, DataManifest, RowSetFacts, Sample, Samples
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-SAMPLES = "samples.json"
 _SAMPLED_ROWS = 2
 
 
@@ -68,7 +67,7 @@ def prepare(
     command: str = "",
     finish: Callable[[Path], None] | None = None,
     installation: Installation | None = None,
-) -> dict[str, Any]:
+) -> DataManifest:
     """Write the data directory ``cfg.output``, or reuse it.
 
     Args:
@@ -93,75 +92,71 @@ def prepare(
     identity = fingerprint(cfg, tokenizer_sha256(cfg.tokenizer), units)
     existing = existing_manifest(output, identity)
     if existing is not None:
-        logger.info("%s is complete and has this configuration: reused", output)
+        log.info("%s is complete and has this configuration: reused", output)
         return existing
-    place = Workplace(output)
-    with place.locked(identity), disk_errors(place.root):
-        sources = plan_sources(cfg, units, place.corpus, installation)
-        manifest = _build(cfg, place, sources, {"fingerprint": identity, "command": command})
+    work = WorkDirectory(output)
+    with work.locked(identity), disk_errors(work.root):
+        sources = plan_sources(cfg, units, work.corpus, installation)
+        manifest = _build(cfg, work, sources, identity, command)
         if finish is not None:
-            finish(place.data)
-        place.publish()
-    tokens = sum(entry["tokens"] for entry in manifest["row_sets"].values())
-    what = (output, len(manifest["row_sets"]), format_tokens(tokens), format_seconds(time.monotonic() - started))
-    logger.info("%s: %d row sets, %s tokens, in %s", *what)
+            finish(work.data)
+        work.publish()
+    tokens = sum(entry.tokens for entry in manifest.row_sets.values())
+    what = (output, len(manifest.row_sets), format_tokens(tokens), format_seconds(time.monotonic() - started))
+    log.info("%s: %d row sets, %s tokens, in %s", *what)
     return manifest
 
 
 def _build(
-    cfg: PrepareConfig, place: Workplace, sources: Sequence[PlannedSource], about: dict[str, Any]
-) -> dict[str, Any]:
+    cfg: PrepareConfig, work: WorkDirectory, sources: Sequence[PlannedSource], identity: str, command: str
+) -> DataManifest:
     """Do what is not done yet and return the manifest."""
-    encoder = settle_tokenizer(cfg, sources, place.data / TOKENIZER, place.root / "tokenizer.partial")
-    units = _tokenize(cfg, place, sources, encoder)
+    encoder = settle_tokenizer(cfg, sources, work.data / TOKENIZER, work.root / "tokenizer.partial")
+    units = _tokenize(cfg, work, sources, encoder)
     packed = _pack(cfg, units)
-    tasks = {one.row_set.path: _shard_tasks(cfg, place, one, [u for _, own in units for u in own]) for one in packed}
-    _write_shards(cfg, place, packed, tasks)
-    row_sets = {one.row_set.path: _finish_row_set(place, one, tasks[one.row_set.path]) for one in packed}
-    write_json_atomically(place.data / SAMPLES, {"row_sets": _samples(place, list(row_sets))})
+    tasks = {one.row_set.path: _shard_tasks(cfg, work, one, [u for _, own in units for u in own]) for one in packed}
+    _write_shards(cfg, work, packed, tasks)
+    row_sets = {one.row_set.path: _finish_row_set(work, one, tasks[one.row_set.path]) for one in packed}
+    Samples(row_sets=_samples(work, row_sets)).write(work.data / SAMPLES)
     seq_lengths = {row_set.path: row_set.seq_length for row_set in cfg.row_sets}
-    manifest = {
-        "format": FORMAT,
-        **about,
-        "config": described_config(cfg),
-        "seed": cfg.seed,
-        "tokenizer": TOKENIZER,
-        **_tokenizer_facts(encoder),
-        "sources": source_facts(units),
-        "domains": domain_facts(units),
-        "row_sets": row_sets,
-        "stages": stage_facts(cfg.stages, {path: facts["rows"] for path, facts in row_sets.items()}, seq_lengths),
-        **software(),
-    }
-    write_json_atomically(place.data / MANIFEST, manifest)
+    tokenizer = text_encoder(encoder)
+    manifest = DataManifest(
+        format=FORMAT,
+        fingerprint=identity,
+        command=command,
+        config=described_config(cfg),
+        seed=cfg.seed,
+        tokenizer=TOKENIZER,
+        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_library=encoder.library,
+        vocab_size=tokenizer.vocab_size,
+        bos_token=encoder.bos,
+        eos_token=encoder.eos,
+        sources=source_facts(units),
+        domains=domain_facts(units),
+        row_sets=row_sets,
+        stages=stage_facts(cfg.stages, {path: facts.rows for path, facts in row_sets.items()}, seq_lengths),
+        python=platform.python_version(),
+        versions=library_versions(),
+    )
+    manifest.write(work.data / MANIFEST)
     return manifest
 
 
-def _tokenizer_facts(encoder: EncoderConfig) -> dict[str, Any]:
-    loaded = text_encoder(encoder)
-    return {
-        "tokenizer_sha256": loaded.sha256,
-        "tokenizer_library": encoder.library,
-        "vocab_size": loaded.vocab_size,
-        "bos_token": encoder.bos,
-        "eos_token": encoder.eos,
-    }
-
-
 def _tokenize(
-    cfg: PrepareConfig, place: Workplace, sources: Sequence[PlannedSource], encoder: EncoderConfig
+    cfg: PrepareConfig, work: WorkDirectory, sources: Sequence[PlannedSource], encoder: EncoderConfig
 ) -> list[tuple[PlannedSource, list[TokenUnit]]]:
     """Tokenize every unit that is not on disk; return all of them by source."""
-    tasks = []
+    tasks: list[UnitTask] = []
     for planned in sources:
         hold_out = HoldOut(planned.source.split, cfg.validation_fraction, cfg.seed)
         for unit in planned.units:
-            directory = place.unit(len(tasks))
+            directory = work.unit(len(tasks))
             tasks.append(UnitTask(planned.source, unit, directory, encoder, hold_out, cache_of(cfg)))
     waiting = [task for task in tasks if not task.directory.exists()]
     total_bytes, left_bytes = (sum(task.unit.num_bytes for task in some) for some in (tasks, waiting))
     done = len(tasks) - len(waiting)
-    logger.info("tokenizing %s in %d units, %d of them done", format_bytes(total_bytes), len(tasks), done)
+    log.info("tokenizing %s in %d units, %d of them done", format_bytes(total_bytes), len(tasks), done)
     with Progress("tokenizing", total_bytes, "bytes", total_bytes - left_bytes).shown() as progress:
         run_tasks(waiting, _workers(cfg), progress)
     units = iter([TokenUnit.open(task.directory) for task in tasks])
@@ -193,31 +188,31 @@ def _pack(cfg: PrepareConfig, units: Sequence[tuple[PlannedSource, Sequence[Toke
 
 
 def _shard_tasks(
-    cfg: PrepareConfig, place: Workplace, packed: PackedSet, units: Sequence[TokenUnit]
+    cfg: PrepareConfig, work: WorkDirectory, packed: PackedSet, units: Sequence[TokenUnit]
 ) -> list[ShardTask]:
     row_set = packed.row_set
     form = shard_format(packed.has_mask, cfg.shard_bytes, cfg.compression)
     domains = tuple(domains_of(row_set))
-    packed.plan.save(place.rows(row_set.path))
+    packed.plan.save(work.rows(row_set.path))
     bounds = shard_bounds(packed.plan, domains, form)
     return [
         ShardTask(
-            plan=place.rows(row_set.path),
+            plan=work.rows(row_set.path),
             units=tuple(unit.directory for unit in units),
             domains=domains,
             form=form,
-            directory=place.data / row_set.path,
+            directory=work.data / row_set.path,
             number=number,
             start=start,
             stop=stop,
-            entry=place.entry(row_set.path, number),
+            entry=work.entry(row_set.path, number),
         )
         for number, (start, stop) in enumerate(pairwise(bounds))
     ]
 
 
 def _write_shards(
-    cfg: PrepareConfig, place: Workplace, packed: Sequence[PackedSet], tasks: dict[str, list[ShardTask]]
+    cfg: PrepareConfig, work: WorkDirectory, packed: Sequence[PackedSet], tasks: dict[str, list[ShardTask]]
 ) -> None:
     """Write every shard that is not on disk."""
     rows = {one.row_set.path: one.plan.row_tokens for one in packed}
@@ -225,8 +220,8 @@ def _write_shards(
     waiting = [(tokens, task) for tokens, task in all_tasks if not task.finished()]
     total, left = (sum(tokens for tokens, _ in some) for some in (all_tasks, waiting))
     done = len(all_tasks) - len(waiting)
-    logger.info("packing %s tokens into %d shards, %d of them done", format_tokens(total), len(all_tasks), done)
-    _check_space(place.root, left * TOKEN_DTYPE.itemsize)
+    log.info("packing %s tokens into %d shards, %d of them done", format_tokens(total), len(all_tasks), done)
+    _check_space(work.root, left * TOKEN_DTYPE.itemsize)
     for directory in {task.directory for _, task in waiting}:
         directory.mkdir(parents=True, exist_ok=True)
     with Progress("packing", total, "tokens", total - left).shown() as progress:
@@ -243,25 +238,23 @@ def _check_space(directory: Path, needed_bytes: int) -> None:
         )
 
 
-def _finish_row_set(place: Workplace, packed: PackedSet, tasks: Sequence[ShardTask]) -> dict[str, Any]:
+def _finish_row_set(work: WorkDirectory, packed: PackedSet, tasks: Sequence[ShardTask]) -> RowSetFacts:
     """Write the index of a row set, which makes it readable, and return its entry of the manifest."""
-    directory = place.data / packed.row_set.path
+    directory = work.data / packed.row_set.path
     entries = read_entries([task.entry for task in tasks])
     tasks[0].form.write_index(directory, entries)
     facts = row_set_facts(packed, directory / "index.json", entries)
-    logger.info(
-        "packed %s: %d rows, %s tokens, fill %.4f", packed.row_set.path, facts["rows"], format_tokens(facts["tokens"]),
-        facts["fill"],
-    )  # fmt: skip
+    what = (packed.row_set.path, facts.rows, format_tokens(facts.tokens), facts.fill)
+    log.info("packed %s: %d rows, %s tokens, fill %.4f", *what)
     return facts
 
 
-def _samples(place: Workplace, row_sets: Iterable[str]) -> dict[str, Any]:
+def _samples(work: WorkDirectory, row_sets: Iterable[str]) -> dict[str, list[Sample]]:
     """Return some rows of every row set as text, for the data card."""
-    tokenizer = tokenizers.Tokenizer.from_file(str(place.data / TOKENIZER / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(work.data / TOKENIZER / "tokenizer.json"))
     samples = {}
     for path in row_sets:
-        reader = MdsReader(place.data / path, place.root / "cache")
+        reader = MdsReader(work.data / path, work.root / "cache")
         numbers = sorted({0, len(reader) // _SAMPLED_ROWS})
-        samples[path] = [sample_row(reader[number], number, tokenizer) for number in numbers]
+        samples[path] = [Sample.model_validate(sample_row(reader[number], number, tokenizer)) for number in numbers]
     return samples

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.data.mds import ShardFormat
 from nemo_prolong.data.packing import copy_pieces
+from nemo_prolong.data.packing.arrays import Value
 from nemo_prolong.data.preparation.rows import RowPlan
 from nemo_prolong.data.preparation.token_store import map_mask, map_tokens
 from nemo_prolong.data.preparation.workers import count_progress, disk_errors
@@ -115,13 +117,13 @@ class ShardTask:
             row["mask"] = self._gather(plan, pieces, _mapped_mask)
         return row
 
-    def _gather(self, plan: RowPlan, pieces: slice, mapped: Callable[[Path], np.ndarray]) -> np.ndarray:
+    def _gather(self, plan: RowPlan, pieces: slice, mapped: Callable[[Path], NDArray[Value]]) -> NDArray[Value]:
         """Copy pieces out of the units that hold them, those of one unit that follow each other together."""
         unit, offset, length = plan.unit[pieces], plan.offset[pieces], plan.length[pieces]
         changes = [0, *(np.flatnonzero(np.diff(unit)) + 1).tolist(), len(unit)]
-        runs = [slice(first, last) for first, last in pairwise(changes)]
+        stretches = [slice(first, last) for first, last in pairwise(changes)]
         return np.concatenate(
-            [copy_pieces(offset[run], length[run], mapped(self.units[int(unit[run.start])])) for run in runs]
+            [copy_pieces(offset[own], length[own], mapped(self.units[int(unit[own.start])])) for own in stretches]
         )
 
 
@@ -137,12 +139,12 @@ def _load_plan(directory: Path) -> RowPlan:
 
 
 @lru_cache(maxsize=_MAPPED_UNITS)
-def _mapped_tokens(directory: Path) -> np.ndarray:
+def _mapped_tokens(directory: Path) -> NDArray[np.uint32]:
     return map_tokens(directory)
 
 
 @lru_cache(maxsize=_MAPPED_UNITS)
-def _mapped_mask(directory: Path) -> np.ndarray:
+def _mapped_mask(directory: Path) -> NDArray[np.uint8]:
     return map_mask(directory)
 
 

@@ -17,14 +17,38 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
+from nemo_prolong.data.packing.arrays import Value
 from nemo_prolong.data.sources.base import Rejected
 from nemo_prolong.errors import DataError
-from nemo_prolong.files import write_json_atomically
+from nemo_prolong.files import publish, sync, synced_file, write_json_atomically
+from nemo_prolong.records.data_manifest import FileFacts, RejectedExample, Rejection
 
 TOKEN_DTYPE = np.dtype("<u4")
 _EXAMPLES = 5
 """Rejected documents kept as examples, per unit."""
+
+
+class UnitFacts(BaseModel):
+    """``unit.json``.
+
+    Attributes:
+        documents: Documents of the unit.
+        tokens: Their tokens.
+        rejected: Reason to the documents that were left out for it.
+        rejected_examples: The first of them.
+        files: The files that the unit answers for.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    documents: int
+    tokens: int
+    rejected: dict[str, Rejection]
+    rejected_examples: list[RejectedExample]
+    files: list[FileFacts]
 
 
 class TokenWriter:
@@ -40,8 +64,8 @@ class TokenWriter:
         self._partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
         self._lengths: list[int] = []
         self._held_out: list[bool] = []
-        self._rejected: dict[str, dict[str, int]] = {}
-        self._examples: list[dict[str, Any]] = []
+        self._rejected: dict[str, Rejection] = {}
+        self._examples: list[RejectedExample] = []
         self._open_length = 0
         self._mask_used: bool | None = None
 
@@ -65,12 +89,12 @@ class TokenWriter:
         """Tokens of the finished documents."""
         return sum(self._lengths)
 
-    def append(self, input_ids: np.ndarray, mask: np.ndarray | None = None) -> None:
+    def append(self, input_ids: NDArray[np.integer[Any]], mask: NDArray[np.integer[Any]] | None = None) -> None:
         """Add tokens to the open document.
 
         Args:
-            input_ids: Integers [N] below 2^32.
-            mask: uint8 [N], 1 on targets; given for every document of a unit or for none.
+            input_ids: Integers [T] below 2^32.
+            mask: uint8 [T], 1 on targets; given for every document of a unit or for none.
 
         Raises:
             DataError: If only some documents have a mask.
@@ -106,35 +130,40 @@ class TokenWriter:
 
     def reject(self, rejected: Rejected) -> None:
         """Count a document that is left out."""
-        count = self._rejected.setdefault(rejected.reason, {"documents": 0, "bytes": 0})
-        count["documents"] += 1
-        count["bytes"] += rejected.num_bytes
+        before = self._rejected.get(rejected.reason, Rejection())
+        self._rejected[rejected.reason] = before + Rejection(documents=1, bytes=rejected.num_bytes)
         if len(self._examples) < _EXAMPLES:
-            self._examples.append(rejected.as_json())
+            self._examples.append(
+                RejectedExample(
+                    key=rejected.key, reason=rejected.reason, bytes=rejected.num_bytes, detail=rejected.detail
+                )
+            )
 
-    def publish(self, files: Sequence[dict[str, Any]]) -> None:
+    def publish(self, files: Sequence[FileFacts]) -> None:
         """Make the unit readable.
 
         Args:
-            files: Name, bytes and SHA-256 of the files that this unit answers for.
+            files: The files that this unit answers for.
         """
         assert self._open_length == 0
         for file in (self._tokens, self._mask):
             file.flush()
-            os.fsync(file.fileno())
+            sync(Path(file.name))
         if not self._mask_used:
             (self._partial / "mask.bin").unlink()
-        np.save(self._partial / "lengths.npy", np.array(self._lengths, np.int64))
-        np.save(self._partial / "held_out.npy", np.array(self._held_out, bool))
-        facts = {
-            "documents": len(self._lengths),
-            "tokens": self.tokens,
-            "rejected": self._rejected,
-            "rejected_examples": self._examples,
-            "files": list(files),
-        }
-        write_json_atomically(self._partial / "unit.json", facts)
-        os.replace(self._partial, self._directory)
+        arrays = {"lengths": np.array(self._lengths, np.int64), "held_out": np.array(self._held_out, bool)}
+        for name, values in arrays.items():
+            with synced_file(self._partial / f"{name}.npy") as array_file:
+                np.save(array_file, values)
+        facts = UnitFacts(
+            documents=len(self._lengths),
+            tokens=self.tokens,
+            rejected=self._rejected,
+            rejected_examples=self._examples,
+            files=list(files),
+        )
+        write_json_atomically(self._partial / "unit.json", facts.model_dump())
+        publish(self._partial, self._directory)
 
 
 @dataclass(frozen=True)
@@ -149,9 +178,9 @@ class TokenUnit:
     """
 
     directory: Path
-    lengths: np.ndarray = field(repr=False)
-    held_out: np.ndarray = field(repr=False)
-    facts: dict[str, Any] = field(repr=False)
+    lengths: NDArray[np.int64] = field(repr=False)
+    held_out: NDArray[np.bool_] = field(repr=False)
+    facts: UnitFacts = field(repr=False)
 
     @classmethod
     def open(cls, directory: Path) -> TokenUnit:
@@ -160,7 +189,7 @@ class TokenUnit:
             directory,
             np.load(directory / "lengths.npy"),
             np.load(directory / "held_out.npy"),
-            json.loads((directory / "unit.json").read_text("utf-8")),
+            UnitFacts.model_validate(json.loads((directory / "unit.json").read_text("utf-8"))),
         )
 
     @property
@@ -169,15 +198,15 @@ class TokenUnit:
         return (self.directory / "mask.bin").exists()
 
 
-def map_tokens(directory: Path) -> np.ndarray:
+def map_tokens(directory: Path) -> NDArray[np.uint32]:
     """Return the tokens of a unit, uint32 [T], memory-mapped; a unit without tokens gives an empty array."""
     return _map(directory / "tokens.bin", TOKEN_DTYPE)
 
 
-def map_mask(directory: Path) -> np.ndarray:
+def map_mask(directory: Path) -> NDArray[np.uint8]:
     """Return the mask of a unit, uint8 [T], memory-mapped."""
     return _map(directory / "mask.bin", np.dtype(np.uint8))
 
 
-def _map(path: Path, dtype: np.dtype) -> np.ndarray:
+def _map(path: Path, dtype: np.dtype[Value]) -> NDArray[Value]:
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)

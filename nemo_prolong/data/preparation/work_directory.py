@@ -9,23 +9,21 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from nemo_prolong.errors import DataError
-from nemo_prolong.files import write_json_atomically
+from nemo_prolong.files import publish, write_json_atomically
+from nemo_prolong.records.data_manifest import MANIFEST, DataManifest
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 
 
-class Workplace:
+class WorkDirectory:
     """Paths of one preparation.
 
     Args:
@@ -76,7 +74,7 @@ class Workplace:
 
     def _continue_or_start(self, fingerprint: str) -> None:
         if self._read_plan() == fingerprint:
-            logger.info("%s: going on where an earlier run stopped", self.output)
+            log.info("%s: going on where an earlier run stopped", self.output)
             return
         for entry in self.root.iterdir():
             if entry.name != "lock":
@@ -92,13 +90,12 @@ class Workplace:
 
     def publish(self) -> None:
         """Put the finished data directory in its place and remove the rest."""
-        if self.output.is_dir():
-            self.output.rmdir()  # an empty directory, as checked before
-        os.replace(self.data, self.output)
+        # In place of nothing or of an empty directory, as checked before.
+        publish(self.data, self.output)
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def existing_manifest(output: Path, fingerprint: str) -> dict[str, Any] | None:
+def existing_manifest(output: Path, fingerprint: str) -> DataManifest | None:
     """Return the manifest of ``output`` if it is what is asked for, None if nothing is there.
 
     Raises:
@@ -108,16 +105,16 @@ def existing_manifest(output: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
     remedy = f"Remove {output}, or set output to another directory."
     try:
-        manifest = json.loads((output / MANIFEST).read_text("utf-8"))
-        same = manifest["fingerprint"] == fingerprint
-        row_sets = list(manifest["row_sets"])
+        found = json.loads((output / MANIFEST).read_text("utf-8"))
+        same = found["fingerprint"] == fingerprint
+        manifest = DataManifest.model_validate(found) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"output={output}", "exists and is no complete data directory.", remedy) from None
-    if not same:
+    if manifest is None:
         raise DataError(
             f"output={output}", "holds data of another configuration, tokenizer or state of the sources.", remedy
         )
-    missing = [path for path in row_sets if not (output / path / "index.json").is_file()]
+    missing = [path for path in manifest.row_sets if not (output / path / "index.json").is_file()]
     if missing:
         raise DataError(f"output={output}", f"lacks {', '.join(missing)}, which its manifest lists.", remedy)
-    return dict(manifest)
+    return manifest

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.data.storage.files import SourceFile
 
@@ -42,8 +43,8 @@ class Document:
         group: What is held out together; the key where a source has no groups.
         pieces: Its text in order, readable once; a huge document comes in many pieces.
         messages: Its messages, of a conversation.
-        input_ids: Its tokens, integers [N], where it comes tokenized.
-        mask: With ``input_ids``: uint8 [N], 1 on targets, or None.
+        input_ids: Its tokens, integers [T], where it comes tokenized.
+        mask: With ``input_ids``: uint8 [T], 1 on targets, or None.
         whole: False where the document is a span of a packed row: no BOS or EOS is added to it.
     """
 
@@ -51,8 +52,8 @@ class Document:
     group: str
     pieces: Iterable[str] | None = None
     messages: Messages | None = None
-    input_ids: np.ndarray | None = None
-    mask: np.ndarray | None = None
+    input_ids: NDArray[np.integer[Any]] | None = None
+    mask: NDArray[np.integer[Any]] | None = None
     whole: bool = True
 
 
@@ -71,7 +72,3 @@ class Rejected:
     reason: str
     num_bytes: int
     detail: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it for a manifest."""
-        return {"key": self.key, "reason": self.reason, "bytes": self.num_bytes, "detail": self.detail}

@@ -9,13 +9,13 @@ from pathlib import Path, PurePosixPath
 
 from nemo_prolong.config.prepare_schema import SourceConfig, SourceFormat
 from nemo_prolong.data.mds import MdsReader
-from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.sources.code_files import SOURCE_SUFFIXES, suffix_of
 from nemo_prolong.data.sources.huggingface import hub_splits, is_saved
 from nemo_prolong.data.sources.jsonl import is_jsonl
 from nemo_prolong.data.sources.listing import name_filter, visible_files
 from nemo_prolong.data.sources.tables import is_parquet
 from nemo_prolong.data.sources.text import is_text
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.errors import ConfigError
 
 _SHARD = ".mds"

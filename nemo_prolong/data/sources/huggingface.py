@@ -14,7 +14,6 @@ from typing import Any
 
 from nemo_prolong.config.prepare_schema import SourceConfig
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
-from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.sources.listing import chosen_files, first_files
 from nemo_prolong.data.sources.records import listed
 from nemo_prolong.data.sources.tables import (
@@ -24,6 +23,7 @@ from nemo_prolong.data.sources.tables import (
     read_arrow,
     read_parquet,
 )
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import is_remote
 from nemo_prolong.errors import ConfigError, DataError
 

@@ -19,10 +19,10 @@ import zstandard
 
 from nemo_prolong.config.prepare_schema import SourceConfig
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
-from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.sources.listing import chosen_files
 from nemo_prolong.data.sources.records import Fields, check_encodable
 from nemo_prolong.data.sources.rejection import BadDocument, dropped, is_dropped, refused
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import local_copy
 from nemo_prolong.errors import DataError
 
@@ -149,7 +149,7 @@ class _Lines:
                 left -= len(block)
         return count
 
-    def _open(self) -> IO[bytes]:
+    def _open(self) -> IO[bytes] | gzip.GzipFile:
         name = self._file.path.lower()
         if name.endswith(".gz"):
             return gzip.open(self._path, "rb")
@@ -158,7 +158,7 @@ class _Lines:
         return self._path.open("rb", _BUFFER_BYTES)
 
 
-def _to_line_start(file: IO[bytes], start: int) -> int:
+def _to_line_start(file: IO[bytes] | gzip.GzipFile, start: int) -> int:
     """Seek to the first line that begins at byte ``start`` or after it, and return where that is."""
     if start == 0:
         return 0

@@ -10,16 +10,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.config.prepare_schema import SourceConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.mds.index import ShardEntry
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
-from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.sources.listing import first_files
 from nemo_prolong.data.sources.planning import units_of_groups
 from nemo_prolong.data.sources.records import kind_of
 from nemo_prolong.data.sources.rejection import BadDocument, drop_or_refuse
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import is_remote
 from nemo_prolong.errors import DataError
 
@@ -139,8 +140,8 @@ def _span_keys(key: str, spans: Sequence[tuple[int, int]] | None) -> list[str]:
     return [key] if spans is None else [f"{key} span {number}" for number in range(len(spans))]
 
 
-def _tokens(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return tokens, integers [N] with N > 0 (the format has no empty arrays), and the mask, uint8 [N], of a row.
+def _tokens(row: dict[str, Any]) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]] | None]:
+    """Return tokens, integers [T] with T > 0 (the format has no empty arrays), and the mask, uint8 [T], of a row.
 
     Raises:
         BadDocument: If the tokens are none, or the columns contradict each other.
@@ -154,7 +155,7 @@ def _tokens(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
     return ids, _checked_mask(row["mask"], len(ids)) if "mask" in row else None
 
 
-def _checked_mask(value: Any, num_tokens: int) -> np.ndarray:
+def _checked_mask(value: Any, num_tokens: int) -> NDArray[np.integer[Any]]:
     mask = np.asarray(value)
     if mask.shape != (num_tokens,):
         rule = f"has a mask of shape {list(mask.shape)} for {num_tokens} tokens."

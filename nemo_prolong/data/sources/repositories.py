@@ -15,7 +15,6 @@ from pathlib import Path
 
 from nemo_prolong.config.prepare_schema import SourceConfig
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
-from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.sources.code_files import (
     BUILD_DIRECTORIES,
     CODE_LINE_CHARACTERS,
@@ -30,10 +29,11 @@ from nemo_prolong.data.sources.code_files import (
 )
 from nemo_prolong.data.sources.listing import name_filter
 from nemo_prolong.data.sources.planning import units_of_groups
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.errors import ConfigError, DataError
 from nemo_prolong.units import format_bytes
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _BOM = "\ufeff"
 _SHOWN = 5
@@ -72,7 +72,8 @@ def plan(source: SourceConfig, cache: Path | None, unit_bytes: int) -> list[Unit
         ConfigError: If the path is no local directory of repositories.
         DataError: If a directory cannot be read, or no repository holds a file to read.
     """
-    groups, without = [], []
+    groups: list[list[SourceFile]] = []
+    without: list[str] = []
     left_bytes = source.max_bytes
     for name in repository_names(source.path):
         files = list_repository(source, name).files
@@ -86,7 +87,7 @@ def plan(source: SourceConfig, cache: Path | None, unit_bytes: int) -> list[Unit
         groups.append(files)
     if without:
         shown = ", ".join(without[:_SHOWN]) + (", ..." if len(without) > _SHOWN else "")
-        logger.warning("%s: %d repositories hold no file to read: %s", source.path, len(without), shown)
+        log.warning("%s: %d repositories hold no file to read: %s", source.path, len(without), shown)
     if not groups:
         rule = "holds no repository with source files."
         raise DataError(f"path={source.path}", rule, "Check the path, and include if it is set.")

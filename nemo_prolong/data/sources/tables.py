@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 
 from nemo_prolong.config.prepare_schema import SourceConfig
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
-from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.sources.listing import chosen_files
 from nemo_prolong.data.sources.planning import units_of_parts
 from nemo_prolong.data.sources.records import Fields, listed
 from nemo_prolong.data.sources.rejection import BadDocument, drop_or_refuse
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import is_remote, local_copy
 from nemo_prolong.errors import DataError
 
@@ -152,12 +152,13 @@ def _check_columns(schema: pa.Schema, fields: Fields, file: SourceFile) -> None:
 def _is_text(column: pa.DataType) -> bool:
     if pa.types.is_dictionary(column):
         column = column.value_type
-    return pa.types.is_string(column) or pa.types.is_large_string(column) or pa.types.is_string_view(column)
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_kind(column) for is_kind in kinds)
 
 
 def _is_messages(column: pa.DataType) -> bool:
-    is_list = pa.types.is_list(column) or pa.types.is_large_list(column) or pa.types.is_fixed_size_list(column)
-    return is_list and pa.types.is_struct(column.value_type)
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(column) for is_kind in kinds) and bool(pa.types.is_struct(column.value_type))
 
 
 def _documents(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from nemo_prolong.config.prepare_schema import SourceConfig
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
-from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.sources.listing import chosen_files
 from nemo_prolong.data.sources.planning import units_of_groups
 from nemo_prolong.data.sources.rejection import BadDocument, drop_or_refuse
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import local_copy
 from nemo_prolong.errors import DataError
 

@@ -13,11 +13,12 @@ from pathlib import Path, PurePosixPath
 
 from nemo_prolong.data.storage.checks import check_hashes, check_size
 from nemo_prolong.data.storage.compression import decompress_zstd, is_zstd
-from nemo_prolong.data.storage.disk import sync_file, writing_to
+from nemo_prolong.data.storage.disk import writing_to
 from nemo_prolong.data.storage.locks import locked
 from nemo_prolong.data.storage.stores import is_remote
 from nemo_prolong.data.storage.transfer import fetch
 from nemo_prolong.errors import DataError
+from nemo_prolong.files import publish, sync
 
 _PARTIAL = ".partial"
 _LOCK = ".lock"
@@ -207,12 +208,12 @@ def _make(shard: _Shard, path: Path) -> None:
             fetch(shard.source, fetched, shard.num_bytes)
         if shard.compression is None:
             check_hashes(fetched, shard.source, shard.hashes)
-            os.replace(fetched, path)
+            publish(fetched, path)
         else:
             packed = fetched if shard.remote else Path(shard.source)
             decompress_zstd(packed, raw, shard.source, shard.hashes, shard.raw_bytes, shard.raw_hashes)
-            sync_file(raw)
-            os.replace(raw, path)
+            sync(raw)
+            publish(raw, path)
     finally:
         fetched.unlink(missing_ok=True)
         raw.unlink(missing_ok=True)

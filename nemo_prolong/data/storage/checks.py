@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nemo_prolong.errors import DataError
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _CHUNK_BYTES = 2**20
 # The shake functions have no digest of one length.
 _ALGORITHMS = {name for name in hashlib.algorithms_available if not name.startswith("shake")}
@@ -29,7 +29,7 @@ class Digests:
         self._expected = {name: digest.lower() for name, digest in expected.items() if name in _ALGORITHMS}
         self._running = {name: hashlib.new(name, usedforsecurity=False) for name in self._expected}
         if unknown := sorted(expected.keys() - self._expected.keys()):
-            _LOG.warning("%s: hashes of type %s are not checked", what, ", ".join(unknown))
+            log.warning("%s: hashes of type %s are not checked", what, ", ".join(unknown))
 
     def update(self, chunk: bytes) -> None:
         """Take the next bytes."""

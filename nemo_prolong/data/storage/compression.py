@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import zstandard
 
@@ -44,7 +44,8 @@ def decompress_zstd(
     written_bytes = 0
     with _opened(source, what) as packed_file, destination.open("wb") as raw_file:
         decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-        reader = decompressor.stream_reader(_Hashed(packed_file, packed), read_across_frames=True)
+        hashed = cast(BinaryIO, _Hashed(packed_file, packed))  # of a file, only read is asked for
+        reader = decompressor.stream_reader(hashed, read_across_frames=True)
         while chunk := _read(reader, what, min(_CHUNK_BYTES, raw_bytes - written_bytes + 1)):
             written_bytes += len(chunk)
             if written_bytes > raw_bytes:

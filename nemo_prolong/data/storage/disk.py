@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,12 +49,3 @@ def _full(directory: Path, needed_bytes: int | None) -> DataError:
         f"has too little room: {needed}, {free} are free.",
         "Free some, or name a directory on another disk, as cache= or XDG_CACHE_HOME.",
     )
-
-
-def sync_file(path: Path) -> None:
-    """Wait until the content of ``path`` is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

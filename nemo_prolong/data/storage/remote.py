@@ -26,7 +26,8 @@ def read_bytes(path: str | Path) -> bytes:
     """
     if isinstance(path, str) and is_remote(path):
         store = filesystem(path)
-        return with_retries(path, lambda: store.cat_file(path))
+        content: bytes = with_retries(path, lambda: store.cat_file(path))
+        return content
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _ATTEMPTS = 5
 _FIRST_DELAY_SECONDS = 0.5
@@ -122,7 +122,7 @@ def with_retries(url: str, operation: Callable[[], T]) -> T:
             if attempt == attempts:
                 raise _gave_up(url, attempts, error) from error
             delay_seconds = _delay_seconds(attempt)
-            _LOG.warning(
+            log.warning(
                 "%s: attempt %d of %d failed (%s); next in %.1f s", url, attempt, attempts, said(error), delay_seconds
             )
             time.sleep(delay_seconds)

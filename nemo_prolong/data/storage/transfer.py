@@ -6,9 +6,10 @@ import os
 import threading
 from pathlib import Path
 
-from nemo_prolong.data.storage.disk import sync_file, writing_to
+from nemo_prolong.data.storage.disk import writing_to
 from nemo_prolong.data.storage.stores import filesystem, with_retries
 from nemo_prolong.errors import DataError
+from nemo_prolong.files import publish, sync
 
 
 def download(url: str, destination: str | Path, num_bytes: int | None = None) -> Path:
@@ -30,7 +31,7 @@ def download(url: str, destination: str | Path, num_bytes: int | None = None) ->
     with writing_to(destination.parent, num_bytes):
         try:
             fetch(url, partial, num_bytes)
-            os.replace(partial, destination)
+            publish(partial, destination)
         finally:
             partial.unlink(missing_ok=True)
     return destination
@@ -53,7 +54,7 @@ def fetch(url: str, path: Path, num_bytes: int | None) -> None:
             f"has {received} bytes in the store, {num_bytes} were expected.",
             "Use the index or listing that belongs to the file, or copy the file there again.",
         )
-    sync_file(path)
+    sync(path)
 
 
 def _transfer(url: str, path: Path, num_bytes: int | None) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jinja2 import TemplateError
+from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from nemo_prolong.data.tokenizer.encoder import TextEncoder
@@ -32,10 +33,10 @@ _PROBES: tuple[Messages, ...] = tuple(
 
 
 class ChatTokens(NamedTuple):
-    """Token ids uint32 [N] of a conversation, and mask uint8 [N]: 1 on targets."""
+    """Token ids uint32 [T] of a conversation, and mask uint8 [T]: 1 on targets."""
 
-    input_ids: np.ndarray
-    mask: np.ndarray
+    input_ids: NDArray[np.uint32]
+    mask: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,11 @@ class ChatEncoder:
 
     def _encode_parts(self, parts: Sequence[_Part]) -> Iterator[ChatTokens]:
         """Yield the tokens of each part: as text where its mask is one value, else by the characters of its tokens."""
-        parts = [self._divide(part) for part in parts]
-        texts = iter(self._encoder.encode_texts([sub.text for part in parts for sub in part if self._is_plain(sub)]))
-        others = [sub.text for part in parts for sub in part if not sub.special and not self._is_plain(sub)]
+        divided = [self._divide(part) for part in parts]
+        texts = iter(self._encoder.encode_texts([sub.text for part in divided for sub in part if self._is_plain(sub)]))
+        others = [sub.text for part in divided for sub in part if not sub.special and not self._is_plain(sub)]
         encodings = iter(self._encoder.encode_with_offsets(others, special=not self._in_parts))
-        for part in parts:
+        for part in divided:
             tokens = []
             for sub in part:
                 if sub.special:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from nemo_prolong.config.prepare_schema import TokenizerConfig
@@ -71,8 +72,9 @@ class TextEncoder:
     @cached_property
     def vocab_size(self) -> int:
         """One more than the highest token id, added tokens included."""
-        highest = max((token["id"] for token in self.definition["added_tokens"]), default=-1)
-        return max(self._reference.get_vocab_size(), highest + 1)
+        highest: int = max((token["id"] for token in self.definition["added_tokens"]), default=-1)
+        size: int = self._reference.get_vocab_size()
+        return max(size, highest + 1)
 
     @cached_property
     def sha256(self) -> str:
@@ -147,8 +149,8 @@ class TextEncoder:
             f"Set tokenizer.{name}_token to one of {_listed(self.special_tokens)}, or tokenizer.add_{name}=false.",
         )
 
-    def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, uint32 [N].
+    def encode_texts(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """Return the ids of each text, uint32 [T].
 
         Raises:
             DataError: As ``encode_stream``.
@@ -157,8 +159,8 @@ class TextEncoder:
         encoded = self._encode_chunks([chunk for parts in chunks for chunk in parts])
         return [_concatenate([next(encoded) for _ in parts]) for parts in chunks]
 
-    def encode_stream(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yield the ids of one text that comes in pieces, uint32 [n] each, in memory that does not grow with it.
+    def encode_stream(self, pieces: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
+        """Yield the ids of one text that comes in pieces, uint32 [N] each, in memory that does not grow with it.
 
         Joined they are the ids of the joined text. Memory grows with a stretch that allows no cut: a run of letters,
         digits, punctuation marks or white space is one unit of the tokenizer, so its ids need all of it.
@@ -182,7 +184,7 @@ class TextEncoder:
         finally:
             self._reference.encode_special_tokens = True
 
-    def _encode_chunks(self, chunks: Sequence[str]) -> Iterator[np.ndarray]:
+    def _encode_chunks(self, chunks: Sequence[str]) -> Iterator[NDArray[np.uint32]]:
         for group in _groups(chunks):
             if self._fast is not None:
                 yield from self._fast.encode(group)
@@ -257,7 +259,7 @@ def _groups(chunks: Sequence[str]) -> Iterator[list[str]]:
         yield group
 
 
-def _concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
+def _concatenate(parts: Sequence[NDArray[np.uint32]]) -> NDArray[np.uint32]:
     if len(parts) == 1:
         return parts[0]
     return np.concatenate([np.zeros(0, np.uint32), *parts])

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 _SAMPLED_TOKENS = 4096
@@ -50,8 +51,8 @@ class FastLibrary:
             if encoding.ids != ids.tolist():
                 raise ValueError(f"fastokens gives other ids than tokenizers for {ascii(text)[:60]}")
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, uint32 [N]."""
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """Return the ids of each text, uint32 [T]."""
         ids, ends = self._tokenizer.encode_batch_flat(list(texts), split_special_tokens=True)
         flat = np.frombuffer(ids, np.dtype("<u4")).astype(np.uint32, copy=False)
         return [flat[start:end] for start, end in pairwise(np.frombuffer(ends, np.dtype("<u8")).tolist())]

@@ -134,4 +134,5 @@ def _split_pattern(step: Mapping[str, Any]) -> str | None:
     """Return the expression whose matches are the splits, or None."""
     if step["type"] != "Split" or (step["behavior"], step["invert"]) not in {("Isolated", False), ("Removed", True)}:
         return None
-    return step["pattern"].get("Regex")
+    expression: str | None = step["pattern"].get("Regex")
+    return expression

@@ -33,14 +33,18 @@ class Marks(NamedTuple):
     broken: str
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """What ``_GenerationTag`` keeps in the environment: the marks to set, and whether a template has the tag."""
+
+    generation_marks = ("", "")
+    has_generation = False
+
+
 class _GenerationTag(Extension):
     """``{% generation %}...{% endgeneration %}``: its body between two marks."""
 
+    environment: _Environment
     tags = {"generation"}  # noqa: RUF012 (declared so by the base class)
-
-    def __init__(self, environment: ImmutableSandboxedEnvironment) -> None:
-        super().__init__(environment)
-        environment.extend(generation_marks=("", ""), has_generation=False)
 
     def parse(self, parser: Parser) -> nodes.Node:
         """Return the node of a block."""
@@ -79,9 +83,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, name: str, variables: Mapping[str, Any]) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-        )
+        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
         self.name = name
@@ -92,7 +94,7 @@ class ChatTemplate:
         except TemplateError as error:
             rule = f"is no Jinja template: {error}, line {getattr(error, 'lineno', '?')}."
             raise ConfigError(name, rule, "Correct the template.") from error
-        self.marks_targets: bool = environment.has_generation
+        self.marks_targets = environment.has_generation
 
     def render(self, messages: Messages, start: str = "", end: str = "") -> str:
         """Return the text of a conversation, what is generated between ``start`` and ``end``.

@@ -33,10 +33,10 @@ class ExactLossGPTModel(GPTModel):
         """Return the losses where there are labels, else what Megatron returns: hidden states or logits.
 
         Args:
-            hidden_states: [S, 1, D]; with sequence parallelism this rank's slice [S / TP, 1, D].
+            hidden_states: [T, 1, E]; with sequence parallelism this rank's slice [T / TP, 1, E].
             *args: Megatron's, in its order.
-            labels: int64 [1, S].
-            loss_mask: Factor of each token's loss [1, S].
+            labels: int64 [1, T].
+            loss_mask: Factor of each token's loss [1, T].
             **kwargs: Megatron's.
         """
         if not self.post_process or labels is None:

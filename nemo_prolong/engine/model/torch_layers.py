@@ -60,7 +60,7 @@ class DocumentAttention(MegatronModule):
         """Return attention inside documents, [T, H * C].
 
         Args:
-            query: [T, H, C], H heads of this tensor-parallel rank; T tokens of this context-parallel rank.
+            query: [T, H, C]; H and K count the heads of this tensor-parallel rank.
             key: [T, K, C].
             value: [T, K, C].
             attention_mask: Unused, documents are the mask.

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from nemo_prolong.config.schema import PrecisionConfig
+from nemo_prolong.data.batch import RankBatch
 from nemo_prolong.engine.te.fp8 import is_fp8
-from nemo_prolong.engine.training.packed_step import Batch, packed_data_step
+from nemo_prolong.engine.training.packed_step import packed_data_step
 
 _TILE_TOKENS = 16
 """FP8 matrix products want multiples of this in every dim; in the gradient of a weight, tokens are one."""
@@ -16,12 +17,12 @@ _BLOCK_TOKENS = 128
 """Blockwise scaling keeps one factor per 128 tokens and refuses to gather a shard that is no multiple of it."""
 
 
-def fp8_data_step(dataloader_iter: Iterator[Any]) -> Batch:
+def fp8_data_step(dataloader_iter: Iterator[Any]) -> RankBatch:
     """Return the next micro-batch as ``packed_data_step``, in multiples of 16 tokens per rank and chunk."""
     return packed_data_step(dataloader_iter, tile_tokens=_TILE_TOKENS)
 
 
-def fp8_block_data_step(dataloader_iter: Iterator[Any]) -> Batch:
+def fp8_block_data_step(dataloader_iter: Iterator[Any]) -> RankBatch:
     """Return the next micro-batch as ``packed_data_step``, in multiples of 128 tokens per rank and chunk."""
     return packed_data_step(dataloader_iter, tile_tokens=_BLOCK_TOKENS)
 

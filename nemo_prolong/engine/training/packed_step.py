@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,53 +18,53 @@ from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
+from nemo_prolong.data.batch import PackedBatch, RankBatch
 from nemo_prolong.ops.context_parallel import DocumentPartition
 from nemo_prolong.ops.linear_cross_entropy import HeadLoss
 from nemo_prolong.ops.token_loss import LossSums, loss_sums, position_buckets
 from nemo_prolong.telemetry.positions import position_starts, starts_on
 
-Batch = dict[str, Any]
 
-_DEVICE_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens")
+def packed_data_step(dataloader_iter: Iterator[Any], tile_tokens: int = 1) -> RankBatch:
+    """Return this rank's part of the next micro-batch, on its device.
 
-
-def packed_data_step(dataloader_iter: Iterator[Any], tile_tokens: int = 1) -> Batch:
-    """Return the next micro-batch with its tensors on this rank's device.
-
-    The batch is what ``data.dataset.collate_rows`` makes: tokens, labels, loss_mask, position_ids [1, S], cu_seqlens
-    int32 [D+1], max_seqlen int, domain list of str, real_tokens int. Where context-parallel ranks share the row, every
-    document is split over them: tokens, labels, loss_mask and position_ids are then [1, P / CP], cu_seqlens and
-    max_seqlen are those of the padded row of P tokens, and ``partition`` says which tokens are here. ``max_seqlen``
-    comes out as the next power of two, see ``bucket_of``. ``equal_documents`` is new, see ``DocumentSeqParams``, and so
-    is what telemetry wants to know: ``row_tokens`` (S), ``squared_tokens`` (sum over the documents of the square of
-    their tokens) and ``data_wait_seconds``.
+    Where context-parallel ranks share the row, every document is split over them.
 
     Args:
-        dataloader_iter: Micro-batches.
+        dataloader_iter: Gives a ``PackedBatch``, or, as Lightning's does, a tuple that begins with one.
         tile_tokens: Where ranks share the row, it is padded so that each rank's part comes in multiples of twice this.
     """
     started = time.perf_counter()
-    batch = next(dataloader_iter)
+    fetched = next(dataloader_iter)
     waited = time.perf_counter() - started
-    if isinstance(batch, tuple):
-        batch = batch[0]
-    batch = {**batch, **_sizes(batch), "data_wait_seconds": waited}
+    whole: PackedBatch = fetched[0] if isinstance(fetched, tuple) else fetched
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    batch = {"partition": None, **_over_context_ranks(batch, device, tile_tokens)}
-    partition = batch["partition"]
+    partition = _partition(whole, device, tile_tokens)
+    here = whole if partition is None else _part_of(whole, partition)
     # On the host, before the boundaries move to the device: looking at them there would make the host wait.
-    boundaries = batch["cu_seqlens"].numpy() if partition is None else partition.padded_boundaries
-    batch["equal_documents"] = equal_documents(boundaries)
-    batch["max_seqlen"] = bucket_of(batch["max_seqlen"])
-    return {key: value.to(device, non_blocking=True) if key in _DEVICE_KEYS else value for key, value in batch.items()}
+    boundaries = whole.cu_seqlens.numpy() if partition is None else partition.padded_boundaries
+    return RankBatch(
+        tokens=here.tokens.to(device, non_blocking=True),
+        labels=here.labels.to(device, non_blocking=True),
+        loss_mask=here.loss_mask.to(device, non_blocking=True),
+        position_ids=here.position_ids.to(device, non_blocking=True),
+        cu_seqlens=here.cu_seqlens.to(device, non_blocking=True),
+        max_seqlen=bucket_of(here.max_seqlen),
+        partition=partition,
+        equal_documents=equal_documents(boundaries),
+        domain=whole.domain,
+        row_tokens=whole.tokens.shape[1],
+        real_tokens=whole.real_tokens,
+        squared_tokens=_squared_tokens(whole),
+        data_wait_seconds=waited,
+    )
 
 
-def _sizes(batch: Batch) -> dict[str, int]:
-    """Return the tokens of the whole row and the sum of the squares of its documents' tokens, padding left out."""
-    lengths = np.diff(batch["cu_seqlens"].numpy()).astype(np.int64)
-    row_tokens = batch["tokens"].shape[1]
-    documents = lengths[:-1] if batch["real_tokens"] < row_tokens else lengths
-    return {"row_tokens": row_tokens, "squared_tokens": int((documents**2).sum())}
+def _squared_tokens(batch: PackedBatch) -> int:
+    """Return the sum of the squares of the documents' tokens; the last document of a short row is its padding."""
+    lengths = np.diff(batch.cu_seqlens.numpy()).astype(np.int64)
+    documents = lengths[:-1] if batch.real_tokens < batch.tokens.shape[1] else lengths
+    return int((documents**2).sum())
 
 
 def bucket_of(max_seqlen: int) -> int:
@@ -92,23 +92,28 @@ def equal_documents(boundaries: np.ndarray) -> int | None:
     return len(lengths) if (lengths == lengths[0]).all() else None
 
 
-def _over_context_ranks(batch: Batch, device: torch.device, tile_tokens: int) -> Batch:
-    """Return this context-parallel rank's part of a micro-batch; all of it where there is one rank."""
+def _partition(batch: PackedBatch, device: torch.device, tile_tokens: int) -> DocumentPartition | None:
+    """Return how context-parallel ranks share the row; None where there is one rank."""
     size = parallel_state.get_context_parallel_world_size()
     if size == 1:
-        return batch
+        return None
     # Sequence parallelism splits what a rank has once more.
     row_multiple = 2 * tile_tokens * size * parallel_state.get_tensor_model_parallel_world_size()
     rank = parallel_state.get_context_parallel_rank()
-    partition = DocumentPartition.of_row(batch["cu_seqlens"], size, rank, row_multiple, device)
-    parts = partition.split_row(batch)
-    return {
-        **batch,
-        **parts,
-        "cu_seqlens": partition.cu_seqlens,
-        "max_seqlen": partition.max_seqlen,
-        "partition": partition,
-    }
+    return DocumentPartition.of_row(batch.cu_seqlens, size, rank, row_multiple, device)
+
+
+def _part_of(batch: PackedBatch, partition: DocumentPartition) -> PackedBatch:
+    """Return this rank's tokens [1, T] of a micro-batch, with the boundaries of the padded row."""
+    return replace(
+        batch,
+        tokens=partition.split(batch.tokens),
+        labels=partition.split(batch.labels),
+        loss_mask=partition.split(batch.loss_mask),
+        position_ids=partition.split_positions(batch.position_ids),
+        cu_seqlens=partition.cu_seqlens,
+        max_seqlen=partition.max_seqlen,
+    )
 
 
 @dataclass
@@ -148,26 +153,23 @@ def packed_seq_params(
     )
 
 
-def packed_forward_step(model: torch.nn.Module, batch: Batch) -> HeadLoss | torch.Tensor:
+def packed_forward_step(model: torch.nn.Module, batch: RankBatch) -> HeadLoss | torch.Tensor:
     """Return the losses on the last pipeline stage, hidden states elsewhere."""
     return model(
-        input_ids=batch["tokens"],
-        position_ids=batch["position_ids"],
+        input_ids=batch.tokens,
+        position_ids=batch.position_ids,
         attention_mask=None,
-        labels=batch["labels"],
-        loss_mask=batch["loss_mask"],
-        packed_seq_params=packed_seq_params(
-            batch["cu_seqlens"], batch["max_seqlen"], batch["partition"], batch["equal_documents"]
-        ),
+        labels=batch.labels,
+        loss_mask=batch.loss_mask,
+        packed_seq_params=packed_seq_params(batch.cu_seqlens, batch.max_seqlen, batch.partition, batch.equal_documents),
     )
 
 
-def _loss_by_position(batch: Batch, token_losses: torch.Tensor) -> LossSums:
+def _loss_by_position(batch: RankBatch, token_losses: torch.Tensor) -> LossSums:
     """Return the losses [G] of this rank's tokens by the position that each predicts."""
-    row_tokens = batch["row_tokens"]
-    predicted = batch["position_ids"].flatten() + 1
-    groups = position_buckets(predicted, starts_on(predicted.device, row_tokens))
-    return loss_sums(token_losses, batch["loss_mask"].flatten(), groups, len(position_starts(row_tokens)))
+    predicted = batch.position_ids.flatten() + 1
+    groups = position_buckets(predicted, starts_on(predicted.device, batch.row_tokens))
+    return loss_sums(token_losses, batch.loss_mask.flatten(), groups, len(position_starts(batch.row_tokens)))
 
 
 class ExactLossReduction(MaskedTokenLossReduction):
@@ -187,7 +189,7 @@ class ExactLossReduction(MaskedTokenLossReduction):
         super().__init__(validation_step=validation_step)
         self.per_device = per_device
 
-    def forward(self, batch: Batch, forward_out: HeadLoss) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    def forward(self, batch: RankBatch, forward_out: HeadLoss) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Return (loss to differentiate, what Megatron divides the sum of all by, int32, report).
 
         The report holds ``loss_sum_and_ub_size``, float64 [2]: sum of token losses, target tokens; and what it is made
@@ -195,12 +197,12 @@ class ExactLossReduction(MaskedTokenLossReduction):
         """
         # Not by name: mixed precision makes a plain tuple of it.
         loss_sum, token_losses = forward_out
-        loss_mask = batch["loss_mask"].flatten().double()
+        loss_mask = batch.loss_mask.flatten().double()
         target_tokens = loss_mask.sum()
         report = {
             "loss_sum_and_ub_size": torch.stack([(token_losses.double() * loss_mask).sum(), target_tokens]),
             "loss_by_position": _loss_by_position(batch, token_losses),
-            "domain": batch["domain"][0],
+            "domain": batch.domain,
         }
         if self.per_device:
             has_targets = (target_tokens > 0).to(torch.int)

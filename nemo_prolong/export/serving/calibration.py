@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nemo_prolong.config.schema import MixtureEntry
+from nemo_prolong.data.batch import PackedRow
 from nemo_prolong.data.dataset import PackedRowDataset
 from nemo_prolong.errors import ExportError
 from nemo_prolong.records.stage_manifest import StageManifest
@@ -51,11 +52,9 @@ def calibration_documents(manifest: StageManifest, rows: int, length: int) -> li
     return documents
 
 
-def _documents(row: dict[str, object], length: int) -> Iterator[Tensor]:
+def _documents(row: PackedRow, length: int) -> Iterator[Tensor]:
     """Yield the documents of a row without the padding at its end; a single token says nothing."""
-    tokens, bounds, real = row["tokens"], row["cu_seqlens"], row["real_tokens"]
-    assert isinstance(tokens, Tensor) and isinstance(bounds, Tensor) and isinstance(real, int)
-    edges = torch.clamp(bounds, max=real).tolist()
+    edges = torch.clamp(row.cu_seqlens, max=row.real_tokens).tolist()
     for start, end in itertools.pairwise(edges):
         if end - start > 1:
-            yield tokens[start : min(end, start + length)]
+            yield row.tokens[start : min(end, start + length)]

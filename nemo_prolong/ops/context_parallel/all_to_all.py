@@ -6,9 +6,11 @@ document attention of the padded row.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.ops.attention import document_attention
@@ -19,13 +21,13 @@ class _AllToAll(torch.autograd.Function):
     """Slice i of rank j becomes slice j of rank i, [CP, ...]; its own inverse, so its backward is itself."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, slices: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    def forward(ctx: Any, slices: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
         ctx.group = group
         return _exchange(slices, group)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return _exchange(gradient, ctx.group), None
 
 
@@ -47,11 +49,20 @@ def heads_attention(
     _check_heads(heads[0], heads[1], size)
     # [T, CP, (H + 2K) / CP, C]: the heads that one rank will compute lie together.
     by_rank = torch.cat([x.unflatten(1, (size, -1)) for x in (query, key, value)], dim=2)
-    ranks = _AllToAll.apply(by_rank.transpose(0, 1), group).flatten(0, 1)
-    row = ranks.index_select(0, partition.rank_major_of_padded).split([count // size for count in heads], dim=1)
-    output = document_attention(*row, partition.cu_seqlens, softmax_scale, partition.max_seqlen)
+    ranks = _all_to_all(by_rank.transpose(0, 1), group).flatten(0, 1)
+    row = ranks.index_select(0, partition.rank_major_of_padded)
+    row_query, row_key, row_value = row.split([count // size for count in heads], dim=1)
+    output = document_attention(
+        row_query, row_key, row_value, partition.cu_seqlens, softmax_scale, partition.max_seqlen
+    )
     ranks = output.index_select(0, partition.padded_of_rank_major).unflatten(0, (size, -1))
-    return _AllToAll.apply(ranks, group).transpose(0, 1).flatten(1, 2)
+    return _all_to_all(ranks, group).transpose(0, 1).flatten(1, 2)
+
+
+def _all_to_all(slices: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """Return [CP, ...] with slice i of rank j as slice j of rank i; differentiable."""
+    exchanged: torch.Tensor = _AllToAll.apply(slices, group)  # type: ignore[no-untyped-call]  # torch: untyped apply
+    return exchanged
 
 
 def _exchange(slices: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:

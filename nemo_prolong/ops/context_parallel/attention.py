@@ -29,9 +29,9 @@ def context_parallel_attention(
     All ranks of the group call it together, with partitions of the same row.
 
     Args:
-        query: Queries of this rank's shard [P / CP, H, C], in the order of ``partition``, already rotated.
-        key: Keys of the shard [P / CP, K, C] with K dividing H.
-        value: Values of the shard [P / CP, K, C].
+        query: Queries of this rank's shard [T, H, C], in the order of ``partition``, already rotated.
+        key: Keys of the shard [T, K, C] with K dividing H.
+        value: Values of the shard [T, K, C].
         partition: How the row is split, for this rank.
         group: The context-parallel process group, rank r of which holds shard r; the default group if None.
         comm_type: ``p2p`` (ring, least memory, transfers hidden behind computing), ``all_gather`` (two kernel calls
@@ -40,7 +40,7 @@ def context_parallel_attention(
         softmax_scale: Factor on the scores; ``C ** -0.5`` by default.
 
     Returns:
-        Output of the shard's queries [P / CP, H, C] in the dtype of ``query``.
+        Output of the shard's queries [T, H, C] in the dtype of ``query``.
 
     Raises:
         ConfigError: If ``comm_type`` is none of these, or is a2a and the heads do not divide by the ranks.

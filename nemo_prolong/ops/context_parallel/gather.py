@@ -6,9 +6,11 @@ gathered again in the backward pass instead of kept, so that what a layer saves 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from nemo_prolong.ops.attention import attention_backward, empty_partial, merge_attention
 from nemo_prolong.ops.attention_kernels import accumulation_dtype
@@ -24,7 +26,7 @@ class GatherAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -44,24 +46,25 @@ class GatherAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of query, key and value, summed in ``accumulation_dtype`` over the ranks."""
         query, key, value, output, lse = ctx.saved_tensors
         row_key, row_value = _gather_row(key, value, ctx.partition, ctx.group)
-        gradients = tuple(
-            torch.zeros(x.shape, dtype=accumulation_dtype(query.dtype), device=query.device)
-            for x in (query, row_key, row_value)
+        dtype = accumulation_dtype(query.dtype)
+        grad_query, grad_row_key, grad_row_value = (
+            torch.zeros(x.shape, dtype=dtype, device=query.device) for x in (query, row_key, row_value)
         )
+        gradients = grad_query, grad_row_key, grad_row_value
         for block in ctx.partition.blocks_of_padded_row:
             attention_backward(gradients, grad_output, query, row_key, row_value, output, lse, block, ctx.softmax_scale)
-        grad_key, grad_value = _scatter_row(*gradients[1:], ctx.partition, ctx.group).to(key.dtype)
-        return gradients[0].to(query.dtype), grad_key, grad_value, None, None, None
+        grad_key, grad_value = _scatter_row(grad_row_key, grad_row_value, ctx.partition, ctx.group).to(key.dtype)
+        return grad_query.to(query.dtype), grad_key, grad_value, None, None, None
 
 
 def _gather_row(
     key: torch.Tensor, value: torch.Tensor, partition: DocumentPartition, group: dist.ProcessGroup | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return keys and values of the padded row [P, K, C] from the shards [P / CP, K, C] of all ranks."""
+    """Return keys and values of the padded row [P, K, C] from the shards [T, K, C] of all ranks."""
     shard = torch.stack((key, value), dim=1)
     ranks = shard.new_empty((partition.row_length, *shard.shape[1:]))
     _all_gather(ranks, shard, group=group)
@@ -72,7 +75,7 @@ def _gather_row(
 def _scatter_row(
     grad_key: torch.Tensor, grad_value: torch.Tensor, partition: DocumentPartition, group: dist.ProcessGroup | None
 ) -> torch.Tensor:
-    """Return this rank's part [2, P / CP, K, C] of the gradients [P, K, C] summed over the ranks."""
+    """Return this rank's part [2, T, K, C] of the gradients [P, K, C] summed over the ranks."""
     ranks = torch.stack((grad_key, grad_value), dim=1).index_select(0, partition.padded_of_rank_major)
     shard = ranks.new_empty((partition.shard_length, *ranks.shape[1:]))
     _reduce_scatter(shard, ranks, group=group)

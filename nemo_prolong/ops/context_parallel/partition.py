@@ -10,17 +10,14 @@ shards of all ranks one after the other [P]. Within a shard documents keep their
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nemo_prolong.ops.attention import AttentionBlock
-
-ROW_KEYS = ("tokens", "labels", "loss_mask", "position_ids")
-"""The tensors of a row that have one value per token; padding is 0 in each but the positions, which run on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +32,8 @@ class DocumentPartition:
         device: Where index tensors and split tensors live.
     """
 
-    boundaries: np.ndarray
-    padded_boundaries: np.ndarray
+    boundaries: NDArray[np.int64]
+    padded_boundaries: NDArray[np.int64]
     context_parallel_size: int
     rank: int
     device: torch.device
@@ -94,17 +91,17 @@ class DocumentPartition:
         return torch.from_numpy(self.padded_boundaries.astype(np.int32)).to(self.device)
 
     @cached_property
-    def chunk_lengths(self) -> np.ndarray:
+    def chunk_lengths(self) -> NDArray[np.int64]:
         """Tokens of one chunk of each document, int64 [D]; 0 of an empty document."""
         return np.diff(self.padded_boundaries) // (2 * self.context_parallel_size)
 
     @cached_property
-    def shard_starts(self) -> np.ndarray:
+    def shard_starts(self) -> NDArray[np.int64]:
         """Where each document begins in every shard, int64 [D]."""
         return self.padded_boundaries[:-1] // self.context_parallel_size
 
     def split(self, row: torch.Tensor, fill: float = 0) -> torch.Tensor:
-        """Return this rank's tokens of ``row`` [..., S], as [..., P / CP] on the partition's device.
+        """Return this rank's tokens of ``row`` [..., S], as [..., T] on the partition's device.
 
         Args:
             row: One value per token in its last dim.
@@ -114,24 +111,24 @@ class DocumentPartition:
         source = self._source.to(row.device)
         return row.index_select(-1, source.clamp(min=0)).masked_fill(source < 0, fill).to(self.device)
 
-    def split_row(self, row: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return this rank's part of the token-wise tensors of a row or micro-batch (``ROW_KEYS``).
+    def split_positions(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Return this rank's part of the positions in the documents; those of padding run on.
 
         Args:
-            row: Tensors [..., S] by name; other names are not looked at.
+            position_ids: Integers [..., S].
+
+        Returns:
+            [..., T] in the dtype of ``position_ids``, on the partition's device.
         """
-        parts = {key: self.split(row[key]) for key in ROW_KEYS if key in row}
-        if "position_ids" in parts:
-            padding = (self._source < 0).to(self.device)
-            running_on = self._positions.to(self.device, parts["position_ids"].dtype)
-            parts["position_ids"] = torch.where(padding, running_on, parts["position_ids"])
-        return parts
+        padding = (self._source < 0).to(self.device)
+        running_on = self._positions.to(self.device, position_ids.dtype)
+        return torch.where(padding, running_on, self.split(position_ids))
 
     def join(self, shards: torch.Tensor) -> torch.Tensor:
         """Return the row from the shards of all ranks, without padding: the inverse of ``split``.
 
         Args:
-            shards: [CP, P / CP, ...], rank r's shard at index r.
+            shards: [CP, T, ...], rank r's shard at index r.
 
         Returns:
             [S, ...].
@@ -196,17 +193,17 @@ class DocumentPartition:
 
     def _block(
         self,
-        query_starts: np.ndarray,
-        query_lengths: np.ndarray,
-        key_starts: np.ndarray,
-        key_lengths: np.ndarray,
+        query_starts: NDArray[np.int64],
+        query_lengths: NDArray[np.int64],
+        key_starts: NDArray[np.int64],
+        key_lengths: NDArray[np.int64],
         causal: bool = False,
     ) -> AttentionBlock:
         return AttentionBlock(query_starts, query_lengths, key_starts, key_lengths, causal, self.device)
 
     @cached_property
-    def _shard_offsets(self) -> tuple[np.ndarray, np.ndarray]:
-        """For every token of this shard its document, and its offset in the padded document, int64 [P / CP]."""
+    def _shard_offsets(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For every token of this shard its document, and its offset in the padded document, int64 [T]."""
         lengths = 2 * self.chunk_lengths
         document = np.repeat(np.arange(len(lengths)), lengths)
         chunk_length = self.chunk_lengths[document]
@@ -220,7 +217,7 @@ class DocumentPartition:
 
     @cached_property
     def _source(self) -> torch.Tensor:
-        """For every token of this shard its place in the row, -1 of padding; int64 [P / CP]."""
+        """For every token of this shard its place in the row, -1 of padding; int64 [T]."""
         document, offset = self._shard_offsets
         real = offset < np.diff(self.boundaries)[document]
         return torch.from_numpy(np.where(real, self.boundaries[document] + offset, -1))
@@ -233,7 +230,7 @@ class DocumentPartition:
         return self.rank_major_of_padded[torch.from_numpy(padded).to(self.device)]
 
 
-def _offsets(lengths: np.ndarray) -> np.ndarray:
+def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return 0 to length - 1 for each length, one after the other."""
     ends = lengths.cumsum()
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)

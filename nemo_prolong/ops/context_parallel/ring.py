@@ -9,10 +9,11 @@ and backward three of their gradients (computed, leaving, arriving).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from nemo_prolong.ops.attention import attention_backward, empty_partial, merge_attention
 from nemo_prolong.ops.attention_kernels import accumulation_dtype
@@ -66,7 +67,7 @@ class RingAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -90,7 +91,7 @@ class RingAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of query, key and value, summed in ``accumulation_dtype`` on the way."""
         query, key, value, output, lse = ctx.saved_tensors
         ring, dtype = _Ring(ctx.group), accumulation_dtype(query.dtype)
@@ -110,5 +111,6 @@ class RingAttention(torch.autograd.Function):
                 grad_shard += following.wait()
             following = ring.pass_on(grad_shard, _GRADIENT_TAG)
             shard = transfer.wait() if transfer else shard
+        assert following is not None, "a ring has a rank"
         grad_key, grad_value = following.wait().to(key.dtype)
         return grad_query.to(query.dtype), grad_key, grad_value, None, None, None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from nemo_prolong.data.epochs import MAX_EPOCHS
-from nemo_prolong.records.data_manifest import DomainSplit, Manifest, RowSet, Stage
+from nemo_prolong.records.data_manifest import DataManifest, DomainSplit, RowSetFacts, StageFacts
 from nemo_prolong.report import numbers
 from nemo_prolong.report.charts import Axis
 from nemo_prolong.report.data_card.charts import (
@@ -37,7 +37,7 @@ _REASON_STYLES = (1, 4, 5, 3, 0)
 # ---- document lengths -----------------------------------------------------------------------------------------------
 
 
-def length_figures(manifest: Manifest) -> list[Figure]:
+def length_figures(manifest: DataManifest) -> list[Figure]:
     """Draw the lengths of every domain's documents; all on one scale, so that they compare."""
     domains = [(name, splits.get("train") or next(iter(splits.values()))) for name, splits in manifest.domains.items()]
     domains = [(name, facts) for name, facts in domains if facts.length_histogram.buckets]
@@ -90,7 +90,7 @@ def _length_series(style: int, shares: list[float], what: str, buckets: range, n
 # ---- stages ---------------------------------------------------------------------------------------------------------
 
 
-def stage_figure(manifest: Manifest, name: str, stage: Stage) -> Figure:
+def stage_figure(manifest: DataManifest, name: str, stage: StageFacts) -> Figure:
     """Draw what a stage takes of every row set against what is there."""
     taken = {path: taken_tokens(manifest, stage, path) for path in stage.row_sets}
     # A domain may hold far more than any stage takes; its outline then runs out of the chart.
@@ -114,7 +114,7 @@ def stage_figure(manifest: Manifest, name: str, stage: Stage) -> Figure:
     )
 
 
-def _stage_bar(stage: Stage, path: str, taken: int, row_set: RowSet) -> StackedBar:
+def _stage_bar(stage: StageFacts, path: str, taken: int, row_set: RowSetFacts) -> StackedBar:
     entry = stage.row_sets[path]
     once = min(taken, row_set.tokens)
     words = f"{path}: {numbers.tokens(taken)} taken of {numbers.tokens(row_set.tokens)}, {entry.epochs:.2f} epochs"
@@ -131,7 +131,7 @@ def _stage_bar(stage: Stage, path: str, taken: int, row_set: RowSet) -> StackedB
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
-def packing_figure(manifest: Manifest) -> Figure:
+def packing_figure(manifest: DataManifest) -> Figure:
     """Draw which share of its input is in the rows of every row set, and why the rest is not."""
     reasons = drop_reasons(manifest)
     styles = {reason: _REASON_STYLES[number % len(_REASON_STYLES)] for number, reason in enumerate(reasons)}
@@ -148,7 +148,7 @@ def packing_figure(manifest: Manifest) -> Figure:
     )
 
 
-def _packing_bar(path: str, entry: RowSet, styles: dict[str, int]) -> StackedBar:
+def _packing_bar(path: str, entry: RowSetFacts, styles: dict[str, int]) -> StackedBar:
     total = max(entry.input_tokens, 1)
     segments = [Segment(entry.tokens / total, _TOKENS, f"{path}: {numbers.percent(entry.tokens / total)} in rows")]
     for reason, style in styles.items():
@@ -159,7 +159,7 @@ def _packing_bar(path: str, entry: RowSet, styles: dict[str, int]) -> StackedBar
     return StackedBar(path, text, segments)
 
 
-def attention_figure(manifest: Manifest) -> Figure:
+def attention_figure(manifest: DataManifest) -> Figure:
     """Draw the cost of document attention against rows of one document."""
     bars = []
     for path, entry in manifest.row_sets.items():

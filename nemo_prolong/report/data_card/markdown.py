@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from nemo_prolong.records.data_manifest import Manifest, Samples
+from nemo_prolong.records.data_manifest import DataManifest, Samples
 from nemo_prolong.report.data_card import tables
 from nemo_prolong.report.data_card.page import headline_tiles, sample_facts, subtitle, title
 from nemo_prolong.report.training.tables import Table
@@ -24,7 +24,7 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(lambda match: f"\\{match[0]}", line)
 
 
-def render(manifest: Manifest, samples: Samples, manifest_sha256: str) -> str:
+def render(manifest: DataManifest, samples: Samples, manifest_sha256: str) -> str:
     """Return the whole card."""
     blocks = [f"# {escape(title(manifest))}", escape(subtitle(manifest))]
     tiles = headline_tiles(manifest)
@@ -49,7 +49,7 @@ def render(manifest: Manifest, samples: Samples, manifest_sha256: str) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _mixture(manifest: Manifest) -> Iterator[str]:
+def _mixture(manifest: DataManifest) -> Iterator[str]:
     domains = tables.domain_table(manifest)
     if domains is None:
         return

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from nemo_prolong.data.epochs import MAX_EPOCHS
-from nemo_prolong.records.data_manifest import Boundary, Manifest, MaskedPart, Sample, Samples
+from nemo_prolong.records.data_manifest import DataManifest, MaskedPart, Sample, SampleBoundary, Samples
 from nemo_prolong.report import numbers
 from nemo_prolong.report.data_card import figures, tables
 from nemo_prolong.report.data_card.charts import strip
@@ -44,7 +44,7 @@ class ShownSample:
     open: bool
 
 
-def render(manifest: Manifest, samples: Samples, manifest_sha256: str) -> str:
+def render(manifest: DataManifest, samples: Samples, manifest_sha256: str) -> str:
     """Return the whole page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PAGE),
@@ -87,14 +87,14 @@ def render(manifest: Manifest, samples: Samples, manifest_sha256: str) -> str:
     )
 
 
-def title(manifest: Manifest) -> str:
+def title(manifest: DataManifest) -> str:
     """Return the heading of the card."""
     tokens = sum(facts.tokens for _, _, facts in manifest.splits)
     lengths = tables.lengths_words(manifest)
     return f"{numbers.tokens(tokens)} tokens of {tables.listed(manifest.domains)}, in rows of {lengths}"
 
 
-def subtitle(manifest: Manifest) -> str:
+def subtitle(manifest: DataManifest) -> str:
     """Return what the directory is, in a sentence."""
     stages = f" for {tables.listed(manifest.stages)}" if manifest.stages else ""
     sources, sets = len(manifest.sources), len(manifest.row_sets)
@@ -104,7 +104,7 @@ def subtitle(manifest: Manifest) -> str:
     )
 
 
-def headline_tiles(manifest: Manifest) -> list[Tile]:
+def headline_tiles(manifest: DataManifest) -> list[Tile]:
     """Return the numbers that a reader wants first."""
     by_split: dict[str, int] = {}
     for _, split, facts in manifest.splits:
@@ -126,7 +126,7 @@ def headline_tiles(manifest: Manifest) -> list[Tile]:
     ]
 
 
-def _stages(manifest: Manifest) -> list[dict[str, Any]]:
+def _stages(manifest: DataManifest) -> list[dict[str, Any]]:
     return [
         {"figure": figures.stage_figure(manifest, name, stage), "table": tables.stage_table(manifest, stage)}
         for name, stage in manifest.stages.items()
@@ -166,7 +166,7 @@ def sample_facts(sample: Sample) -> str:
     return f"{words}, {sample.domain}" if sample.domain else words
 
 
-def _shown_boundary(boundary: Boundary) -> ShownBoundary:
+def _shown_boundary(boundary: SampleBoundary) -> ShownBoundary:
     return ShownBoundary(
         f"{boundary.position:,}",
         _parts(boundary.before, boundary.before_special),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nemo_prolong.data.epochs import MAX_EPOCHS
-from nemo_prolong.records.data_manifest import Histogram, Manifest, RowSet, Stage
+from nemo_prolong.records.data_manifest import DataManifest, LengthHistogram, RowSetFacts, StageFacts
 from nemo_prolong.report import numbers
 from nemo_prolong.report.training.tables import Cell, Table
 from nemo_prolong.units import format_bytes, format_tokens
@@ -25,7 +25,7 @@ REASONS = {
 """Why tokens are in no row, in words."""
 
 
-def documents_table(manifest: Manifest) -> Table:
+def documents_table(manifest: DataManifest) -> Table:
     """Return documents and tokens of every domain and split."""
     rows = []
     seen: set[str] = set()
@@ -42,7 +42,7 @@ def documents_table(manifest: Manifest) -> Table:
     return Table(head, rows, frozenset({0, 1}))
 
 
-def half_of_tokens(histogram: Histogram) -> str:
+def half_of_tokens(histogram: LengthHistogram) -> str:
     """Return the length from which on documents hold at least half of the tokens, as the edge of a bucket."""
     total, above = sum(histogram.tokens), 0
     for bucket in reversed(range(len(histogram.tokens))):
@@ -57,12 +57,12 @@ def bucket_words(bucket: int) -> str:
     return f"{format_tokens(2**bucket)}\u2013{format_tokens(2 ** (bucket + 1))}"
 
 
-def taken_tokens(manifest: Manifest, stage: Stage, path: str) -> int:
+def taken_tokens(manifest: DataManifest, stage: StageFacts, path: str) -> int:
     """Return the real tokens that a stage takes of a row set, repetitions counted."""
     return round(stage.row_sets[path].rows_taken * manifest.row_sets[path].tokens_per_row)
 
 
-def stage_table(manifest: Manifest, stage: Stage) -> Table:
+def stage_table(manifest: DataManifest, stage: StageFacts) -> Table:
     """Return a stage's mixture: what it wants of every row set, what is there and how often it is repeated."""
     taken = {path: taken_tokens(manifest, stage, path) for path in stage.row_sets}
     total = sum(taken.values()) or 1
@@ -83,7 +83,7 @@ def stage_table(manifest: Manifest, stage: Stage) -> Table:
     return Table(head, rows, frozenset({0, 1}))
 
 
-def domain_table(manifest: Manifest) -> Table | None:
+def domain_table(manifest: DataManifest) -> Table | None:
     """Return the share of every domain in every stage; None without stages."""
     if not manifest.stages:
         return None
@@ -99,7 +99,7 @@ def domain_table(manifest: Manifest) -> Table | None:
     return Table(["Domain", *manifest.stages], rows)
 
 
-def repetition_warnings(manifest: Manifest) -> list[str]:
+def repetition_warnings(manifest: DataManifest) -> list[str]:
     """Return a sentence for every row set that a stage repeats more often than the recipe repeats any."""
     return [
         f"{name} walks {entry.epochs:.2f} times through {path}, more than the {MAX_EPOCHS} times that ProLong's own "
@@ -111,7 +111,7 @@ def repetition_warnings(manifest: Manifest) -> list[str]:
     ]
 
 
-def row_sets_table(manifest: Manifest) -> Table:
+def row_sets_table(manifest: DataManifest) -> Table:
     """Return every row set and how well its rows are filled."""
     rows = [
         _cells(
@@ -131,7 +131,7 @@ def row_sets_table(manifest: Manifest) -> Table:
     return Table(head, rows, frozenset({0, 1, 2, 3}))
 
 
-def packing_words(entry: RowSet) -> str:
+def packing_words(entry: RowSetFacts) -> str:
     """Return how a row set is packed, e.g. ``split at 64K``."""
     return entry.packing + (f" at {format_tokens(entry.document_length)}" if entry.document_length else "")
 
@@ -141,7 +141,7 @@ def fill_words(fill: float) -> str:
     return numbers.percent(fill) if fill == 1 or fill < 0.999 else f"{100 * fill:.3f}%"
 
 
-def drop_reasons(manifest: Manifest) -> list[str]:
+def drop_reasons(manifest: DataManifest) -> list[str]:
     """Return every reason for which a token or a document was dropped, the known ones first."""
     given = {
         reason
@@ -153,7 +153,7 @@ def drop_reasons(manifest: Manifest) -> list[str]:
     return [*(reason for reason in REASONS if reason in given), *sorted(given - REASONS.keys())]
 
 
-def drops_table(manifest: Manifest) -> Table:
+def drops_table(manifest: DataManifest) -> Table:
     """Return what went into every row set and what is in no row, by reason."""
     reasons = drop_reasons(manifest)
     rows = []
@@ -185,7 +185,7 @@ def reason_words(reason: str) -> str:
     return REASONS.get(reason, reason.replace("_", " "))
 
 
-def attention_table(manifest: Manifest) -> Table:
+def attention_table(manifest: DataManifest) -> Table:
     """Return what document attention costs in every row set."""
     rows = [
         _cells(
@@ -202,7 +202,7 @@ def attention_table(manifest: Manifest) -> Table:
     return Table(head, rows)
 
 
-def pieces_table(manifest: Manifest) -> Table | None:
+def pieces_table(manifest: DataManifest) -> Table | None:
     """Return how the tokens of every row set lie in pieces by length; None without histograms."""
     histograms = {path: entry.length_histogram for path, entry in manifest.row_sets.items()}
     buckets = sorted({bucket for histogram in histograms.values() for bucket in histogram.buckets})
@@ -216,7 +216,7 @@ def pieces_table(manifest: Manifest) -> Table | None:
     return Table(["Row set", *map(bucket_words, buckets)], rows)
 
 
-def sources_table(manifest: Manifest) -> Table:
+def sources_table(manifest: DataManifest) -> Table:
     """Return what every source gave."""
     rows = [
         _cells(
@@ -248,7 +248,7 @@ def sources_table(manifest: Manifest) -> Table:
     return Table(head, rows, frozenset({0, 1, 2, 3}))
 
 
-def rejected_table(manifest: Manifest) -> Table | None:
+def rejected_table(manifest: DataManifest) -> Table | None:
     """Return how many documents were rejected, by source and reason; None where none was."""
     rows = [
         _cells(source.path, source.domain, reason, numbers.count(count.documents), format_bytes(count.bytes))
@@ -259,7 +259,7 @@ def rejected_table(manifest: Manifest) -> Table | None:
     return Table(["Source", "Domain", "Reason", "Documents", "Size"], rows, frozenset({0, 1, 2})) if rows else None
 
 
-def examples_table(manifest: Manifest) -> Table | None:
+def examples_table(manifest: DataManifest) -> Table | None:
     """Return documents that were rejected; None where none is named."""
     rows = [
         _cells(example.key, example.reason, example.detail, format_bytes(example.bytes))
@@ -269,7 +269,7 @@ def examples_table(manifest: Manifest) -> Table | None:
     return Table(["Document", "Reason", "What was wrong", "Size"], rows, frozenset({0, 1, 2})) if rows else None
 
 
-def files_table(manifest: Manifest) -> Table | None:
+def files_table(manifest: DataManifest) -> Table | None:
     """Return the first files of every source with their hashes; None where sources have no files."""
     rows: list[list[Cell]] = []
     for source in manifest.sources:
@@ -280,13 +280,13 @@ def files_table(manifest: Manifest) -> Table | None:
     return Table(["File", "Domain", "Size", "SHA-256"], rows, frozenset({0, 1, 3})) if rows else None
 
 
-def hashes_table(manifest: Manifest) -> Table:
+def hashes_table(manifest: DataManifest) -> Table:
     """Return the hash of every row set."""
     rows = [_cells(path, entry.sha256) for path, entry in manifest.row_sets.items()]
     return Table(["Row set", "SHA-256 of its index and shards"], rows, frozenset({0, 1}))
 
 
-def tokenizer_table(manifest: Manifest) -> Table:
+def tokenizer_table(manifest: DataManifest) -> Table:
     """Return what the tokens were made with."""
     inputs = [(source.input_bytes, source.tokens) for source in manifest.sources]
     tokens = sum(count for _, count in inputs)
@@ -303,13 +303,13 @@ def tokenizer_table(manifest: Manifest) -> Table:
     return Table(["Tokenizer", ""], [_cells(*fact) for fact in facts], frozenset({0, 1}))
 
 
-def software_table(manifest: Manifest) -> Table:
+def software_table(manifest: DataManifest) -> Table:
     """Return the software that the bytes depend on."""
     versions = {"python": manifest.python, **manifest.versions} if manifest.python else manifest.versions
     return Table(["Software", "Version"], [_cells(*item) for item in versions.items()])
 
 
-def lengths_words(manifest: Manifest) -> str:
+def lengths_words(manifest: DataManifest) -> str:
     """Return the row lengths of the directory: ``2K``, or ``512 to 8K``."""
     lengths = [entry.seq_length for entry in manifest.row_sets.values()]
     low, high = min(lengths), max(lengths)

@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 
 from nemo_prolong.files import write_text_atomically
-from nemo_prolong.records.data_manifest import MANIFEST, SAMPLES, Manifest, Samples, read
+from nemo_prolong.records.data_manifest import MANIFEST, SAMPLES, DataManifest, Samples, read_for_card
 from nemo_prolong.report.data_card import markdown, page
 
 
@@ -20,8 +20,8 @@ def write_card(directory: Path) -> None:
     Raises:
         DataError: If ``manifest.json`` or ``samples.json`` is missing or does not say what a card needs.
     """
-    manifest = read(directory / MANIFEST, Manifest)
-    samples = read(directory / SAMPLES, Samples)
+    manifest = read_for_card(directory / MANIFEST, DataManifest)
+    samples = read_for_card(directory / SAMPLES, Samples)
     sha256 = hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
     write_text_atomically(directory / "card.html", page.render(manifest, samples, sha256))
     write_text_atomically(directory / "card.md", markdown.render(manifest, samples, sha256))

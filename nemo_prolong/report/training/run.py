@@ -11,7 +11,7 @@ from nemo_prolong.report.training.html import render
 from nemo_prolong.report.training.read import read_lineage
 from nemo_prolong.report.training.summary import summarize
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def write_report(cfg: ReportConfig) -> tuple[Path, Path]:
@@ -26,5 +26,5 @@ def write_report(cfg: ReportConfig) -> tuple[Path, Path]:
     summary = page.with_name("summary.json")
     write_json_atomically(summary, summarize(lineage))
     write_text_atomically(page, render(lineage, cfg))
-    logger.info("%s: %d stages; numbers in %s", page, len(lineage.stages), summary)
+    log.info("%s: %d stages; numbers in %s", page, len(lineage.stages), summary)
     return page, summary

@@ -1,7 +1,6 @@
 """One directory of many small shards that tests copy."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest

@@ -9,10 +9,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.mds_examples import ALL_COLUMNS, SMALL_COLUMNS, edit_index, flip, numbered_row, same_row, varied_row, write
 
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.errors import DataError
+from tests.support.mds_examples import (
+    ALL_COLUMNS,
+    SMALL_COLUMNS,
+    edit_index,
+    flip,
+    numbered_row,
+    same_row,
+    varied_row,
+    write,
+)
 
 
 @pytest.fixture(scope="session", params=[(), ("sha256",)], ids=["plain", "hashed"])

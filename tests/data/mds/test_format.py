@@ -15,10 +15,10 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.mds_examples import COLUMNS, SMALL_COLUMNS, golden_row, numbered_row, packed_row, write
 
 from nemo_prolong.data.mds import OFFSET_BYTES, MdsReader, ShardFormat
 from nemo_prolong.errors import ConfigError, DataError
+from tests.support.mds_examples import COLUMNS, SMALL_COLUMNS, golden_row, numbered_row, packed_row, write
 
 # What mosaicml-streaming 0.13.0 writes for `golden_row`; `make test-interop` compares with the library itself.
 GOLDEN_HEAD = bytes.fromhex("010000003501000079010000")

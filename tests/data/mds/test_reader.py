@@ -11,6 +11,9 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from nemo_prolong.data.mds import MdsReader, hashing, reader
+from nemo_prolong.errors import DataError
 from tests.support.mds_examples import (
     ALL_COLUMNS,
     COLUMNS,
@@ -23,9 +26,6 @@ from tests.support.mds_examples import (
     varied_row,
     write,
 )
-
-from nemo_prolong.data.mds import MdsReader, hashing, reader
-from nemo_prolong.errors import DataError
 
 
 @settings(max_examples=20, deadline=None)

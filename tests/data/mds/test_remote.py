@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.mds_examples import COLUMNS, SMALL_COLUMNS, domains, numbered_row, packed_row, same_row, write
 
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.storage import stores
 from nemo_prolong.errors import DataError
+from tests.support.mds_examples import COLUMNS, SMALL_COLUMNS, domains, numbered_row, packed_row, same_row, write
 
 Upload = Callable[[Path], str]
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.support.mds_examples import SMALL_COLUMNS, numbered_row
 
 from nemo_prolong.data.mds import MdsReader, MdsWriter
 from nemo_prolong.errors import DataError
+from tests.support.mds_examples import SMALL_COLUMNS, numbered_row
 
 
 def test_a_failed_writer_leaves_nothing_behind(tmp_path: Path) -> None:

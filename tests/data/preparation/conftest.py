@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nemo_prolong.config.rules import check
 from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.rules import check
 from nemo_prolong.data.preparation.run import prepare
-
 from tests.support.mixed import ROW_SETS, write_mixed
 
 

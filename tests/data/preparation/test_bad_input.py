@@ -14,6 +14,7 @@ from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.data.preparation.run import prepare
 from nemo_prolong.errors import DataError
+from nemo_prolong.records.data_manifest import DataManifest
 
 Configure = Callable[..., PrepareConfig]
 ROW_SETS = [{"path": "rows", "domain": "d", "seq_length": 16}]
@@ -25,8 +26,8 @@ def lines(path: Path, *records: Any) -> Path:
 
 
 @pytest.fixture
-def run(mixed_config: Configure, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    def prepare_source(path: Path, **source: Any) -> dict[str, Any]:
+def run(mixed_config: Configure, tmp_path: Path) -> Callable[..., DataManifest]:
+    def prepare_source(path: Path, **source: Any) -> DataManifest:
         cfg = mixed_config(
             tmp_path / "data",
             sources=[{"domain": "d", "path": str(path), **source}],
@@ -50,44 +51,44 @@ BAD: dict[str, tuple[bytes | dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_document_stops_the_run_by_name_or_is_dropped_and_counted(
-    name: str, run: Callable[..., dict[str, Any]], tmp_path: Path
+    name: str, run: Callable[..., DataManifest], tmp_path: Path
 ) -> None:
     record, place, reason = BAD[name]
     path = lines(tmp_path / "bad.jsonl", GOOD, record, GOOD)
     with pytest.raises(DataError, match=place):
         run(path)
     assert not (tmp_path / "data").exists()
-    [source] = run(path, on_bad_document="drop")["sources"]
-    assert source["documents"] == 2
-    assert source["rejected"][reason]["documents"] == 1 and list(source["rejected"]) == [reason]
-    assert source["rejected_examples"][0]["reason"] == reason
+    [source] = run(path, on_bad_document="drop").sources
+    assert source.documents == 2
+    assert source.rejected[reason].documents == 1 and list(source.rejected) == [reason]
+    assert source.rejected_examples[0].reason == reason
 
 
 def test_a_conversation_without_an_answer_is_refused_or_dropped_and_counted(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
+    run: Callable[..., DataManifest], tmp_path: Path
 ) -> None:
     question = {"role": "user", "content": "window buffer? " * 10}
     answer = {"role": "assistant", "content": "token length. " * 10}
     path = lines(tmp_path / "chat.jsonl", {"messages": [question, answer]}, {"messages": [question]})
     with pytest.raises(DataError, match=r"chat.jsonl@\d+: .*has no answer to learn from"):
         run(path, messages_field="messages")
-    [source] = run(path, messages_field="messages", on_bad_document="drop")["sources"]
-    assert (source["documents"], list(source["rejected"])) == (1, ["unusable_conversation"])
+    [source] = run(path, messages_field="messages", on_bad_document="drop").sources
+    assert (source.documents, list(source.rejected)) == (1, ["unusable_conversation"])
 
 
 def test_tokens_beyond_the_vocabulary_are_refused_or_dropped_and_counted(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
+    run: Callable[..., DataManifest], tmp_path: Path
 ) -> None:
     with MdsWriter(tmp_path / "tokens", {"input_ids": "ndarray:uint32"}) as writer:
         writer.write({"input_ids": np.full(40, 299, np.uint32)})
         writer.write({"input_ids": np.full(40, 300, np.uint32)})
     with pytest.raises(DataError, match="has token ids from 300 to 300, the tokenizer has 300 tokens"):
         run(tmp_path / "tokens", format="tokenized_mds")
-    [source] = run(tmp_path / "tokens", format="tokenized_mds", on_bad_document="drop")["sources"]
-    assert (source["documents"], list(source["rejected"])) == (1, ["token_beyond_vocabulary"])
+    [source] = run(tmp_path / "tokens", format="tokenized_mds", on_bad_document="drop").sources
+    assert (source.documents, list(source.rejected)) == (1, ["token_beyond_vocabulary"])
 
 
-def test_a_missing_source_is_named(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_a_missing_source_is_named(run: Callable[..., DataManifest], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         run(tmp_path / "nowhere")
 

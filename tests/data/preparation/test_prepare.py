@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.mixed import ROW_SETS
 from tokenizers import Tokenizer
 
 from nemo_prolong.config.prepare_schema import PrepareConfig
@@ -20,6 +19,8 @@ from nemo_prolong.data.mds import MdsReader, MdsWriter
 from nemo_prolong.data.preparation.manifest import row_set_sha256
 from nemo_prolong.data.preparation.run import prepare
 from nemo_prolong.errors import DataError
+from nemo_prolong.records.data_manifest import ShardFacts
+from tests.support.mixed import ROW_SETS
 
 Configure = Callable[..., PrepareConfig]
 
@@ -46,7 +47,8 @@ def test_the_directory_holds_what_its_manifest_describes(prepared: Path) -> None
         assert entry["tokens"] == sum(len(row["input_ids"]) for row in rows)
         assert entry["documents"] == sum(len(row["indices"]) for row in rows)
         assert all(int(row["length"]) == len(row["input_ids"]) for row in rows)
-        assert entry["sha256"] == row_set_sha256((prepared / path / "index.json").read_bytes(), entry["shards"])
+        shards = {name: ShardFacts(**shard) for name, shard in entry["shards"].items()}
+        assert entry["sha256"] == row_set_sha256((prepared / path / "index.json").read_bytes(), shards)
         spans = np.concatenate([np.diff(row["indices"].astype(np.int64)) for row in rows])
         assert entry["sum_squared_lengths"] == int((spans**2).sum())
         assert entry["fill"] == pytest.approx(entry["tokens"] / (len(rows) * entry["seq_length"]), abs=1e-6)
@@ -118,9 +120,9 @@ def test_chat_rows_begin_with_a_conversation_and_train_on_the_answers(prepared: 
     rows = PackedRowDataset(prepared, [MixtureEntry(path="chat-256", proportion=1.0)], 256, 0, 6, True, 300)
     for index in range(6):
         row = rows[index]
-        assert tokenizer.id_to_token(int(row["tokens"][0])) == "<|begin_of_text|>"
-        assert 0 < row["loss_mask"].sum() < 256
-        targets = row["labels"][row["loss_mask"] == 1].tolist()
+        assert tokenizer.id_to_token(int(row.tokens[0])) == "<|begin_of_text|>"
+        assert 0 < row.loss_mask.sum() < 256
+        targets = row.labels[row.loss_mask == 1].tolist()
         assert "user" not in tokenizer.decode(targets) and tokenizer.token_to_id("<|eot_id|>") in targets
 
 
@@ -156,7 +158,7 @@ def test_groups_are_held_out_in_all_row_sets_at_once(
     ]
     code = [source for source in mixed_sources if source["domain"] == "code"]
     manifest = prepare(mixed_config(tmp_path / "data", sources=code, row_sets=row_sets, validation_fraction=0.5))
-    found = {split: manifest["domains"]["code"][split]["documents"] for split in ("train", "validation")}
+    found = {split: manifest.domains["code"][split].documents for split in ("train", "validation")}
     assert sum(found.values()) == 6 and min(found.values()) > 0
     rows = {split: {bytes(r["input_ids"]) for r in rows_of(tmp_path / "data", split)} for split in found}
     assert rows["train"].isdisjoint(rows["validation"])
@@ -177,13 +179,10 @@ def test_what_the_stages_take_is_in_the_manifest(mixed_config: Configure, tmp_pa
     cfg = mixed_config(
         tmp_path / "data", sources=sources, row_sets=row_sets, stages={"stage1": {"data": data, "tokens": 128 * 400}}
     )
-    facts = prepare(cfg)["stages"]["stage1"]
-    assert {path: entry["rows_taken"] for path, entry in facts["row_sets"].items()} == {
-        "web-128": 300,
-        "web-more-128": 100,
-    }
+    facts = prepare(cfg).stages["stage1"]
+    assert {path: taken.rows_taken for path, taken in facts.row_sets.items()} == {"web-128": 300, "web-more-128": 100}
     rows = manifest_of(tmp_path / "data")["row_sets"]["web-128"]["rows"]
-    assert facts["row_sets"]["web-128"]["epochs"] == pytest.approx(300 / rows, abs=1e-4)
+    assert facts.row_sets["web-128"].epochs == pytest.approx(300 / rows, abs=1e-4)
 
 
 def test_too_little_text_for_one_row_is_refused_by_the_name_of_the_row_set(

@@ -83,7 +83,7 @@ def test_a_run_killed_again_and_again_gives_the_bytes_of_an_undisturbed_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "data"]
 
 
-@pytest.mark.parametrize("step", ["_write_shards", "_finish_row_set", "_samples", "write_json_atomically"])
+@pytest.mark.parametrize("step", ["_write_shards", "_finish_row_set", "_samples", "Samples", "DataManifest"])
 def test_a_run_that_stops_at_any_step_goes_on_there(
     step: str, prepared: Path, mixed_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

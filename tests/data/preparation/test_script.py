@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from tests.support.mixed import ROW_SETS
 
 REPOSITORY = Path(__file__).parents[3]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage import disk, stores, transfer
+from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import download, is_remote, list_files, local_copy, read_bytes
 from nemo_prolong.errors import ConfigError, DataError
 

@@ -14,6 +14,7 @@ from megatron.core import parallel_state  # noqa: E402 - after cpu.prepare()
 from nemo import lightning as nl  # noqa: E402 - after cpu.prepare()
 
 from nemo_prolong.config.schema import KernelBackend, ModelConfig, ParallelismConfig, PrecisionConfig  # noqa: E402
+from nemo_prolong.data.batch import PackedBatch  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine import model  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.te import data_step, fp8  # noqa: E402 - after cpu.prepare()
 from nemo_prolong.engine.training.trainer import StageStrategy  # noqa: E402 - after cpu.prepare()
@@ -70,10 +71,18 @@ def padded_lengths(precision: PrecisionConfig) -> list[int]:
     for row in ([1, 700, 3], [1024]):
         bounds = torch.tensor([0, *row]).cumsum(0).to(torch.int32)
         per_token = torch.zeros(1, int(bounds[-1]), dtype=torch.int64)
-        batch = {key: per_token for key in ("tokens", "labels", "loss_mask", "position_ids")}
-        sizes = {"cu_seqlens": bounds, "max_seqlen": max(row), "real_tokens": sum(row)}
-        batch = step(iter([batch | sizes | {"domain": [""]}]))
-        lengths.append([int(batch["cu_seqlens"][-1]), batch["tokens"].size(1), batch["equal_documents"]])
+        whole = PackedBatch(
+            tokens=per_token,
+            labels=per_token,
+            loss_mask=per_token,
+            position_ids=per_token,
+            cu_seqlens=bounds,
+            max_seqlen=max(row),
+            domain="",
+            real_tokens=sum(row),
+        )
+        batch = step(iter([whole]))
+        lengths.append([int(batch.cu_seqlens[-1]), batch.tokens.size(1), batch.equal_documents])
     return lengths
 
 
