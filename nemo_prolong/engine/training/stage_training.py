@@ -11,29 +11,29 @@ from torch.distributed import Store
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import RunConfig, Transition
-from nemo_prolong.engine.patches import cpu
+from nemo_prolong.engine.patches import prepare
 
-cpu.prepare()
+prepare()
 
-from megatron.core import parallel_state  # noqa: E402 - after cpu.prepare()
-from nemo.lightning.pytorch.strategies.utils import RestoreConfig  # noqa: E402 - after cpu.prepare()
+from megatron.core import parallel_state  # noqa: E402 - after prepare()
+from nemo.lightning.pytorch.strategies.utils import RestoreConfig  # noqa: E402 - after prepare()
 
-from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.callbacks.step_guard import StepGuard  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.callbacks.step_metrics import StepMetrics  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.callbacks.stop_signal import StopOnSignal  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.callbacks.watchdog import HangWatchdog  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.distributed.ranks import (  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter  # noqa: E402 - after prepare()
+from nemo_prolong.callbacks.step_guard import StepGuard  # noqa: E402 - after prepare()
+from nemo_prolong.callbacks.step_metrics import StepMetrics  # noqa: E402 - after prepare()
+from nemo_prolong.callbacks.stop_signal import StopOnSignal  # noqa: E402 - after prepare()
+from nemo_prolong.callbacks.watchdog import HangWatchdog  # noqa: E402 - after prepare()
+from nemo_prolong.distributed.ranks import (  # noqa: E402 - after prepare()
     decided_by_rank_zero,
     open_store,
     rank_and_size,
     refuse_together,
 )
-from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.model.nemo_model import build_model  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.training.data_module import PackedDataModule  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.training.trainer import build_trainer  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.weights.pickles import check_pickles  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore  # noqa: E402 - after prepare()
+from nemo_prolong.engine.model.nemo_model import build_model  # noqa: E402 - after prepare()
+from nemo_prolong.engine.training.data_module import PackedDataModule  # noqa: E402 - after prepare()
+from nemo_prolong.engine.training.trainer import build_trainer  # noqa: E402 - after prepare()
+from nemo_prolong.weights.pickles import check_pickles  # noqa: E402 - after prepare()
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _set_arithmetic(deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # torch would also fill every new tensor first, in case it is read before it is written: a pass over memory each.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _rank_zero_path(store: Store, key: str, path: Path | None) -> Path | None:
