@@ -105,11 +105,11 @@ def _fp8_config() -> dict[str, Any]:
 
 def _calibration(documents: Iterable[Tensor]) -> Callable[[nn.Module], None]:
     def run(model: nn.Module) -> None:
-        device, tokens = next(model.parameters()).device, 0
+        layers, device, tokens = model.get_submodule("model"), next(model.parameters()).device, 0
         with torch.inference_mode():
             for document in documents:
                 # The layers alone: logits of a long document are gigabytes, and the LM head is not quantized.
-                model.model(document[None].to(device), use_cache=False)
+                layers(document[None].to(device), use_cache=False)
                 tokens += len(document)
         log.info("calibrated on %d tokens", tokens)
 
