@@ -11,6 +11,7 @@ import torch
 from benchmarks.hopper.bench import Bench, Stage
 from benchmarks.hopper.measure import largest_error, seconds_of
 from benchmarks.hopper.records import Row, at_most, holds, measured
+from nemo_prolong.engine import dequantize, quantize_directory
 
 # At the largest value of e4m3, 448, relative to it: half of the distance of neighbours, and half of that in bf16, in
 # which ModelOpt divides by the scale.
@@ -45,11 +46,6 @@ def tensors_of(directory: Path) -> dict[str, torch.Tensor]:
 
 def run(bench: Bench) -> Iterator[Row]:
     """Quantize, then compare every matrix and the logits with the directory that it was made from."""
-    from nemo_prolong.engine.patches import cpu
-
-    cpu.prepare()
-    from nemo_prolong.engine.fp8_export import dequantize, quantize_directory
-
     source, output = bench.scratch / "bf16", bench.scratch / "fp8"
     write_model(bench, source)
     generator = torch.Generator().manual_seed(0)

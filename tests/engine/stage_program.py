@@ -16,7 +16,7 @@ from nemo_prolong.stages.run import run_stage
 
 def kill_after(step: int) -> None:
     """Arrange for the death of this process."""
-    from nemo_prolong.engine.training.stage_training import StepMetrics
+    from nemo_prolong.callbacks.step_metrics import StepMetrics
 
     record = StepMetrics.on_train_batch_end
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prolong.config.schema import ExportConfig, ExportTargetConfig
+from nemo_prolong.engine import dequantize, quantize_directory, write_engine_checkpoint
 from nemo_prolong.errors import ConfigError, ExportError
 from nemo_prolong.export.serving.memory import KV_BLOCK_TOKENS, check_memory
 from nemo_prolong.export.serving.settings import trtllm_settings, vllm_settings, write_settings
@@ -167,7 +168,6 @@ def describe_target(record: dict[str, Any]) -> str:
 
 def _quantize(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> dict[str, Any]:
     """Replace the weights by FP8 ones; the configuration stays that of the verified directory."""
-    from nemo_prolong.engine.fp8_export import dequantize, quantize_directory
     from nemo_prolong.export.serving.quantized import (
         QUANT_CONFIG_FILE,
         logit_difference,
@@ -196,7 +196,6 @@ def _quantize(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> di
 
 def _cut_for_engine(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> dict[str, Any] | None:
     """Replace weights and configuration by those of every rank of an engine."""
-    from nemo_prolong.engine.fp8_export import dequantize, write_engine_checkpoint
     from nemo_prolong.export.serving.engine_checkpoint import verify_engine_checkpoint
 
     target, documents, record = cfg.export, None, None
