@@ -1,4 +1,4 @@
-"""Stage c: the engine with the torch backend on a GPU: the losses of the same run on a CPU."""
+"""The engine with the torch backend on a GPU: the losses of the same run on a CPU."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _continued(bench: Bench, config: Any, start: Any, expected: list[float]) -> 
 
 
 STAGE = Stage(
-    letter="c",
+    name="engine",
     title="Engine, torch backend",
     shows="NeMo and Megatron with the torch backend train from one checkpoint on the device and on the CPU of the "
     "machine: losses and gradient norms of every step in fp32, losses in bf16, and from optimizer state of a CPU.",

@@ -1,4 +1,4 @@
-"""Stage h: a Hugging Face directory in FP8 by ModelOpt on the device."""
+"""A Hugging Face directory in FP8 by ModelOpt on the device."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _logits(bench: Bench, directory: Path, weights: dict[str, torch.Tensor], doc
 
 
 STAGE = Stage(
-    letter="h",
+    name="fp8_export",
     title="FP8 export",
     shows="A bf16 Hugging Face directory quantized by ModelOpt on the device: formats, scales and rounding of every "
     "matrix, and logits with the rounded weights.",
