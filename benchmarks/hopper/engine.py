@@ -54,7 +54,7 @@ def _continued(bench: Bench, config: Any, start: Any, expected: list[float]) -> 
     """Start from weights and optimizer state that a CPU wrote."""
     train(bench, [Job(config, parent=saved(start, _START_ITERS))])
     difference = largest_difference(figures(config), expected)
-    yield at_most("weights and optimizer state of a CPU go on: difference of losses", difference, _ALL_STEPS)
+    yield at_most("from weights and optimizer state of a CPU: difference of losses", difference, _ALL_STEPS)
 
 
 STAGE = Stage(
