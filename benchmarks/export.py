@@ -48,9 +48,9 @@ LAYOUT = ParallelismConfig(tensor_model_parallel_size=2, pipeline_model_parallel
 
 def write_checkpoint(directory: Path) -> None:
     """Write this rank's part of the checkpoint; rank 0 adds NeMo's context."""
-    from nemo_prolong.engine.patches import cpu
+    from nemo_prolong.engine.patches import prepare
 
-    cpu.prepare()
+    prepare()
     import torch
     from megatron.core import dist_checkpointing, parallel_state
 
@@ -158,9 +158,9 @@ def hugging_face_config(kind: type) -> Any:
 
 def nemo_side(checkpoint: Path, output: Path) -> Callable[[], object]:
     """Return NeMo's own export, with the names of its torch layers' norms put where its mapping looks for them."""
-    from nemo_prolong.engine.patches import cpu
+    from nemo_prolong.engine.patches import prepare
 
-    cpu.prepare()
+    prepare()
     from nemo.collections import llm
     from nemo.lightning.io import state
 

@@ -80,9 +80,9 @@ def micro_batch(row: list[np.ndarray]) -> PackedBatch:
 
 def print_peak(tokens: int) -> None:
     """Run one row forward and backward and print its figures as JSON; to be called in a fresh process."""
-    from nemo_prolong.engine.patches import cpu
+    from nemo_prolong.engine.patches import prepare
 
-    cpu.prepare()
+    prepare()
     import torch
 
     from nemo_prolong.engine.inference import start_single_process

@@ -21,17 +21,18 @@ CARD = ROOT / "docs" / "verification" / "hopper.json"
 
 
 def chosen_stages(text: str) -> list[Stage]:
-    """Return the stages of a list of letters such as ``a,b``.
+    """Return the stages of a list of names such as ``attention,loss_head``.
 
     Raises:
-        ConfigError: If a letter is no stage.
+        ConfigError: If a name is no stage.
     """
-    letters = [letter.strip() for letter in text.split(",")]
-    for letter in letters:
-        if letter not in STAGES:
-            names = ", ".join(f"{key} ({stage.title})" for key, stage in STAGES.items())
-            raise ConfigError(f"--stages {text}", f"{letter!r} is no stage; there are {names}.", "Name some of these.")
-    return [STAGES[letter] for letter in letters]
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in STAGES:
+            raise ConfigError(
+                f"--stages {text}", f"{name!r} is no stage; there are {', '.join(STAGES)}.", "Name some of these."
+            )
+    return [STAGES[name] for name in names]
 
 
 def check_device(device: str) -> None:
@@ -51,7 +52,7 @@ def check_device(device: str) -> None:
 def show(stage: Stage, report: dict[str, Any]) -> None:
     """Print the table of a stage."""
     rows = [Row.from_json(row) for row in report["rows"]]
-    print(f"{stage.letter}. {stage.title}", *map(line, rows), sep="\n", flush=True)
+    print(f"{stage.title} ({stage.name})", *map(line, rows), sep="\n", flush=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,13 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     def done(stage: Stage, report: dict[str, Any]) -> None:
         show(stage, report)
-        card[stage.letter] = report
+        card[stage.name] = report
         if path is not None:
-            write_card(path, card)
+            write_card(path, {name: card[name] for name in STAGES if name in card})
 
     flag = "" if arguments.device != "cpu" else " --device cpu"
     command = f"python -m benchmarks.hopper{flag} --stages "
-    reports = run_stages(stages, arguments.device, lambda stage: command + stage.letter, done)
+    reports = run_stages(stages, arguments.device, lambda stage: command + stage.name, done)
     if path is not None:
         print(f"card: {path.with_suffix('.md')}")
     results = [row["result"] for report in reports.values() for row in report["rows"]]
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hopper", description="Verify this software on a GPU.")
-    parser.add_argument("--stages", default=",".join(STAGES), help="letters with commas between them; default: all")
+    parser.add_argument("--stages", default=",".join(STAGES), help="names with commas between them; default: all")
     parser.add_argument("--device", default="cuda:0", choices=("cuda:0", "cpu"), help="cpu runs small sizes")
     parser.add_argument("--json", type=Path, help="card to write or to add to; the page is written beside it")
     try:

@@ -1,4 +1,4 @@
-"""Stage a: document attention on the device, its numbers and its time."""
+"""Document attention on the device, its numbers and its time."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def run(bench: Bench) -> Iterator[Row]:
 
 
 STAGE = Stage(
-    letter="a",
+    name="attention",
     title="Document attention",
     shows="Output and gradients of packed rows against float64 in four number formats; whether two runs give the same "
     "bits; time of forward and backward in bfloat16 against the causal FLOPs of the lengths and against torch's "

@@ -74,7 +74,7 @@ class Stage:
     """One stage of the check.
 
     Attributes:
-        letter: How it is named on the command line.
+        name: How it is called on the command line; the name of its module.
         title: What it looks at.
         shows: What it measures and against what, a sentence or two for the card.
         run: Yields the rows.
@@ -82,7 +82,7 @@ class Stage:
         limit_seconds: Time after which it is stopped.
     """
 
-    letter: str
+    name: str
     title: str
     shows: str
     run: Callable[[Bench], Iterator[Row]]

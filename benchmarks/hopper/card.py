@@ -16,14 +16,15 @@ Reports = Mapping[str, Mapping[str, Any]]
 _HOW = """\
 ```
 make gpu-check                                     # every stage; about 25 minutes on one H100 or H200
-make gpu-check GPU_CHECK_ARGS="--stages a,b"       # some of them; the others stay as they are on this page
+make gpu-check GPU_CHECK_ARGS="--stages layers"    # some of them; the others stay as they are on this page
 python -m benchmarks.hopper --device cpu           # small sizes on a CPU, to see that the program itself works
 ```
 
 `make gpu-check` runs `python3` of the image (`GPU_PYTHON=...` names another one) and writes this page and
 `hopper.json`. Exit code 0: nothing failed and every bound is met; 1: something is not; 2: there is no GPU. Without NeMo
-stages a and b run alone; without Transformer Engine its stage says so. torch, NumPy and pydantic must be there. The
-page is written after every stage, and when the command is interrupted; a stage that runs again replaces its section.
+`attention` and `loss_head` run alone; without Transformer Engine its stage says so. torch, NumPy and pydantic must be
+there. The page is written after every stage, and when the command is interrupted; a stage that runs again replaces its
+section.
 """
 
 _ON_A_CPU = "**This stage ran at small sizes on a CPU: it shows that the program works, and nothing about a GPU.**"
@@ -43,11 +44,10 @@ def write_card(path: Path, reports: Reports) -> None:
 
     Args:
         path: A JSON file.
-        reports: By letter; what ``runner.run_stages`` returns, or ``read_reports``.
+        reports: By name, in the order of the page; what ``runner.run_stages`` returns, or ``read_reports``.
     """
-    stages = dict(sorted(reports.items()))
-    write_json_atomically(path, {"format": 1, "stages": stages})
-    write_text_atomically(path.with_suffix(".md"), page(stages))
+    write_json_atomically(path, {"format": 1, "stages": dict(reports)})
+    write_text_atomically(path.with_suffix(".md"), page(reports))
 
 
 def page(reports: Reports) -> str:
@@ -65,26 +65,26 @@ def page(reports: Reports) -> str:
         _RESULTS,
         *_summary(reports),
     ]
-    for letter, report in reports.items():
-        parts += ["", *_section(letter, report)]
+    for name, report in reports.items():
+        parts += ["", *_section(name, report)]
     return "\n".join(parts) + "\n"
 
 
 def _summary(reports: Reports) -> list[str]:
     lines = ["| stage | device | commit | result | seconds |", "| --- | --- | --- | --- | --- |"]
-    for letter, report in reports.items():
+    for name, report in reports.items():
         counted = Counter(row["result"] for row in report["rows"])
-        results = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
+        results = ", ".join(f"{count} {result}" for result, count in sorted(counted.items()))
         device, commit = report.get("machine", {}).get("device", ""), report.get("commit", "")
-        lines.append(f"| {letter}. {report['title']} | {device} | {commit} | {results} | {report['seconds']:g} |")
+        lines.append(f"| {report['title']} (`{name}`) | {device} | {commit} | {results} | {report['seconds']:g} |")
     return lines
 
 
-def _section(letter: str, report: Mapping[str, Any]) -> list[str]:
+def _section(name: str, report: Mapping[str, Any]) -> list[str]:
     """Return the section of one stage."""
-    versions = ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items())
-    device = ", ".join(f"{name} {value}" for name, value in report.get("machine", {}).items())
-    lines = [f"## {letter}. {report['title']}", "", report["shows"], ""]
+    versions = ", ".join(f"{package} {version}" for package, version in report.get("versions", {}).items())
+    device = ", ".join(f"{key} {value}" for key, value in report.get("machine", {}).items())
+    lines = [f"## {report['title']} (`{name}`)", "", report["shows"], ""]
     if "--device cpu" in report["command"]:
         lines += [_ON_A_CPU, ""]
     lines += [f"{report['finished_at']}, commit {report.get('commit') or 'unknown'}; {device}; {versions}.", ""]

@@ -1,4 +1,4 @@
-"""Stage f: the loader of packed rows against what a GPU takes from it."""
+"""The loader of packed rows against what a GPU takes from it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _step_rows(bench: Bench, rows: PackedRowDataset, row_tokens: int, name: str)
 
 
 STAGE = Stage(
-    letter="f",
+    name="data_loader",
     title="Data loader",
     shows="Rows per second from MDS directories through one worker, as training loads them, against what a whole H100 "
     "could take at its peak; time of the data step with the copy to the device.",

@@ -1,4 +1,4 @@
-"""Stage c: the engine with the torch backend on a GPU: the losses of the same run on a CPU."""
+"""The engine with the torch backend on a GPU: the losses of the same run on a CPU."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def _continued(bench: Bench, config: Any, start: Any, expected: list[float]) -> 
     """Start from weights and optimizer state that a CPU wrote."""
     train(bench, [Job(config, parent=saved(start, _START_ITERS))])
     difference = largest_difference(figures(config), expected)
-    yield at_most("weights and optimizer state of a CPU go on: difference of losses", difference, _ALL_STEPS)
+    yield at_most("from weights and optimizer state of a CPU: difference of losses", difference, _ALL_STEPS)
 
 
 STAGE = Stage(
-    letter="c",
+    name="engine",
     title="Engine, torch backend",
     shows="NeMo and Megatron with the torch backend train from one checkpoint on the device and on the CPU of the "
     "machine: losses and gradient norms of every step in fp32, losses in bf16, and from optimizer state of a CPU.",

@@ -1,4 +1,4 @@
-"""Stage h: a Hugging Face directory in FP8 by ModelOpt on the device."""
+"""A Hugging Face directory in FP8 by ModelOpt on the device."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from benchmarks.hopper.bench import Bench, Stage
 from benchmarks.hopper.measure import largest_error, seconds_of
 from benchmarks.hopper.records import Row, at_most, holds, measured
+from nemo_prolong.engine import dequantize, quantize_directory
 
 # At the largest value of e4m3, 448, relative to it: half of the distance of neighbours, and half of that in bf16, in
 # which ModelOpt divides by the scale.
@@ -45,11 +46,6 @@ def tensors_of(directory: Path) -> dict[str, torch.Tensor]:
 
 def run(bench: Bench) -> Iterator[Row]:
     """Quantize, then compare every matrix and the logits with the directory that it was made from."""
-    from nemo_prolong.engine.patches import cpu
-
-    cpu.prepare()
-    from nemo_prolong.engine.fp8_export import dequantize, quantize_directory
-
     source, output = bench.scratch / "bf16", bench.scratch / "fp8"
     write_model(bench, source)
     generator = torch.Generator().manual_seed(0)
@@ -88,7 +84,7 @@ def _logits(bench: Bench, directory: Path, weights: dict[str, torch.Tensor], doc
 
 
 STAGE = Stage(
-    letter="h",
+    name="fp8_export",
     title="FP8 export",
     shows="A bf16 Hugging Face directory quantized by ModelOpt on the device: formats, scales and rounding of every "
     "matrix, and logits with the rounded weights.",

@@ -1,4 +1,4 @@
-"""Stage d: layers of Llama-3-8B with their optimizer on packed rows of ProLong's length mix: speed and memory."""
+"""Layers of Llama-3-8B with their optimizer on packed rows of ProLong's length mix: speed and memory."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _shares(
 
 
 STAGE = Stage(
-    letter="d",
+    name="layers",
     title="Llama-3-8B layers",
     shows="Optimizer steps of as many layers as fit (12, 4 and 2 at most), every layer computed again, on rows of "
     "ProLong's mix of lengths, with train.deterministic=false: speed, causal MFU, peak memory against the plan, and "

@@ -1,4 +1,4 @@
-"""Stage b: the LM head with its cross-entropy, in chunks: numbers, time, and memory up to a row of 512K tokens."""
+"""The LM head with its cross-entropy, in chunks: numbers, time, and memory up to a row of 512K tokens."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def run(bench: Bench) -> Iterator[Row]:
 
 
 STAGE = Stage(
-    letter="b",
+    name="loss_head",
     title="Loss head",
     shows="Loss and gradients of the LM head in chunks against float64; peak memory against arithmetic and time "
     "against checkpointed blocks, at 64K and 512K tokens with a vocabulary of 128,256.",

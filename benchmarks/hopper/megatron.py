@@ -16,13 +16,13 @@ _OPTIM = OptimConfig(lr=1e-5, min_lr=1e-6, lr_warmup_iters=0)
 
 def start(device: torch.device) -> None:
     """Give Megatron its process groups and random states; once per process is enough."""
-    from nemo_prolong.engine.patches import cpu
+    from nemo_prolong.engine.patches import prepare
 
-    cpu.prepare()
+    prepare()
     from megatron.core import parallel_state, tensor_parallel
 
     # Some imports of NeMo fail, and it keeps the errors with the frames that led to them: none may hold a model.
-    import nemo_prolong.engine.model  # noqa: F401
+    import nemo_prolong.engine.model.nemo_model  # noqa: F401
 
     if parallel_state.model_parallel_is_initialized():
         return

@@ -1,4 +1,4 @@
-"""Stage g: save and resume on the device."""
+"""Save and resume on the device."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def resumed_rows(bench: Bench, name: str, precision: dict[str, str]) -> Iterator
 
 
 STAGE = Stage(
-    letter="g",
+    name="resume",
     title="Save and resume",
     shows="Losses and gradient norms of the second half of a run, trained again from the checkpoint in its middle, "
     "against the run itself.",

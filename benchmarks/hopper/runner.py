@@ -36,7 +36,7 @@ def run_stage(stage: Stage, device: str, command: str) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as directory:
         records, log = Path(directory, "records.jsonl"), Path(directory, "log")
-        program = [sys.executable, "-m", "benchmarks.hopper.stage_program", stage.letter, device, str(records)]
+        program = [sys.executable, "-m", "benchmarks.hopper.stage_program", stage.name, device, str(records)]
         started = time.monotonic()
         complaint = _run(program, log, stage.limit_seconds)
         seconds = round(time.monotonic() - started, 1)
@@ -44,7 +44,7 @@ def run_stage(stage: Stage, device: str, command: str) -> dict[str, Any]:
         rows = lines[1:] + ([failed(stage.title, complaint).as_json()] if complaint else [])
         if any(row["result"] == "failed" for row in rows):
             tail = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-            print("\n".join(["", f"end of the log of stage {stage.letter}:", *tail]), file=sys.stderr)
+            print("\n".join(["", f"end of the log of stage {stage.name}:", *tail]), file=sys.stderr)
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     about = {"title": stage.title, "shows": stage.shows, "command": command}
     return {**about, "finished_at": finished, "seconds": seconds, **(lines[0] if lines else {}), "rows": rows}
@@ -76,7 +76,7 @@ def run_stages(
     command_of: Callable[[Stage], str],
     done: Callable[[Stage, dict[str, Any]], None],
 ) -> dict[str, dict[str, Any]]:
-    """Return the report of every stage by its letter; after a KeyboardInterrupt, of those that have run.
+    """Return the report of every stage by its name; after a KeyboardInterrupt, of those that have run.
 
     Args:
         stages: What to run, in order.
@@ -86,7 +86,7 @@ def run_stages(
     """
     reports = {}
     for stage in stages:
-        reports[stage.letter] = report = run_stage(stage, device, command_of(stage))
+        reports[stage.name] = report = run_stage(stage, device, command_of(stage))
         done(stage, report)
         if report["rows"] and report["rows"][-1]["note"] == _ASKED_TO_STOP:
             break

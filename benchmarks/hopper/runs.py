@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.hopper.bench import Bench
 from benchmarks.hopper.rows import write_rows
 from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.engine import train_stage
 from nemo_prolong.logs import run_logging
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
 from nemo_prolong.records.run_log import METRICS_FILE
@@ -131,8 +132,6 @@ def run_jobs(jobs: Sequence[Job]) -> None:
         run_dir = Path(job.config.run_dir)
         run_dir.mkdir(parents=True)
         with run_logging(run_dir / "train.log", console=False):
-            from nemo_prolong.engine.training.stage_training import train_stage
-
             train_stage(job.config, job.resume, job.parent)
 
 

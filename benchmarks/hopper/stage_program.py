@@ -1,6 +1,6 @@
 """Run one stage in this process and write what it says, a JSON object a line: the environment, then each row.
 
-    python -m benchmarks.hopper.stage_program LETTER DEVICE FILE
+    python -m benchmarks.hopper.stage_program STAGE DEVICE FILE
 
 Rows are written as they come, so that those before an error of the device are kept.
 """
@@ -40,11 +40,11 @@ def write_stage(stage: Stage, device: torch.device, file: TextIO) -> None:
 
 def main() -> None:
     """Read the command line."""
-    letter, device, path = sys.argv[1:]
+    name, device, path = sys.argv[1:]
     # Images of NVIDIA let torch multiply fp32 matrices in TF32.
     torch.set_float32_matmul_precision("highest")
     with Path(path).open("w") as file:
-        write_stage(STAGES[letter], torch.device(device), file)
+        write_stage(STAGES[name], torch.device(device), file)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,6 @@ from benchmarks.hopper import (
 from benchmarks.hopper.bench import Stage
 
 STAGES: dict[str, Stage] = {
-    module.STAGE.letter: module.STAGE
+    module.STAGE.name: module.STAGE
     for module in (attention, loss_head, engine, layers, transformer_engine, data_loader, resume, fp8_export)
 }

@@ -1,4 +1,4 @@
-"""Stage e: the Transformer Engine backend against the torch backend: attention, FP8, whole runs, checkpoints."""
+"""The Transformer Engine backend against the torch backend: attention, FP8, whole runs, checkpoints."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def run(bench: Bench) -> Iterator[Row]:
 
 
 STAGE = Stage(
-    letter="e",
+    name="transformer_engine",
     title="Transformer Engine backend",
     shows="Attention of packed rows and FP8 attention of equal documents against float64; matrix products of every FP8 "
     "recipe; whole runs of every precision against the torch backend; keys and weights of checkpoints both ways.",

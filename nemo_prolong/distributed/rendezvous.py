@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # type: ignore[attr-defined] # not in its __all__
+from torch.distributed import HashStore, PrefixStore, Store, rendezvous
 
 from nemo_prolong.errors import CheckpointError
 

@@ -85,7 +85,7 @@ def dequantize(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _load(directory: Path) -> nn.Module:
-    model = AutoModelForCausalLM.from_pretrained(
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
         directory, dtype=DTYPE, local_files_only=True, use_safetensors=True, trust_remote_code=False
     )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -105,11 +105,11 @@ def _fp8_config() -> dict[str, Any]:
 
 def _calibration(documents: Iterable[Tensor]) -> Callable[[nn.Module], None]:
     def run(model: nn.Module) -> None:
-        device, tokens = next(model.parameters()).device, 0
+        layers, device, tokens = model.get_submodule("model"), next(model.parameters()).device, 0
         with torch.inference_mode():
             for document in documents:
                 # The layers alone: logits of a long document are gigabytes, and the LM head is not quantized.
-                model.model(document[None].to(device), use_cache=False)
+                layers(document[None].to(device), use_cache=False)
                 tokens += len(document)
         log.info("calibrated on %d tokens", tokens)
 

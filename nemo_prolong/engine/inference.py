@@ -7,27 +7,22 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from nemo_prolong.engine.patches import cpu
+from nemo_prolong.config.schema import ParallelismConfig, PrecisionConfig
+from nemo_prolong.engine.model.nemo_model import build_nemo_config
+from nemo_prolong.engine.training.packed_step import packed_seq_params
 from nemo_prolong.errors import CheckpointError
+from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
-
-cpu.prepare()
-
-from megatron.core import dist_checkpointing, parallel_state  # noqa: E402 - after cpu.prepare()
-from megatron.core.dist_checkpointing.validation import StrictHandling  # noqa: E402 - after cpu.prepare()
-from transformers import AutoTokenizer, PreTrainedTokenizerBase  # noqa: E402 - after cpu.prepare()
-
-from nemo_prolong.config.schema import ParallelismConfig, PrecisionConfig  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.model.nemo_model import build_nemo_config  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.training.packed_step import packed_seq_params  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.records.checkpoint.model_description import ModelDescription  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.weights.checkpoint_reader import CheckpointReader  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.weights.names import rules  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.weights.pickles import check_pickles  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.weights.checkpoint_reader import CheckpointReader
+from nemo_prolong.weights.names import rules
+from nemo_prolong.weights.pickles import check_pickles
 
 _VALUES = 2
 """Which part of the fused projection the values are; the others are queries and keys."""
@@ -96,7 +91,7 @@ class MegatronScorer:
     @property
     def inv_freq(self) -> torch.Tensor:
         """RoPE frequencies of the model, float32 [C / 2], in radians per position."""
-        return self._model.rotary_pos_emb.inv_freq
+        return cast(torch.Tensor, self._model.get_submodule("rotary_pos_emb").inv_freq)
 
     @torch.no_grad()
     def sharpen_attention(self, factor: float) -> None:

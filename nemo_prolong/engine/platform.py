@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 import torch
 from packaging.version import Version
 
 from nemo_prolong.config.rules.constraints import Platform
-from nemo_prolong.engine.te.backend import installed_version
 
 
 def current_platform() -> Platform:
-    """Return versions and device; Transformer Engine is looked up, not imported."""
+    """Return versions and device; nothing but torch is imported."""
     has_gpu = torch.cuda.is_available()
     return Platform(
-        transformer_engine=_release(installed_version()),
+        transformer_engine=_release(transformer_engine_version()),
         compute_capability=torch.cuda.get_device_capability(0) if has_gpu else None,
         cudnn=_cudnn_release(torch.backends.cudnn.version()) if has_gpu else None,
         cuda=_release(torch.version.cuda),
     )
+
+
+def transformer_engine_version() -> str | None:
+    """Return the version of Transformer Engine in this environment, found without importing it; None without it."""
+    try:
+        return importlib.metadata.version("transformer-engine")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _release(version: str | None) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from nemo_prolong.config.addresses import HF_PREFIX
+from nemo_prolong.engine import open_megatron_scorer
 from nemo_prolong.errors import DataError
 
 
@@ -60,10 +61,7 @@ def open_scorer(model: str) -> Scorer:
         from nemo_prolong.evaluate.transformers_scorer import TransformersScorer
 
         return TransformersScorer(model.removeprefix(HF_PREFIX))
-    # Imported only when wanted: it takes seconds, and an exported model is evaluated where Megatron is not installed.
-    from nemo_prolong.engine.inference import MegatronScorer
-
-    return MegatronScorer(model)
+    return open_megatron_scorer(model)
 
 
 def require_tokens_in_vocabulary(tokens: Tensor, scorer: Scorer, source: str) -> None:

@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from nemo_prolong.engine import open_megatron_scorer
 from nemo_prolong.export.hf_config import special_tokens
 from nemo_prolong.export.source import ExportSource
 from nemo_prolong.export.verify import mismatch
@@ -132,10 +133,7 @@ def verify_logits(
     log.info("scoring %d prompts with transformers %s", len(prompts), transformers.__version__)
     result = _run_transformers(source, tokenizer, directory, prompts)
     log.info("scoring them with Megatron")
-    # Imported late: NeMo takes seconds, and an export without verification does not need it.
-    from nemo_prolong.engine.inference import MegatronScorer
-
-    scorer = MegatronScorer(source.run_dir, weights_dtype=dtype)
+    scorer = open_megatron_scorer(source.run_dir, weights_dtype=dtype)
     if scorer.description.step != source.step:
         raise mismatch(
             f"run={source.run_dir}", f"it saved step {scorer.description.step} meanwhile; exported {source.step}"

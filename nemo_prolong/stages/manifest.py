@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_prolong.config.addresses import is_address
 from nemo_prolong.config.schema import DataConfig, RunConfig, Transition
-from nemo_prolong.data.storage.remote import read_bytes
-from nemo_prolong.errors import DataError
+from nemo_prolong.records.data_manifest import DataManifestFile
 from nemo_prolong.records.stage_manifest import (
     DataRecord,
     ParentRecord,
@@ -21,8 +16,6 @@ from nemo_prolong.records.stage_manifest import (
     installed_versions,
     utc_now,
 )
-
-DATA_MANIFEST = "manifest.json"
 
 _ANEW = ("learning-rate schedule", "data position", "random states")
 _OPTIMIZER = ("fp32 master weights", "moments of Adam", "step counter of Adam")
@@ -100,32 +93,6 @@ def continued(
 def _with_what_is_taken(record: ParentRecord) -> ParentRecord:
     transition = Transition(record.transition)
     return record.model_copy(update={"taken": list(_TAKEN[transition]), "not_taken": list(_NOT_TAKEN[transition])})
-
-
-@dataclass(frozen=True)
-class DataManifestFile:
-    """``manifest.json`` of a data directory; both None where it has none (ProLong's published ones)."""
-
-    sha256: str | None = None
-    tokenizer_sha256: str | None = None
-
-
-def read_data_manifest(root: str) -> DataManifestFile:
-    """Return the manifest of a data directory."""
-    content = _data_manifest_bytes(root)
-    if content is None:
-        return DataManifestFile()
-    return DataManifestFile(hashlib.sha256(content).hexdigest(), json.loads(content).get("tokenizer_sha256"))
-
-
-def _data_manifest_bytes(root: str) -> bytes | None:
-    if not is_address(root):
-        path = Path(root) / DATA_MANIFEST
-        return path.read_bytes() if path.is_file() else None
-    try:
-        return read_bytes(f"{root}/{DATA_MANIFEST}")
-    except DataError:
-        return None
 
 
 def _describe_data(data: DataConfig, manifest: DataManifestFile) -> DataRecord:

@@ -17,6 +17,7 @@ from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
 from nemo_prolong.records.checkpoint.verify import CheckpointChoice, choose_checkpoint
+from nemo_prolong.records.data_manifest import DataManifestFile
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, SettingChange, StageManifest
 from nemo_prolong.redaction import redact_values
@@ -29,7 +30,6 @@ from nemo_prolong.stages.differences import (
     unchangeable,
 )
 from nemo_prolong.stages.hf_parent import check_hugging_face_parent
-from nemo_prolong.stages.manifest import DataManifestFile, read_data_manifest
 
 _NO_CHECKPOINT = CheckpointChoice(None)
 _NEW_NAME = "Give the run another name=..., or remove the directory."
@@ -135,7 +135,7 @@ def check_data(cfg: RunConfig) -> DataManifestFile:
     named += [("data.validation", path) for path in cfg.data.validation]
     for key, path in named:
         _check_row_set(root, key, path, remedy)
-    data = read_data_manifest(root)
+    data = DataManifestFile.read(root, read_bytes)
     _check_tokenizer(cfg, tokenizer, data)
     return data
 

@@ -8,6 +8,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
+from nemo_prolong import engine
 from nemo_prolong.config.rules import check_platform
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import EXIT_PREEMPTED
@@ -21,7 +22,7 @@ from nemo_prolong.stages.preflight import Start, check_files, dump
 from nemo_prolong.telemetry.trackers import check_packages
 
 if TYPE_CHECKING:
-    from nemo_prolong.engine.training.stage_training import StageTotals
+    from nemo_prolong.engine import StageTotals
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +57,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
     with run_logging(run.log_file(rank), console=rank == 0):
         _announce(cfg, start, manifest)
         # Importing NeMo takes seconds and prints a page; nothing above needs it.
-        from nemo_prolong.engine.patches.cpu import prepare
-
-        prepare()
-        from nemo_prolong.engine.training.stage_training import train_stage
-
-        totals = train_stage(cfg, run, resume=start.resume, parent_checkpoint=start.parent_checkpoint)
+        totals = engine.train_stage(cfg, run, resume=start.resume, parent_checkpoint=start.parent_checkpoint)
         if rank == 0:
             finished = _finished(manifest, cfg, totals)
             run.write_manifest(finished)
@@ -90,9 +86,7 @@ def _record_start(run: RunDirectory, start: Start, world_size: int) -> None:
 
 def _check_kernels(cfg: RunConfig) -> None:
     """Refuse a stage whose kernels this machine has not; needs torch, but not NeMo."""
-    from nemo_prolong.engine.platform import current_platform
-
-    check_platform(cfg, current_platform())
+    check_platform(cfg, engine.current_platform())
 
 
 def _command() -> str:

@@ -138,6 +138,9 @@ FAULTS: dict[str, Callable[[Fault, int], None]] = {
 
 def main() -> None:
     """Run every case."""
+    from nemo_prolong.engine.patches import prepare
+
+    prepare()
     import nemo_prolong.engine.training.stage_training  # noqa: F401 - imports NeMo, before the forks
 
     cases, output = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])

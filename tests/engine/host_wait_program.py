@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.overrides import TorchFunctionMode
+
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.engine.patches import cpu
-
-cpu.prepare()
-
-import torch  # noqa: E402 - after cpu.prepare()
-from torch.overrides import TorchFunctionMode  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine import train_stage
+from nemo_prolong.engine.patches import prepare
+from nemo_prolong.records.run_directory import RunDirectory
 
 # What reads a tensor on the host, or makes a tensor whose size depends on values.
 QUESTIONS = (
@@ -55,9 +55,8 @@ def main() -> None:
     """Train under the mode."""
     cfg = RunConfig(**json.loads(Path(sys.argv[1]).read_text()))
     Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
-    from nemo_prolong.engine.training.stage_training import train_stage
-    from nemo_prolong.records.run_directory import RunDirectory
-
+    # Before the mode: patches of torch.Tensor are not what is looked at.
+    prepare()
     waits = HostWaits()
     with waits:
         train_stage(cfg, RunDirectory(cfg.run_dir), None, None)

@@ -24,7 +24,10 @@ KILLED_STEP = 4
 
 def main() -> None:
     """Run the uninterrupted run and every scenario, and write what was seen."""
-    from nemo_prolong.engine.training import stage_training  # noqa: F401 - imported here for all forks
+    from nemo_prolong.engine.patches import prepare
+
+    prepare()
+    import nemo_prolong.engine.training.stage_training  # noqa: F401 - imports NeMo, before the forks
 
     spec = json.loads(Path(sys.argv[1]).read_text())
     started = time.monotonic()

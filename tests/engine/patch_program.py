@@ -1,39 +1,81 @@
-"""Train and resume without each CPU patch in turn; ``patch_program.py DATA OUTPUT`` writes {patch: exit status}.
+"""Train and resume without each patch in turn; ``python patch_program.py DATA OUTPUT`` writes {patch: exit status}.
 
 NeMo is imported once, then every case runs in a fork of this process. The case "none" leaves nothing out.
 """
 
 import json
+import multiprocessing
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-import nemo.lightning  # noqa: F401 - imported before the forks, without any patch
-from nemo.collections import llm  # noqa: F401 - likewise
-
-from nemo_prolong.engine.patches import cpu
+from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.engine import train_stage
+from nemo_prolong.engine.patches import PATCHES, prepare
 from tests.support.tiny import tiny_config
 
 
-def train_and_resume(data: Path, runs: Path, without: str | None) -> None:
-    """Train two steps with recomputation, save, and resume for two more."""
-    cpu.prepare(without=without)
-    from nemo_prolong.engine.training.stage_training import train_stage
+def check(data: Path, runs: Path, without: str | None) -> None:
+    """Do all that the patches are for."""
+    prepare(without=without)
+    step_on_a_nan(gated=without != "optimizer_step")
+    had_hierarchical_groups = watch_groups()
+    train_and_resume(data, runs)
+    assert had_hierarchical_groups[-1], "no hierarchical groups were formed"
+    assert not multiprocessing.active_children(), "a save left a process behind"
 
+
+def step_on_a_nan(gated: bool) -> None:
+    """Take a step of a Megatron optimizer with a gradient that is no number, and look at the weight."""
+    import torch
+    from megatron.core import parallel_state
+    from megatron.core.optimizer import OptimizerConfig
+    from megatron.core.optimizer.optimizer import FP32Optimizer
+
+    from nemo_prolong.engine.inference import start_single_process
+    from nemo_prolong.engine.patches.optimizer_step import gate_step
+
+    start_single_process()
+    weight = torch.nn.Parameter(torch.ones(4))
+    weight.main_grad = torch.full((4,), torch.nan)
+    config = OptimizerConfig(optimizer="sgd", lr=0.1, clip_grad=1.0)
+    optimizer = FP32Optimizer(torch.optim.SGD([weight], lr=0.1), config, lambda optimizer: None)
+    optimizer.grad_stats_parallel_group = torch.distributed.group.WORLD
+    norms = []
+    if gated:
+        gate_step(optimizer, lambda norm: norms.append(norm) or norm == norm)
+    stepped, _, _ = optimizer.step()
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+    assert not stepped and len(norms) == 1 and bool((weight == 1).all()), (stepped, norms, weight)
+
+
+def watch_groups() -> list[bool]:
+    """Return what will hold whether there were hierarchical groups whenever Megatron's groups are dissolved."""
+    from megatron.core import parallel_state
+
+    dissolve, seen = parallel_state.destroy_model_parallel, []
+
+    def watched() -> None:
+        seen.append(parallel_state.get_hierarchical_context_parallel_groups(check_initialized=False) is not None)
+        dissolve()
+
+    parallel_state.destroy_model_parallel = watched
+    return seen
+
+
+def train_and_resume(data: Path, runs: Path) -> None:
+    """Train two steps with recomputation, save, and resume for two more."""
+    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     cfg = tiny_config(
         data,
         runs,
         train={"train_iters": 4},
         checkpoint={"save_interval_steps": 2},
-        precision={
-            "compute": "fp32",
-            "recompute": {
-                "recompute_granularity": "full",
-                "recompute_method": "uniform",
-                "recompute_num_layers": 1,
-            },
-        },
+        precision={"compute": "fp32", "recompute": recompute},
     )
+    cfg = with_a_hierarchy_of_one_rank(cfg)
     resumed = cfg.model_copy(update={"name": "resumed"})
     for run in (cfg, resumed):
         Path(run.run_dir).mkdir(parents=True)
@@ -41,16 +83,22 @@ def train_and_resume(data: Path, runs: Path, without: str | None) -> None:
     train_stage(resumed, Path(cfg.run_dir) / "checkpoints" / "step_00000002", None)
 
 
-def status_of_fork(data: Path, runs: Path, without: str | None) -> int:
+def with_a_hierarchy_of_one_rank(cfg: RunConfig) -> RunConfig:
+    """Return a configuration that the rules would refuse, because there is nothing to split."""
+    sizes = {"hierarchical_context_parallel_sizes": [1, 1]}
+    return cfg.model_copy(update={"parallelism": cfg.parallelism.model_copy(update=sizes)})
+
+
+def status_of_fork(*case: Any) -> int:
     """Return the exit status of one case."""
     child = os.fork()
     if child == 0:
-        log = os.open(runs.with_suffix(".log"), os.O_CREAT | os.O_WRONLY)
+        log = os.open(case[1].with_suffix(".log"), os.O_CREAT | os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)
         status = 1
         try:
-            train_and_resume(data, runs, without)
+            check(*case)
             status = 0
         except BaseException:
             import traceback
@@ -65,8 +113,11 @@ def status_of_fork(data: Path, runs: Path, without: str | None) -> int:
 
 def main() -> None:
     """Run every case."""
+    # Before the forks, without any patch.
+    from nemo.collections import llm  # noqa: F401
+
     data, output = Path(sys.argv[1]), Path(sys.argv[2])
-    names = [None, *(patch.name for patch in cpu.patches())]
+    names = [None, *(patch.name for patch in PATCHES)]
     statuses = {str(name).lower(): status_of_fork(data, output.with_name(f"runs_{name}"), name) for name in names}
     output.write_text(json.dumps(statuses))
 

@@ -19,7 +19,7 @@ from tests.support.fork_ranks import run_ranks
 
 def train(case: dict[str, Any], rank: int) -> None:
     """Be one rank of a case."""
-    from nemo_prolong.engine.training.stage_training import train_stage
+    from nemo_prolong.engine import train_stage
 
     paths = [Path(case[key]) if case[key] else None for key in ("resume", "parent_checkpoint")]
     try:
@@ -33,6 +33,9 @@ def train(case: dict[str, Any], rank: int) -> None:
 
 def main() -> None:
     """Run every case."""
+    from nemo_prolong.engine.patches import prepare
+
+    prepare()
     import nemo_prolong.engine.training.stage_training  # noqa: F401 - imports NeMo, before the forks
 
     cases, output = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])

@@ -38,6 +38,9 @@ def leave_first_checkpoint(source: str, target: str) -> None:
 
 def main() -> None:
     """Run every job; the first that fails ends the program."""
+    from nemo_prolong.engine.patches import prepare
+
+    prepare()
     import nemo_prolong.engine.training.stage_training  # noqa: F401 - imports NeMo, before the forks
 
     for job in json.loads(Path(sys.argv[1]).read_text()):

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.engine import train_stage
+from nemo_prolong.engine.patches import prepare
 from nemo_prolong.logs import run_logging
 
 RANK = int(os.environ["RANK"])
@@ -44,10 +46,10 @@ def main() -> None:
 
 def train(cfg: RunConfig) -> dict[str, Any]:
     """Train until the run stops, and return what was seen."""
+    prepare()
     from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter
     from nemo_prolong.engine.checkpoint.megatron_io import PlannedSave
     from nemo_prolong.engine.checkpoint.save import MegatronCheckpointSave
-    from nemo_prolong.engine.training import stage_training
     from nemo_prolong.errors import CheckpointError
     from nemo_prolong.records.checkpoint.verify import choose_checkpoint
     from nemo_prolong.records.run_directory import RunDirectory
@@ -70,7 +72,7 @@ def train(cfg: RunConfig) -> dict[str, Any]:
     CheckpointWriter.on_step_end = observed
     error = None
     try:
-        stage_training.train_stage(cfg, RunDirectory(cfg.run_dir), None, None)
+        train_stage(cfg, RunDirectory(cfg.run_dir), None, None)
     except CheckpointError as raised:
         error = str(raised)
     return {"seen": seen, "error": error}

@@ -10,13 +10,13 @@ import torch
 
 from nemo_prolong.config.schema import MixtureEntry
 from nemo_prolong.data.dataset import PackedRowDataset
-from nemo_prolong.engine.inference import MegatronScorer
+from nemo_prolong.engine import open_megatron_scorer
 
 
 def main() -> None:
     """Write the sums of the losses of every document scored alone: of all, by position and by domain."""
     workspace, run, output = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    scorer = MegatronScorer(workspace / run)
+    scorer = open_megatron_scorer(workspace / run)
     rows = PackedRowDataset(workspace / "data", [MixtureEntry(path="rows", proportion=1.0)], 64, 42, num_rows=4)
     loss_sum, target_tokens, largest_difference = 0.0, 0, 0.0
     by_position, by_domain = [0.0] * 64, Counter[str]()

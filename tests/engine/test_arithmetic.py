@@ -13,6 +13,8 @@ PROGRAM = """
 import os, torch
 torch.set_float32_matmul_precision("high")
 os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+from nemo_prolong.engine.patches import prepare
+prepare()
 from nemo_prolong.engine.training.stage_training import _set_arithmetic
 for deterministic in (True, False):
     _set_arithmetic(deterministic)

@@ -15,7 +15,10 @@ from tests.support.fork_ranks import run_ranks
 
 def main() -> None:
     """Run every job; the first that fails ends the program."""
-    from nemo_prolong.engine.training import stage_training  # noqa: F401 - imported here for all forks
+    from nemo_prolong.engine.patches import prepare
+
+    prepare()
+    import nemo_prolong.engine.training.stage_training  # noqa: F401 - imports NeMo, before the forks
 
     for job in json.loads(Path(sys.argv[1]).read_text()):
         if any(run_ranks(functools.partial(run, job["config"]), job["ranks"], job["log"])):

@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nemo_prolong.engine import open_megatron_scorer
 from nemo_prolong.export.run import export
 from nemo_prolong.export.source import open_source
 from tests.support.export_tools import Workspace, export_config, write_perplexity, write_recall
@@ -29,14 +30,12 @@ def load_tensors(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def test_plain_transformers_computes_the_logits_of_the_megatron_model(workspace: Workspace, exported: Path) -> None:
-    from nemo_prolong.engine.inference import MegatronScorer
-
     tokens = torch.arange(300) * 7 % 512
     model = AutoModelForCausalLM.from_pretrained(exported)
     assert model.dtype == torch.float32
     with torch.inference_mode():
         logits = model(tokens[None]).logits[0]
-    megatron = MegatronScorer(workspace.child).logits(tokens)
+    megatron = open_megatron_scorer(workspace.child).logits(tokens)
     assert float((logits - megatron).abs().max()) <= 1e-4
     assert torch.equal(logits.argmax(-1), megatron.argmax(-1))
 

@@ -1,6 +1,6 @@
 """Run the stages that need NeMo on CPU tensors, one after the other in this process, and write their rows as JSON.
 
-``stages_program.py FILE``: letter -> rows. The Transformer Engine stage itself needs a GPU; its parts run here
+``python stages_program.py FILE``: stage -> rows. The Transformer Engine stage itself needs a GPU; its parts run here
 with the torch backend on both sides.
 """
 
@@ -59,21 +59,29 @@ def models_held() -> Row:
 
 def main() -> None:
     """Run them. Memory is counted in a process that has done nothing else, as the check itself does."""
-    parts: dict[str, Callable[[Bench], Iterable[Row]]] = {letter: STAGES[letter].run for letter in "cdefh"}
+    parts: dict[str, Callable[[Bench], Iterable[Row]]] = {name: stage.run for name, stage in STAGES.items()}
     # One case is enough here; every save takes a second.
     bf16 = {"compute": "bf16", "backend": "torch"}
-    parts["g"] = lambda bench: resume.resumed_rows(bench, "torch backend, bf16", bf16)
-    parts["e, torch for both"] = torch_for_both
+    parts["resume"] = lambda bench: resume.resumed_rows(bench, "torch backend, bf16", bf16)
+    parts["torch for both"] = torch_for_both
     results = {}
-    for name in ("d", "c", "g", "e, torch for both", "e", "f", "h"):
+    for name in (
+        "layers",
+        "engine",
+        "resume",
+        "torch for both",
+        "transformer_engine",
+        "data_loader",
+        "fp8_export",
+    ):
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
             part = parts[name]
             rows = list(attempt(name, lambda part=part, scratch=scratch: part(Bench(DEVICE, Path(scratch)))))
         results[name] = [row.as_json() for row in rows]
         leave_groups()
-        if name == "d":
-            results["after d"] = [models_held().as_json()]
+        if name == "layers":
+            results["after layers"] = [models_held().as_json()]
         print(f"{name}: {time.perf_counter() - started:.1f} s", file=sys.stderr)
     Path(sys.argv[1]).write_text(json.dumps(results))
 

@@ -36,7 +36,7 @@ def cpu(tmp_path: Path) -> Bench:
 
 
 def layers_chosen(gpu: Bench, monkeypatch: pytest.MonkeyPatch, gib: float, modules: set[str]) -> list[Any]:
-    """Return what stage d would measure, and its other rows, on a device of so much memory."""
+    """Return what the stage of layers would measure, and its other rows, on a device of so much memory."""
     cached = 0.0
 
     def release(device: torch.device) -> None:

@@ -119,9 +119,9 @@ def test_an_interruption_ends_the_stage_that_runs_keeps_what_it_showed_and_leave
         "os.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)\n"
     )
     stand_in(monkeypatch, program)
-    stages = [Stage(letter, "Title", "Shows.", lambda bench: iter(())) for letter in "yz"]
+    stages = [Stage(name, "Title", "Shows.", lambda bench: iter(())) for name in "yz"]
     done: list[str] = []
-    reports = runner.run_stages(stages, "cpu", lambda stage: "", lambda stage, report: done.append(stage.letter))
+    reports = runner.run_stages(stages, "cpu", lambda stage: "", lambda stage, report: done.append(stage.name))
     assert done == ["y"] == list(reports)
     assert [(row["result"], row["note"]) for row in reports["y"]["rows"]] == [
         ("measured", ""),
@@ -131,7 +131,7 @@ def test_an_interruption_ends_the_stage_that_runs_keeps_what_it_showed_and_leave
 
 def test_the_card_is_written_after_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "card.json"
-    write_card(path, {"c": report("Third", measured("old", 1.0, "s"))})
+    write_card(path, {"engine": report("Third", measured("old", 1.0, "s"))})
     found: list[list[str]] = []
 
     def run_stage(stage: Stage, *_: Any) -> dict[str, Any]:
@@ -139,14 +139,18 @@ def test_the_card_is_written_after_every_stage(tmp_path: Path, monkeypatch: pyte
         return report(stage.title, measured("new", 1.0, "s"))
 
     monkeypatch.setattr(runner, "run_stage", run_stage)
-    assert program.run(Namespace(stages="b,a", device="cpu", json=path)) == 0
-    assert found == [["c"], ["b", "c"]] and list(read_reports(path)) == ["a", "b", "c"]
+    assert program.run(Namespace(stages="loss_head,attention", device="cpu", json=path)) == 0
+    assert found == [["engine"], ["loss_head", "engine"]] and list(read_reports(path)) == [
+        "attention",
+        "loss_head",
+        "engine",
+    ]
 
 
 def test_a_page_says_of_a_stage_that_it_ran_on_a_cpu(tmp_path: Path) -> None:
     on_cpu = {
         **report("First", measured("x", 1.0, "s")),
-        "command": "python -m benchmarks.hopper --device cpu --stages a",
+        "command": "python -m benchmarks.hopper --device cpu --stages attention",
     }
     said = "**This stage ran at small sizes on a CPU: it shows that the program works, and nothing about a GPU.**"
     assert said in page({"a": on_cpu}) and said not in page({"a": report("First")})
@@ -169,14 +173,18 @@ def test_a_stage_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) 
 
 def test_the_card_keeps_stages_that_did_not_run_again(tmp_path: Path) -> None:
     path = tmp_path / "card.json"
-    write_card(path, {"b": report("Second", at_most("old", 1.0, 2.0))})
-    write_card(path, {**read_reports(path), "a": report("First", at_least("new", 1.0, 2.0, "GiB", note="a|b"))})
+    first, second = (
+        report("First", at_least("new", 1.0, 2.0, "GiB", note="a|b")),
+        report("Second", at_most("old", 1.0, 2.0)),
+    )
+    write_card(path, {"loss_head": second})
+    write_card(path, {"attention": first, **read_reports(path)})
     text = path.with_suffix(".md").read_text()
-    assert text.index("## a. First") < text.index("## b. Second")
+    assert text.index("## First (`attention`)") < text.index("## Second (`loss_head`)")
     assert (
         "| new | 1 GiB | at least 2 | **missed** | a\\|b |" in text and "| old | 1 | at most 2 | **met** |  |" in text
     )
-    assert "| a. First | NVIDIA H100 | abc | 1 missed | 1.5 |" in text and "torch 2.11" in text
+    assert "| First (`attention`) | NVIDIA H100 | abc | 1 missed | 1.5 |" in text and "torch 2.11" in text
 
 
 def test_the_page_in_the_documents_is_the_one_made_of_its_json() -> None:
@@ -185,11 +193,15 @@ def test_the_page_in_the_documents_is_the_one_made_of_its_json() -> None:
     assert "No stage has run on a GPU yet." in page({})
 
 
-def test_there_are_eight_stages_and_no_other_letter_is_one() -> None:
-    assert "".join(STAGES) == "abcdefgh"
-    assert [stage.letter for stage in chosen_stages("c, a")] == ["c", "a"]
-    with pytest.raises(ConfigError, match=r"^--stages a,z: 'z' is no stage; there are a \(Document attention\), b "):
-        chosen_stages("a,z")
+def test_there_are_eight_stages_and_no_other_name_is_one() -> None:
+    assert len(STAGES) == 8
+    assert [stage.name for stage in chosen_stages("engine, attention")] == ["engine", "attention"]
+    with pytest.raises(ConfigError, match=r"^--stages engine,z: 'z' is no stage; there are attention, loss_head, "):
+        chosen_stages("engine,z")
+
+
+def test_a_stage_has_the_name_of_its_module() -> None:
+    assert [stage.run.__module__ for stage in STAGES.values()] == [f"benchmarks.hopper.{name}" for name in STAGES]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -204,17 +216,28 @@ def test_a_machine_without_a_gpu_is_refused_with_the_way_out() -> None:
 
 def test_the_command_runs_a_stage_on_a_cpu_and_writes_its_card(tmp_path: Path) -> None:
     card = tmp_path / "card.json"
-    command = [sys.executable, "-m", "benchmarks.hopper", "--device", "cpu", "--stages", "b", "--json", str(card)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.hopper",
+        "--device",
+        "cpu",
+        "--stages",
+        "loss_head",
+        "--json",
+        str(card),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL
     )
     assert result.returncode == 0, result.stdout + result.stderr
     reports = read_reports(card)
-    assert list(reports) == ["b"] and reports["b"]["command"] == "python -m benchmarks.hopper --device cpu --stages b"
-    results = [row["result"] for row in reports["b"]["rows"]]
+    (loss_head,) = reports.values()
+    assert loss_head["command"] == "python -m benchmarks.hopper --device cpu --stages loss_head"
+    results = [row["result"] for row in loss_head["rows"]]
     assert (results.count("met"), results.count("measured"), len(results)) == (4, 2, 6)
-    assert "b. Loss head" in result.stdout and "MET" in result.stdout
+    assert "Loss head (loss_head)" in result.stdout and "MET" in result.stdout
 
 
 def test_peak_memory_is_counted_to_the_byte_and_frees_count() -> None:
@@ -353,8 +376,8 @@ def test_driver_and_power_limit_are_those_of_the_device_where_they_can_be_asked(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("letter", list(STAGES))
-def test_a_stage_meets_its_bounds_on_this_gpu(letter: str) -> None:
-    result = runner.run_stage(STAGES[letter], "cuda:0", "pytest -m gpu tests/gpu_check")
+@pytest.mark.parametrize("name", list(STAGES))
+def test_a_stage_meets_its_bounds_on_this_gpu(name: str) -> None:
+    result = runner.run_stage(STAGES[name], "cuda:0", "pytest -m gpu tests/gpu_check")
     wrong = [row for row in result["rows"] if row["result"] in ("missed", "failed")]
     assert wrong == []

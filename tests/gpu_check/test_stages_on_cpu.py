@@ -28,7 +28,7 @@ def verdicts(rows: dict[str, Row]) -> set[Verdict]:
     return {row.result for row in rows.values()}
 
 
-@pytest.mark.parametrize("stage", ["c", "d", "f", "g", "h"])
+@pytest.mark.parametrize("stage", ["engine", "layers", "data_loader", "resume", "fp8_export"])
 def test_a_stage_that_needs_nemo_meets_its_bounds_on_a_cpu(cpu_rows: Rows, stage: str) -> None:
     assert Verdict.NOT_RUN not in verdicts(cpu_rows[stage])
     wrong = {bar: row for bar, row in cpu_rows[stage].items() if row.result in (Verdict.MISSED, Verdict.FAILED)}
@@ -36,40 +36,40 @@ def test_a_stage_that_needs_nemo_meets_its_bounds_on_a_cpu(cpu_rows: Rows, stage
 
 
 def test_the_engine_is_compared_in_fp32_in_bf16_and_from_carried_optimizer_state(cpu_rows: Rows) -> None:
-    rows = cpu_rows["c"]
+    rows = cpu_rows["engine"]
     assert [row.ours for bar, row in rows.items() if not bar.startswith("bf16")] == [0.0] * 4
     bf16 = rows["bf16: difference of losses from fp32 on a CPU"]
     assert 0 < bf16.ours < bf16.bound == 0.01
 
 
 def test_the_plan_of_memory_is_within_five_percent_of_what_the_profiler_counts(cpu_rows: Rows) -> None:
-    ratios = [row.ours for bar, row in cpu_rows["d"].items() if bar.endswith("peak memory over the plan")]
+    ratios = [row.ours for bar, row in cpu_rows["layers"].items() if bar.endswith("peak memory over the plan")]
     assert len(ratios) == 2 and all(0.95 < ratio < 1.05 for ratio in ratios)
 
 
 def test_shares_of_kernels_name_attention_and_matrix_products(cpu_rows: Rows) -> None:
-    notes = [row.note for bar, row in cpu_rows["d"].items() if "share outside" in bar]
+    notes = [row.note for bar, row in cpu_rows["layers"].items() if "share outside" in bar]
     assert len(notes) == 5 and all("attention " in note and "matrix products " in note for note in notes)
 
 
 def test_a_length_of_rows_leaves_nothing_behind_that_the_next_would_lack(cpu_rows: Rows) -> None:
-    assert cpu_rows["after d"]["models held"].ours == 0
+    assert cpu_rows["after layers"]["models held"].ours == 0
 
 
 def test_speed_has_no_bound_on_a_cpu(cpu_rows: Rows) -> None:
-    rates = cpu_rows["f"]
+    rates = cpu_rows["data_loader"]
     assert verdicts(rates) == {Verdict.MEASURED}
     assert all("bounds of speed are for a GPU" in row.note for row in rates.values())
 
 
 def test_without_a_gpu_the_transformer_engine_stage_says_why_it_did_not_run(cpu_rows: Rows) -> None:
-    assert list(cpu_rows["e"].values()) == [
+    assert list(cpu_rows["transformer_engine"].values()) == [
         Row("Transformer Engine", Verdict.NOT_RUN, note="Transformer Engine computes on a GPU.")
     ]
 
 
 def test_the_parts_of_the_transformer_engine_stage_agree_where_both_sides_are_the_torch_backend(cpu_rows: Rows) -> None:
-    rows = cpu_rows["e, torch for both"]
+    rows = cpu_rows["torch for both"]
     same = rows["attention: error of output and gradients"]
     assert same.result is Verdict.MET and same.ours == pytest.approx(same.bound / 2)
     checkpoint = rows["torch and torch: keys and shapes of checkpoints are equal"]
@@ -79,7 +79,7 @@ def test_the_parts_of_the_transformer_engine_stage_agree_where_both_sides_are_th
 
 
 def test_a_run_that_fails_is_a_failed_row_and_the_others_are_compared(cpu_rows: Rows) -> None:
-    row = cpu_rows["e, torch for both"]["run, no kernels"]
+    row = cpu_rows["torch for both"]["run, no kernels"]
     assert row.result is Verdict.FAILED
     assert row.note == "ModuleNotFoundError: No module named 'transformer_engine'"
 

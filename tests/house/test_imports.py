@@ -47,3 +47,7 @@ def test_imports_go_one_way():
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 broken" in result.stdout
+
+
+def test_importing_the_engine_loads_none_of_its_libraries():
+    assert loaded_by(["nemo_prolong.engine"]) & {*HEAVY, "modelopt"} == set()

@@ -17,6 +17,9 @@ from tests.support.fork_ranks import run_ranks
 
 def main() -> None:
     """Run every job; the first that fails ends the program."""
+    from nemo_prolong.engine.patches import prepare
+
+    prepare()
     from tests.layouts.layout_rank import run
 
     for job in json.loads(Path(sys.argv[1]).read_text()):

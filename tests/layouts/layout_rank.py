@@ -1,4 +1,4 @@
-"""What one rank of a layout does; imports NeMo, which ``layout_program.py`` does not."""
+"""What one rank of a layout does; imports NeMo, after ``layout_program.py`` has prepared it."""
 
 import sys
 from pathlib import Path
@@ -7,17 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter
 from nemo_prolong.callbacks.protocol import TrainingLoop
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.engine.patches import cpu
+from nemo_prolong.data.batch import RankBatch
+from nemo_prolong.engine.training import stage_training
+from nemo_prolong.engine.training.packed_step import ExactLossReduction
 from nemo_prolong.records.run_directory import RunDirectory
-
-cpu.prepare()
-
-from nemo_prolong.callbacks.checkpoint_writer import CheckpointWriter  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.data.batch import RankBatch  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.training import stage_training  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.training.packed_step import ExactLossReduction  # noqa: E402 - after cpu.prepare()
 
 
 class SaveFirstAndLast(CheckpointWriter):

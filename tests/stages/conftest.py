@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.files import write_json_atomically
+from nemo_prolong.records.data_manifest import DataManifestFile
 from nemo_prolong.records.run_directory import CONFIG_FILE
 from nemo_prolong.records.stage_manifest import ParentRecord
-from nemo_prolong.stages.manifest import new_manifest, read_data_manifest
+from nemo_prolong.stages.manifest import new_manifest
 from nemo_prolong.stages.preflight import dump
 from tests.support.fake_checkpoint import write_checkpoint
 from tests.support.tiny import tiny_config, write_data
@@ -36,7 +38,7 @@ def make_run() -> Callable[..., Path]:
 
     def make(cfg: RunConfig, status: str, steps: tuple[int, ...], parent_record: ParentRecord | None = None) -> Path:
         run_dir = Path(cfg.run_dir)
-        data = read_data_manifest(cfg.data.root)
+        data = DataManifestFile.read(cfg.data.root, read_bytes)
         manifest = new_manifest(cfg, None, parent_record, "python scripts/train.py +exp=tiny", 1, data)
         manifest.model_copy(update={"status": status, "step": max(steps, default=0)}).write(run_dir)
         write_json_atomically(run_dir / CONFIG_FILE, dump(cfg))

@@ -14,13 +14,14 @@ from nemo_prolong.config.rules import check
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
+from nemo_prolong.records.data_manifest import DataManifestFile
 from nemo_prolong.records.run_directory import CONFIG_FILE, RunDirectory
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, SettingChange, StageManifest
 from nemo_prolong.stages.differences import check_changeable, with_defaults
-from nemo_prolong.stages.manifest import DataManifestFile, continued, new_manifest
+from nemo_prolong.stages.manifest import continued, new_manifest
 from nemo_prolong.stages.preflight import Start, check_files, dump
 
-DATA = DataManifestFile()
+DATA = DataManifestFile("", None)
 """The rows of these tests have no manifest."""
 
 

@@ -11,14 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import nemo_prolong
+from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.records import stage_manifest as manifest_format
+from nemo_prolong.records.data_manifest import DataManifestFile
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, StageManifest, installed_versions, utc_now
-from nemo_prolong.stages.manifest import DataManifestFile, new_manifest, read_data_manifest
+from nemo_prolong.stages.manifest import new_manifest
 
 COMMAND = "python scripts/train.py +exp=tiny"
 
-DATA = DataManifestFile()
+DATA = DataManifestFile("", None)
 
 
 @pytest.fixture
@@ -91,7 +93,8 @@ def test_the_record_of_the_parent_says_what_was_taken_and_what_started_anew(make
 
 def test_the_data_is_recorded_with_the_hash_of_its_manifest(make_config, data_root):
     (data_root / "manifest.json").write_bytes(b'{"format": 1}')
-    data = new_manifest(make_config(), None, None, COMMAND, 1, read_data_manifest(make_config().data.root)).data
+    found = DataManifestFile.read(str(data_root), read_bytes)
+    data = new_manifest(make_config(), None, None, COMMAND, 1, found).data
     assert (data.root, data.tokenizer) == (str(data_root), "tokenizer")
     assert data.mixture == [{"path": "rows", "proportion": 1.0}]
     assert data.manifest_sha256 == hashlib.sha256(b'{"format": 1}').hexdigest()

@@ -12,12 +12,12 @@ from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.data.tokenizer import TextEncoder, train_tokenizer
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
+from nemo_prolong.records.data_manifest import DataManifestFile
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, StageManifest
-from nemo_prolong.stages.manifest import DataManifestFile
 from nemo_prolong.stages.preflight import Start, check_files
 
-DATA = DataManifestFile()
+DATA = DataManifestFile("", None)
 """The rows of these tests have no manifest."""
 
 

@@ -16,13 +16,15 @@ import pytest
 
 from nemo_prolong.config.cli import compose
 from nemo_prolong.config.recipe_schema import RecipeConfig
+from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.files import write_json_atomically
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
+from nemo_prolong.records.data_manifest import DataManifestFile
 from nemo_prolong.records.export_manifest import ExportManifest, SourceRecord, TargetRecord
 from nemo_prolong.records.run_directory import CONFIG_FILE
 from nemo_prolong.stages import recipe_run
-from nemo_prolong.stages.manifest import new_manifest, read_data_manifest
+from nemo_prolong.stages.manifest import new_manifest
 from nemo_prolong.stages.preflight import dump
 from nemo_prolong.stages.recipe_plan import PlannedStage, plan_recipe
 from nemo_prolong.stages.recipe_run import run_recipe
@@ -67,7 +69,7 @@ def leave(stage: PlannedStage, status: str, *steps: int) -> Path:
     """Write what a run of a stage leaves."""
     run_dir = Path(stage.cfg.run_dir)
     manifest = new_manifest(
-        stage.cfg, None, None, "python scripts/train.py", 1, read_data_manifest(stage.cfg.data.root)
+        stage.cfg, None, None, "python scripts/train.py", 1, DataManifestFile.read(stage.cfg.data.root, read_bytes)
     )
     manifest.model_copy(update={"status": status, "step": max(steps, default=0)}).write(run_dir)
     write_json_atomically(run_dir / CONFIG_FILE, dump(stage.cfg))

@@ -24,7 +24,7 @@ def train(job: dict[str, Any], _rank: int = 0) -> None:
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     with run_logging(run_dir / f"train.rank{os.environ.get('RANK', '0')}.log", console=False):
-        from nemo_prolong.engine.training.stage_training import train_stage
+        from nemo_prolong.engine import train_stage
 
         train_stage(
             cfg,
@@ -35,7 +35,10 @@ def train(job: dict[str, Any], _rank: int = 0) -> None:
 
 def train_by_forks(job: dict[str, Any], ranks: int) -> None:
     """Train one job on some ranks; a rank that fails ends this program with what it wrote."""
-    import nemo_prolong.engine.training.stage_training  # noqa: F401 - before the forks
+    from nemo_prolong.engine.patches import prepare
+
+    prepare()
+    import nemo_prolong.engine.training.stage_training  # noqa: F401 - imports NeMo, before the forks
 
     log = f"{RunConfig(**job['config']).run_dir}.log"
     statuses = run_ranks(partial(train, job), ranks, log)

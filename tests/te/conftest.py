@@ -14,12 +14,12 @@ import pytest
 import torch
 import transformer_engine.pytorch
 
-from nemo_prolong.engine.patches import cpu
+from nemo_prolong.engine.patches import prepare
 from tests.support.te_layouts import leave
 
-cpu.prepare()
+prepare()
 assert transformer_engine.pytorch and not torch.cuda.is_available(), "these tests are for machines without a GPU"
-# Its modules assert a GPU when they are built, and ask which one. After cpu.prepare(), which does nothing with a GPU.
+# Its modules assert a GPU when they are built, and ask which one. After prepare(), which does nothing with a GPU.
 torch.cuda.is_available = lambda: True
 # Without a driver torch cannot ask cuDNN for its version.
 torch.backends.cudnn.version = lambda: None

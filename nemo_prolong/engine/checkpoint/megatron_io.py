@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
@@ -147,7 +146,9 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _write_and_send(write: Callable[..., None], rank: int, buckets: Any, results: queue.Queue, sender: Any) -> None:
+def _write_and_send(
+    write: Callable[..., None], rank: int, buckets: Any, results: queue.Queue[Any], sender: Any
+) -> None:
     """Write in a process of its own; the queue is this process's copy."""
     write(rank, buckets, results)
     sender.send(results.get())
@@ -179,9 +180,6 @@ class StageCheckpointIO(MegatronCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Plan the save; ``take_planned`` returns it. The directory ``weights`` exists on every rank already."""
         checkpoint["content_metadata"] = storage_options["content_metadata"]
-        # Megatron would start a server process for its results, which costs seconds and half a GiB, and lives on for
-        # ever when this process is killed. A queue per save also holds no results of a save that failed.
-        filesystem_async._results_queue = queue.Queue()
         # The check that every element is saved once costs a gather, and the layout does not change within a run.
         sharded, common = save_preprocess(checkpoint, not self._consistent)
         self._consistent = True

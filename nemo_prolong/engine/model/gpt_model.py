@@ -1,7 +1,7 @@
 """Megatron's GPT model with the two steps that decide exactness: the positions going in, the loss coming out.
 
-NeMo builds ``megatron.core``'s own class and offers no hook for another one; ``ExactModelConfig`` puts ours in its
-place. State-dict and checkpoint names stay Megatron's.
+``ExactModelConfig.model_class`` names the class; ``engine.patches.model_class`` has NeMo build it. State-dict and
+checkpoint names stay Megatron's.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class DocumentPositionsGPTModel(ExactLossGPTModel):
 
     def forward(self, *args: Any, packed_seq_params: DocumentSeqParams, **kwargs: Any) -> torch.Tensor | HeadLoss:
         """Return what Megatron's forward returns; boundaries reach the core attention and nothing before it."""
-        hidden = dataclasses.replace(packed_seq_params, cu_seqlens_q=None, cu_seqlens_kv=None)
+        withheld: dict[str, Any] = {"cu_seqlens_q": None, "cu_seqlens_kv": None}
+        hidden = dataclasses.replace(packed_seq_params, **withheld)
         return super().forward(*args, packed_seq_params=hidden, **kwargs)
 
     def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -113,11 +114,9 @@ class ExactModelConfig:
     rope_scaling: RopeScaling | None = None
 
     def configure_model(self, *args: Any, **kwargs: Any) -> GPTModel:
-        """Return the model that NeMo builds, as one of ours."""
+        """Return the model that NeMo builds, of our class and with our frequencies. Needs ``patches.prepare``."""
         model = super().configure_model(*args, **kwargs)  # type: ignore[misc]
-        assert type(model) is GPTModel, type(model)
-        # NeMo names the class it builds; ours differs in methods alone.
-        model.__class__ = self.model_class
+        assert type(model) is self.model_class, type(model)
         if self.rope_scaling is not None:
             rotary = model.rotary_pos_emb
             rotary.inv_freq = scaled_frequencies(rotary.inv_freq, self.rope_scaling)

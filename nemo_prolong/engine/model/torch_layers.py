@@ -6,9 +6,10 @@ Transformer Engine's, so that a checkpoint written on CPU loads in a Transformer
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.parallel_state import get_context_parallel_group
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
@@ -53,9 +54,10 @@ class DocumentAttention(MegatronModule):
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        attn_mask_type: AttnMaskType | None = None,
+        *,
+        packed_seq_params: DocumentSeqParams,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        **unused: Any,
     ) -> torch.Tensor:
         """Return attention inside documents, [T, H * C].
 
@@ -64,17 +66,15 @@ class DocumentAttention(MegatronModule):
             key: [T, K, C].
             value: [T, K, C].
             attention_mask: Unused, documents are the mask.
-            attn_mask_type: Unused, attention is causal.
-            attention_bias: Must be None.
             packed_seq_params: Document boundaries of the row, and its partition over context-parallel ranks.
+            attention_bias: Must be None.
+            **unused: The type of the mask, which is causal.
         """
-        assert isinstance(packed_seq_params, DocumentSeqParams) and attention_bias is None
-        partition = packed_seq_params.partition
+        partition, boundaries = packed_seq_params.partition, packed_seq_params.cu_seqlens
+        assert boundaries is not None and attention_bias is None
         if partition is None:
             longest = packed_seq_params.max_seqlen_q
-            output = document_attention(
-                query, key, value, packed_seq_params.cu_seqlens, self.softmax_scale, max_seqlen=longest
-            )
+            output = document_attention(query, key, value, boundaries, self.softmax_scale, max_seqlen=longest)
         else:
             output = context_parallel_attention(
                 query, key, value, partition, self.cp_group, self.cp_comm_type, self.softmax_scale
@@ -91,7 +91,7 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__(hidden_size, eps=eps)
         self.config = config
-        self.weight.sequence_parallel = config.sequence_parallel
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 def torch_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:

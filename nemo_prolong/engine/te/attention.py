@@ -12,8 +12,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from nemo_prolong.engine.te.batch_of_documents import as_batch, runs_in_fp8
 from nemo_prolong.engine.training.packed_step import DocumentSeqParams
+from nemo_prolong.ops.batch_of_documents import as_batch, runs_in_fp8
 
 
 class _StatelessAttention(TEDotProductAttention):
@@ -53,24 +53,16 @@ class TEDocumentAttention(_StatelessAttention):
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        attn_mask_type: AttnMaskType | None = None,
+        *,
+        packed_seq_params: DocumentSeqParams,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        **unused: Any,
     ) -> torch.Tensor:
-        """Return attention inside documents, [T, H * C].
-
-        Args:
-            query: [T, H, C]; H and K count the heads of this tensor-parallel rank.
-            key: [T, K, C].
-            value: [T, K, C].
-            attention_mask: Unused, documents are the mask.
-            attn_mask_type: Unused, attention is causal.
-            attention_bias: Must be None.
-            packed_seq_params: Document boundaries of the row, and its partition over context-parallel ranks.
-        """
-        assert isinstance(packed_seq_params, DocumentSeqParams) and attention_bias is None
+        """Return attention inside documents, [T, H * C]; arguments are those of ``DocumentAttention.forward``."""
+        assert attention_bias is None
         documents = packed_seq_params.equal_documents
-        if self.fp8_attention is not None and runs_in_fp8(documents, len(query), self.config.context_parallel_size):
+        fits = runs_in_fp8(documents, len(query), self.config.context_parallel_size)
+        if self.fp8_attention is not None and documents is not None and fits:
             batch = [as_batch(tensor, documents) for tensor in (query, key, value)]
             one_length = PackedSeqParams(qkv_format="bshd")
             output = self.fp8_attention(*batch, None, AttnMaskType.causal, packed_seq_params=one_length)

@@ -79,7 +79,7 @@ def bucket_of(max_seqlen: int) -> int:
     return 1 << (max_seqlen - 1).bit_length()
 
 
-def equal_documents(boundaries: np.ndarray) -> int | None:
+def equal_documents(boundaries: np.ndarray[Any, Any]) -> int | None:
     """Return the number of documents if all have one length, else None.
 
     Args:

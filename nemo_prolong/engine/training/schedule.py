@@ -67,4 +67,6 @@ class _StageLR(LambdaLR):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def _closed_form_rates(self) -> list[float]:
-        return [base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        return [
+            float(base) * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)
+        ]

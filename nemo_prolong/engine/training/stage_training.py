@@ -128,7 +128,7 @@ def _set_arithmetic(deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # torch would also fill every new tensor first, in case it is read before it is written: a pass over memory each.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _rank_zero_path(store: Store, key: str, path: Path | None) -> Path | None:

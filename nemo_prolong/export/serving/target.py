@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_prolong.config.schema import ExportConfig, ExportTargetConfig
+from nemo_prolong.engine import dequantize, quantize_directory, write_engine_checkpoint
 from nemo_prolong.errors import ConfigError, ExportError
 from nemo_prolong.export.rendering import render
 from nemo_prolong.export.serving.memory import KV_BLOCK_TOKENS, check_memory
@@ -138,7 +139,6 @@ def prepare_target(cfg: ExportConfig, manifest: StageManifest, directory: Path) 
 
 def _quantize(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> QuantizationRecord:
     """Replace the weights by FP8 ones; the configuration stays that of the verified directory."""
-    from nemo_prolong.engine.fp8_export import dequantize, quantize_directory
     from nemo_prolong.export.serving.quantized import (
         QUANT_CONFIG_FILE,
         logit_difference,
@@ -165,7 +165,6 @@ def _quantize(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> Qu
 
 def _cut_for_engine(cfg: ExportConfig, manifest: StageManifest, directory: Path) -> QuantizationRecord | None:
     """Replace weights and configuration by those of every rank of an engine."""
-    from nemo_prolong.engine.fp8_export import dequantize, write_engine_checkpoint
     from nemo_prolong.export.serving.engine_checkpoint import verify_engine_checkpoint
 
     target, documents, record = cfg.export, None, None

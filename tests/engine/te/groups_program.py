@@ -9,22 +9,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nemo_prolong.engine.patches import cpu
-
-cpu.prepare()
-
-from megatron.core import parallel_state  # noqa: E402 - after cpu.prepare()
-
-from nemo_prolong.engine.patches.process_groups import hierarchical_context_parallel  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.engine.patches import prepare
+from nemo_prolong.engine.patches.process_groups import hierarchical_context_parallel
 
 
 def main(output: Path) -> None:
     """Form the groups as NeMo does, and write what every rank finds in them."""
+    prepare()
+    from megatron.core import parallel_state
+
     dist.init_process_group("gloo")
-    form_groups = parallel_state.initialize_model_parallel
     with hierarchical_context_parallel([2, 2]):
         parallel_state.initialize_model_parallel(context_parallel_size=4)
-    assert parallel_state.initialize_model_parallel is form_groups
     found = {"ranks": [], "sums": [], "cp": dist.get_process_group_ranks(parallel_state.get_context_parallel_group())}
     for group in parallel_state.get_hierarchical_context_parallel_groups():
         total = torch.tensor(10 ** dist.get_rank())

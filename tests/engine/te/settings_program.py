@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from nemo_prolong.engine.patches import cpu
+import torch
+from megatron.core import parallel_state
+from nemo import lightning as nl
 
-cpu.prepare()
-
-import torch  # noqa: E402 - after cpu.prepare()
-from megatron.core import parallel_state  # noqa: E402 - after cpu.prepare()
-from nemo import lightning as nl  # noqa: E402 - after cpu.prepare()
-
-from nemo_prolong.config.schema import KernelBackend, ModelConfig, ParallelismConfig, PrecisionConfig  # noqa: E402
-from nemo_prolong.data.batch import PackedBatch  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine import model  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.te import data_step, fp8  # noqa: E402 - after cpu.prepare()
-from nemo_prolong.engine.training.trainer import StageStrategy  # noqa: E402 - after cpu.prepare()
+from nemo_prolong.config.schema import KernelBackend, ModelConfig, ParallelismConfig, PrecisionConfig
+from nemo_prolong.data.batch import PackedBatch
+from nemo_prolong.engine.model import nemo_model
+from nemo_prolong.engine.patches.process_groups import PATCH
+from nemo_prolong.engine.te import data_step, fp8
+from nemo_prolong.engine.training.trainer import StageStrategy
 
 TINY = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4, "num_query_groups": 2}
 PRECISIONS = [
@@ -33,7 +30,7 @@ def settings(precision: PrecisionConfig) -> dict[str, object]:
     architecture = ModelConfig(
         name="tiny", nemo_config="LlamaConfig", kv_channels=16, vocab_size=512, rotary_base=1e4, **TINY
     )
-    config = model.build_nemo_config(architecture, 64, ParallelismConfig(), precision)
+    config = nemo_model.build_nemo_config(architecture, 64, ParallelismConfig(), precision)
     plugin = dataclasses.asdict(fp8.mixed_precision(precision).dtype_config)
     names = [name for name in plugin if name.startswith("fp8") and hasattr(config, name)]
     return {
@@ -50,9 +47,11 @@ def settings(precision: PrecisionConfig) -> dict[str, object]:
 def strategy_arguments() -> dict[str, object]:
     """Return what the strategy adds where NeMo forms the process groups."""
     seen = {}
+    parallel_state.initialize_model_parallel = seen.update
+    PATCH.apply()
 
     def setup_distributed(self: StageStrategy) -> None:
-        seen.update(parallel_state.initialize_model_parallel.keywords)
+        parallel_state.initialize_model_parallel()
 
     nl.MegatronStrategy.setup_distributed = setup_distributed
     strategy = StageStrategy(context_parallel_size=4)
@@ -88,7 +87,7 @@ def padded_lengths(precision: PrecisionConfig) -> list[int]:
 
 if __name__ == "__main__":
     # Transformer Engine itself is not needed to say what the model would be built with.
-    model.resolve_backend = lambda precision, platform: KernelBackend.TE
+    nemo_model.resolve_backend = lambda precision, platform: KernelBackend.TE
     found = {"settings": [settings(precision) for precision in PRECISIONS], "strategy": strategy_arguments()}
     found["padded"] = [padded_lengths(precision) for precision in PRECISIONS]
     print(json.dumps(found, default=str))

@@ -38,4 +38,5 @@ def as_batch(packed: torch.Tensor, documents: int) -> torch.Tensor:
         packed: T tokens of this rank.
         documents: B; divides T.
     """
-    return packed.unflatten(0, (documents, -1))
+    batch: torch.Tensor = packed.unflatten(0, (documents, -1))
+    return batch

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from nemo_prolong.engine.te.batch_of_documents import as_batch, runs_in_fp8
 from nemo_prolong.ops.attention import document_attention
+from nemo_prolong.ops.batch_of_documents import as_batch, runs_in_fp8
 from nemo_prolong.ops.context_parallel import DocumentPartition
 
 DOCUMENTS, LENGTH, HEADS, KEY_HEADS, CHANNELS = 3, 16, 4, 2, 8
