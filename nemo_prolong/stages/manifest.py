@@ -1,4 +1,4 @@
-"""The manifest of a stage that is about to start; its format is ``records.stage_manifest``."""
+"""The manifest of a stage that is about to start. Its format is in ``records.stage_manifest``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def new_manifest(
 
     Args:
         cfg: The stage.
-        before: Manifest of its parent, or of the run itself where it goes on; None where there is neither.
+        before: Manifest of its parent, or of the run itself where it is resumed. None where there is neither.
         parent_record: What it takes from its parent.
         command: What was typed.
         world_size: Number of ranks.
@@ -82,7 +82,7 @@ def continued(
 
     Args:
         manifest: Of the run as it is configured now.
-        before: As the run was left: its start and what it took from its parent stay as they were.
+        before: As the run was left. Its start and what it took from its parent stay as they were.
         step: Steps of the checkpoint it goes on from.
         changes: Settings that are not as they were.
     """
@@ -104,7 +104,7 @@ def _with_what_is_taken(record: ParentRecord) -> ParentRecord:
 
 @dataclass(frozen=True)
 class DataManifestFile:
-    """``manifest.json`` of a data directory; both None where it has none (ProLong's published ones)."""
+    """``manifest.json`` of a data directory. Both fields are None where it has none (ProLong's published ones)."""
 
     sha256: str | None = None
     tokenizer_sha256: str | None = None
