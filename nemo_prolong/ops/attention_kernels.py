@@ -1,6 +1,6 @@
 """The kernels under document attention, and how runs of tokens of a packed row reach them.
 
-A kernel call attends N runs of queries to N runs of keys: without a mask, or causally where both have one length. It
+A kernel call attends N runs of queries to N runs of keys, without a mask, or causally where both have one length. It
 returns the log-sum-exp of the scores next to the output, which is what merging partial results and a backward pass
 without stored scores need. Three kernels, all of linear memory:
 
@@ -31,7 +31,7 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class EqualRuns:
-    """B runs of tokens that have one length; they are taken as [B, length, ...].
+    """B runs of tokens that have one length. They are taken as [B, length, ...].
 
     Args:
         starts: First token of every run, ascending, int64 [B].
@@ -43,7 +43,7 @@ class EqualRuns:
 
     @cached_property
     def _step(self) -> int | None:
-        """Distance of neighbouring starts where it is constant: such runs are a view of the row."""
+        """Distance of neighbouring starts where it is constant. Such runs are a view of the row."""
         steps = np.unique(np.diff(self.starts))
         return int(steps[0]) if len(steps) == 1 else (0 if len(steps) == 0 else None)
 
@@ -74,7 +74,7 @@ class EqualRuns:
             rows.index_copy_(0, self._index.to(rows.device), values.flatten(0, 1).to(rows.dtype))
 
     def add(self, rows: torch.Tensor, values: torch.Tensor) -> None:
-        """Add ``values`` [B, length, ...] to the runs of ``rows``; no token is in two runs."""
+        """Add ``values`` [B, length, ...] to the runs of ``rows``. No token is in two runs."""
         if self._step is not None:
             self._view(rows).add_(values)
         else:
@@ -149,7 +149,7 @@ class BatchedCall:
 
         Args:
             grad_output: [T, H, C], as are ``query`` and ``output``.
-            query: Rows; this call takes its runs of them.
+            query: Rows. This call takes its runs of them.
             key: [S, K, C], as is ``value``.
             value: As ``key``.
             output: Merged output of all calls that share these queries.
@@ -236,7 +236,7 @@ def flash_kernel_takes(query: torch.Tensor) -> bool:
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which partial results of ``dtype`` are summed: float64 for itself, else float32."""
+    """Return the dtype in which partial results of ``dtype`` are summed, which is float64 for itself, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -247,7 +247,7 @@ def merge_partials(
 
     Args:
         output: Attention to the first keys [..., C].
-        lse: Log-sum-exp of its scores [...]; minus infinity where a query has seen no key yet.
+        lse: Log-sum-exp of its scores [...]. Minus infinity where a query has seen no key yet.
         other_output: Attention to the other keys [..., C].
         other_lse: Finite.
     """
@@ -265,7 +265,7 @@ def tiled_forward(
         query: [B, H, Q, C].
         key: [B, K, N, C] with K dividing H.
         value: As ``key``.
-        causal: Whether query i sees keys 0 to i only; Q and N are then equal.
+        causal: Whether query i sees keys 0 to i only. Q and N are then equal.
         scale: Factor on the scores.
     """
     dtype = accumulation_dtype(query.dtype)
@@ -292,7 +292,7 @@ def tiled_backward(
     causal: bool,
     scale: float,
 ) -> Gradients:
-    """Return the gradients of query, key and value; arguments as in ``tiled_forward``, shapes as in its result."""
+    """Return the gradients of query, key and value. Arguments and shapes are those of ``tiled_forward``."""
     dtype = accumulation_dtype(query.dtype)
     group = query.size(1) // key.size(1)
     key_shape = key.shape
@@ -335,12 +335,12 @@ def _heads_first(runs: torch.Tensor) -> torch.Tensor:
 
 
 def _dense(rows: torch.Tensor) -> torch.Tensor:
-    """Return ``rows`` dense in the last dim: the CUDA kernel refuses others, the CPU kernel silently misreads them."""
+    """Return ``rows`` dense in the last dim. The CUDA kernel refuses others, the CPU kernel silently misreads them."""
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _tiles(batch: int, queries: int, keys: int, causal: bool) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield (batch, query, key) slices whose scores have a bounded number of rows; none lies above the diagonal."""
+    """Yield (batch, query, key) slices whose scores have a bounded number of rows. None lies above the diagonal."""
     batch_step = max(1, _TILE // queries)
     for b in range(0, batch, batch_step):
         for q in range(0, queries, _TILE):
