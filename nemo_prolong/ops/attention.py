@@ -4,8 +4,8 @@ Owns the layout of packed attention (``thd``: tokens, heads, head dim). No [T, T
 the sum of squared document lengths, memory is linear in the tokens.
 
 Attention to a part of the keys is a *partial result* of output and log-sum-exp of the scores. Partial results of
-disjoint parts merge into the attention to all keys. Backward, every part takes the merged output and log-sum-exp, and its
-gradients simply add up. So nothing but the merged result is kept between the passes.
+disjoint parts merge into the attention to all keys. Backward, every part takes the merged output and log-sum-exp, and
+its gradients simply add up. So nothing but the merged result is kept between the passes.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ KernelCalls = list[BatchedCall] | list[PackedCall]
 
 @dataclass(frozen=True, eq=False)
 class AttentionBlock:
-    """Which queries of a row see which keys. Run i of the queries attends to run i of the keys.
+    """Which queries of a row see which keys: run i of the queries attends to run i of the keys.
 
-    Runs of queries do not overlap each other, nor do runs of keys. Runs of length 0 are allowed. A block is made once
+    Runs of queries do not overlap each other, nor do runs of keys; runs of length 0 are allowed. A block is made once
     per row and used by every layer.
 
     Args:
@@ -45,7 +45,7 @@ class AttentionBlock:
         query_lengths: Queries of each run, int64 [N].
         key_starts: First key of each run, int64 [N].
         key_lengths: Keys of each run, int64 [N].
-        causal: Query j of a run sees keys 0 to j of it, and lengths are equal. Else every query sees every key.
+        causal: Query j of a run sees keys 0 to j of it, and lengths are equal; else every query sees every key.
         device: Where the tensors are.
     """
 

@@ -1,6 +1,6 @@
 """The kernels under document attention, and how runs of tokens of a packed row reach them.
 
-A kernel call attends N runs of queries to N runs of keys, without a mask, or causally where both have one length. It
+A kernel call attends N runs of queries to N runs of keys: without a mask, or causally where both have one length. It
 returns the log-sum-exp of the scores next to the output, which is what merging partial results and a backward pass
 without stored scores need. Three kernels, all of linear memory:
 
@@ -31,7 +31,7 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class EqualRuns:
-    """B runs of tokens that have one length. They are taken as [B, length, ...].
+    """B runs of tokens that have one length; they are taken as [B, length, ...].
 
     Args:
         starts: First token of every run, ascending, int64 [B].
@@ -43,7 +43,7 @@ class EqualRuns:
 
     @cached_property
     def _step(self) -> int | None:
-        """Distance of neighbouring starts where it is constant. Such runs are a view of the row."""
+        """Distance of neighbouring starts where it is constant: such runs are a view of the row."""
         steps = np.unique(np.diff(self.starts))
         return int(steps[0]) if len(steps) == 1 else (0 if len(steps) == 0 else None)
 
@@ -74,7 +74,7 @@ class EqualRuns:
             rows.index_copy_(0, self._index.to(rows.device), values.flatten(0, 1).to(rows.dtype))
 
     def add(self, rows: torch.Tensor, values: torch.Tensor) -> None:
-        """Add ``values`` [B, length, ...] to the runs of ``rows``. No token is in two runs."""
+        """Add ``values`` [B, length, ...] to the runs of ``rows``; no token is in two runs."""
         if self._step is not None:
             self._view(rows).add_(values)
         else:
@@ -149,7 +149,7 @@ class BatchedCall:
 
         Args:
             grad_output: [T, H, C], as are ``query`` and ``output``.
-            query: Rows. This call takes its runs of them.
+            query: Rows; this call takes its runs of them.
             key: [S, K, C], as is ``value``.
             value: As ``key``.
             output: Merged output of all calls that share these queries.
@@ -265,7 +265,7 @@ def tiled_forward(
         query: [B, H, Q, C].
         key: [B, K, N, C] with K dividing H.
         value: As ``key``.
-        causal: Whether query i sees keys 0 to i only. Q and N are then equal.
+        causal: Whether query i sees keys 0 to i only; Q and N are then equal.
         scale: Factor on the scores.
     """
     dtype = accumulation_dtype(query.dtype)

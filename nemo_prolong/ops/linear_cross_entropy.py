@@ -2,8 +2,8 @@
 
 Owns the last step of the model, from hidden states and the output weight to token losses and both gradients. The
 gradients are made while the logits of a chunk are at hand, in the forward pass, which leaves three matrix products
-where recomputing the logits in the backward pass takes four. The price is that the loss must be used as a sum, which one
-factor scales. The vocabulary may be divided over the ranks of a process group, and so may the tokens
+where recomputing the logits in the backward pass takes four. The price is that the loss must be used as a sum. It is
+scaled by one factor. The vocabulary may be divided over the ranks of a process group, and so may the tokens
 (Megatron's sequence parallelism).
 
 Beyond hidden states, their gradient and one float32 weight gradient, memory is the logits of one chunk at any T.

@@ -28,7 +28,7 @@ class _Record(BaseModel):
 
 
 class Histogram(_Record):
-    """Documents and their tokens by length. Entry k is for ``2^k <= tokens < 2^(k+1)``."""
+    """Documents and their tokens by length: entry k is for ``2^k <= tokens < 2^(k+1)``."""
 
     documents: list[int] = []
     tokens: list[int] = []
@@ -87,7 +87,7 @@ class DomainSplit(_Record):
 
 
 class RowSet(_Record):
-    """One directory of packed rows. ``documents`` counts pieces, the input counts whole documents."""
+    """One directory of packed rows; ``documents`` counts pieces, the input counts whole documents."""
 
     domain: str
     split: str

@@ -30,7 +30,7 @@ class _Record(BaseModel):
 
 
 class Bucket(_Record):
-    """Loss and perplexity at target positions ``start <= p < end``, or None where no document reaches."""
+    """Loss and perplexity at target positions ``start <= p < end``; None where no document reaches."""
 
     start: int
     end: int
@@ -55,7 +55,7 @@ class PerplexityResult(_Record):
 
 
 class RecallEntry(_Record):
-    """Recall at one prompt length. Losses are in nats per answer token."""
+    """Recall at one prompt length; losses in nats per answer token."""
 
     length: int
     samples: int
@@ -78,7 +78,7 @@ Result = TypeVar("Result", PerplexityResult, RecallResult)
 
 
 def read_result(path: Path, kind: type[Result], notes: list[str]) -> Result | None:
-    """Return the result in ``path``, or None if there is none. One that cannot be read is named in ``notes``."""
+    """Return the result in ``path``, or None if there is none; one that cannot be read is said in ``notes``."""
     if not path.is_file():
         return None
     try:

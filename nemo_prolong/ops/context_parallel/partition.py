@@ -20,7 +20,7 @@ import torch
 from nemo_prolong.ops.attention import AttentionBlock
 
 ROW_KEYS = ("tokens", "labels", "loss_mask", "position_ids")
-"""The tensors of a row that have one value per token. Padding is 0 in each but the positions, which run on."""
+"""The tensors of a row that have one value per token; padding is 0 in each but the positions, which run on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ class DocumentPartition:
         """Return this rank's part of the token-wise tensors of a row or micro-batch (``ROW_KEYS``).
 
         Args:
-            row: Tensors [..., S] by name. Other names are not looked at.
+            row: Tensors [..., S] by name; other names are not looked at.
         """
         parts = {key: self.split(row[key]) for key in ROW_KEYS if key in row}
         if "position_ids" in parts:
