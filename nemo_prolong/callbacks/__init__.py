@@ -1,1 +1,1 @@
-"""What happens around the steps of a run, whichever loop makes them: guard, metrics, saves, stop, watchdog."""
+"""What happens around the steps of a run, whichever loop makes them. They are guard, metrics, saves, stop, watchdog."""

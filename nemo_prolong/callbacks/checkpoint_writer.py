@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class CheckpointWriter(Callback):
     """Saves every ``save_interval_steps``, every ``save_interval_minutes`` and after the last step.
 
-    A save that fails is reported, its files are removed, and training goes on from the state it has; the checkpoints
+    A save that fails is reported, its files are removed, and training goes on from the state it has. The checkpoints
     before it are untouched. After ``max_failed_saves`` in a row, or when the last one fails, training stops.
 
     Args:
@@ -31,7 +31,7 @@ class CheckpointWriter(Callback):
         run: Run directory.
     """
 
-    # A step is recorded, then saved: a run that goes on from the checkpoint has the record of its last step.
+    # A step is recorded, then saved. So a run resumed from the checkpoint has the record of its last step.
     after = (StepMetrics,)
 
     def __init__(self, cfg: RunConfig, run: RunDirectory) -> None:
@@ -42,7 +42,7 @@ class CheckpointWriter(Callback):
         self.background = on_gpu if cfg.checkpoint.async_save is None else cfg.checkpoint.async_save
         self._pending: CheckpointSave | None = None
         self._failed_saves = 0
-        # Of the last save, whatever became of it; and of the last one that is complete.
+        # Steps of the last save, whatever became of it, and of the last one that is complete.
         self._saved_step = 0
         self._complete_step = 0
         self._is_final = False
@@ -55,19 +55,19 @@ class CheckpointWriter(Callback):
         return self._waited_seconds
 
     def reached(self, point: str) -> None:
-        """Do nothing: the tests kill the process at each point of the save path."""
+        """Do nothing. The tests kill the process here, at each point of the save path."""
 
     def on_train_start(self, loop: TrainingLoop) -> None:
-        """Delete what killed saves left; the run has chosen what it continues from."""
+        """Delete what killed saves left. The run has chosen its checkpoint by now."""
         if loop.rank == 0:
             for name in remove_leftovers(self.run.path):
                 log.info("removed %s, left by a process that was killed", name)
-            # Newer ones than the one it continues from were refused.
+            # Newer ones than the one it resumes from were refused.
             self._refused = {step for step in listed_steps(self.run.path) if step > loop.step}
         self._last_save_seconds = time.monotonic()
 
     def on_step_end(self, loop: TrainingLoop) -> None:
-        """Complete a save that has been written meanwhile; save when it is time."""
+        """Complete a save that has been written meanwhile. Save when it is time."""
         started = time.monotonic()
         if self._pending is not None and self._pending.is_written():
             self.wait()
@@ -85,11 +85,11 @@ class CheckpointWriter(Callback):
         if step % self.cfg.checkpoint.save_interval_steps == 0 or step == self.cfg.train.train_iters:
             return True
         minutes = self.cfg.checkpoint.save_interval_minutes
-        # Clocks of hosts differ: rank 0's decides.
+        # Clocks of hosts differ, so rank 0's decides.
         return minutes is not None and from_rank_zero(time.monotonic() - self._last_save_seconds >= 60 * minutes)
 
     def save(self, loop: TrainingLoop) -> None:
-        """Save now, on all ranks; ``wait`` returns when the checkpoint is complete.
+        """Save now, on all ranks. ``wait`` returns when the checkpoint is complete.
 
         Raises:
             CheckpointError: On every rank, if this was one failure too many.
@@ -108,10 +108,10 @@ class CheckpointWriter(Callback):
             self.wait()
 
     def save_before_stop(self, loop: TrainingLoop) -> None:
-        """Have the state of this step saved and complete, on all ranks; one that failed is saved again.
+        """Have the state of this step saved and complete, on all ranks. One that failed is saved again.
 
         Raises:
-            CheckpointError: On every rank, if it could not be saved: there is no later save to make up for it.
+            CheckpointError: On every rank, if it could not be saved. No later save would make up for it.
         """
         self.wait()
         self._is_final = True
@@ -147,7 +147,7 @@ class CheckpointWriter(Callback):
         self.run.record_event(save.step, "checkpoint_saved", f"{save.final.name}: {detail}")
 
     def _give_up(self, save: CheckpointSave, failure: RankFailure) -> None:
-        """Clean up after a failed save; stop when it was one too many."""
+        """Clean up after a failed save. Stop when it was one too many."""
         self._pending = None
         self._failed_saves += 1
         if torch.distributed.get_rank() == 0:
@@ -163,7 +163,7 @@ class CheckpointWriter(Callback):
             ) from failure
 
     def _delete_superseded(self, save: CheckpointSave) -> None:
-        """Delete what is too old; on rank 0, which has seen the new checkpoint complete."""
+        """Delete what is too old, on rank 0, which has seen the new checkpoint complete."""
         settings = self.cfg.checkpoint
         self._refused.discard(save.step)
         try:

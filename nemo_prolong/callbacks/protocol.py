@@ -1,7 +1,7 @@
 """What a callback is, and what it may ask of the loop that calls it.
 
 The loop is Lightning's today. Callbacks know these two classes and nothing of Lightning, so that another loop can call
-them one day: ``engine.training.lightning_loop`` is the one place that would change.
+them one day. ``engine.training.lightning_loop`` is the one place that would change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nemo_prolong.records.checkpoint.manifest import CheckpointManifest
 
 
 class CheckpointSave(Protocol):
-    """One save, from its plan to its published directory; every method is called on all ranks.
+    """One save, from its plan to its published directory. Every method is called on all ranks.
 
     Attributes:
         step: Optimizer steps of the state.
@@ -47,19 +47,19 @@ class CheckpointSave(Protocol):
         """
 
     def abandon(self) -> None:
-        """Delete what was written; on rank 0, after a failure."""
+        """Delete what was written. It is called on rank 0, after a failure."""
 
 
 class TrainingLoop(Protocol):
     """What a callback may ask of the loop.
 
     Attributes:
-        step: Optimizer steps done; during a step, those before it.
+        step: Optimizer steps done. During a step it counts those before.
         train_iters: Steps of the stage.
         rank: Of this process.
         world_size: Ranks.
-        counts_rows: Whether this rank counts a row's sizes: one of those that share the row does.
-        counts_losses: Whether this rank counts its token losses: one of the tensor-parallel ranks does.
+        counts_rows: Whether this rank counts a row's sizes. One of those that share the row does.
+        counts_losses: Whether this rank counts its token losses. One of the tensor-parallel ranks does.
         grad_norm: Norm of the gradient of the step that ended, before clipping.
         learning_rate: Of the step that ended.
     """
@@ -109,11 +109,11 @@ class Callback:
     after: ClassVar[tuple[type[Callback], ...]] = ()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs, in plain types; it is saved in every checkpoint."""
+        """Return what a resumed run needs, in plain types. It is saved in every checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the state of a checkpoint."""
+        """Take over the state of a checkpoint."""
 
     def on_train_start(self, loop: TrainingLoop) -> None:
         """Be told that the model is built, its state loaded and the first step about to come."""
@@ -125,7 +125,7 @@ class Callback:
         """See a micro-batch that went through the model, in training or validation."""
 
     def on_losses(self, loop: TrainingLoop, outputs: Sequence[dict[str, Any]]) -> None:
-        """See the losses of all micro-batches of this rank; empty but on the last pipeline stage.
+        """See the losses of all micro-batches of this rank. Only the last pipeline stage has any.
 
         Args:
             loop: The loop.
@@ -133,7 +133,7 @@ class Callback:
         """
 
     def allows_step(self, loop: TrainingLoop, grad_norm: float) -> bool:
-        """Return whether the optimizer may take this step; every rank must say the same.
+        """Return whether the optimizer may take this step. Every rank must say the same.
 
         Args:
             loop: The loop.
@@ -161,7 +161,7 @@ class Callback:
 
 
 def in_order(callbacks: Sequence[Callback]) -> list[Callback]:
-    """Return callbacks so that each comes after those it names in ``after``; otherwise as they were given."""
+    """Return callbacks so that each comes after those it names in ``after``, and otherwise as they were given."""
     sorter: graphlib.TopologicalSorter[int] = graphlib.TopologicalSorter()
     for index, callback in enumerate(callbacks):
         before = [other for other, one in enumerate(callbacks) if isinstance(one, callback.after)]

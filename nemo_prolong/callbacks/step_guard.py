@@ -1,7 +1,7 @@
-"""Skips the steps that would harm the model: gradients that are no numbers, losses and norms far above the last ones.
+"""Skips steps that would harm the model. Their gradients are no numbers, or loss or norm is far above the last ones.
 
 All ranks judge the same two figures, the loss of the global batch and the norm of its gradient, so all skip the same
-step. A skipped step takes its rows and its place in the schedule with it; weights and optimizer state stay.
+step. A skipped step takes its rows and its place in the schedule with it. Weights and optimizer state stay.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 Figures = tuple[float, float]
 
 _SMALLEST_DEVIATION = 0.01
-"""Of the mean: a series without noise has no standard deviation to compare with."""
+"""Of the mean. A series without noise has no standard deviation to compare with."""
 
 
 class SpikeDetector:
     """Judges a loss and a gradient norm by those of the last steps that were taken.
 
     Args:
-        sigmas: Standard deviations above the mean from which a figure is a spike; None judges by NaN and Inf alone.
+        sigmas: Standard deviations above the mean from which a figure is a spike. None judges by NaN and Inf alone.
         window_steps: Steps that mean and deviation are taken of. Nothing is a spike before there are as many.
     """
 
@@ -41,7 +41,7 @@ class SpikeDetector:
         self.taken: deque[Figures] = deque(maxlen=window_steps)
 
     def fault(self, loss: float, grad_norm: float) -> str | None:
-        """Return what is wrong with a step, or None; a good step becomes part of the window."""
+        """Return what is wrong with a step, or None. A good step becomes part of the window."""
         fault = self._fault(loss, grad_norm)
         if fault is None:
             self.taken.append((loss, grad_norm))
@@ -105,7 +105,7 @@ class StepGuard(Callback):
         self._sums = torch.zeros(2, dtype=torch.float64)
 
     def on_losses(self, loop: TrainingLoop, outputs: Sequence[dict[str, Any]]) -> None:
-        """Add the loss sums of this rank; only the last pipeline stage has any."""
+        """Add the loss sums of this rank. Only the last pipeline stage has any."""
         for output in outputs:
             self._sums = self._sums.to(output["loss_sum_and_ub_size"].device) + output["loss_sum_and_ub_size"]
 
@@ -125,7 +125,7 @@ class StepGuard(Callback):
     def _global_loss(self) -> float:
         """Return the mean over the target tokens of the global batch.
 
-        Every tensor-parallel rank adds the same sums: as often to the losses as to the targets.
+        Every tensor-parallel rank adds the same sums, as often to the losses as to the targets.
         """
         sums = self._sums.to("cuda") if torch.cuda.is_available() else self._sums
         torch.distributed.all_reduce(sums)

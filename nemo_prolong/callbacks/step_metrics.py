@@ -1,4 +1,4 @@
-"""One record per optimizer step: exact sums over all ranks, written by rank 0.
+"""One record per optimizer step, of exact sums over all ranks, written by rank 0.
 
 Owns the figures of ``metrics.jsonl`` and the progress line. Loss is the sum of token losses over target tokens of the
 global batch, both summed over every rank in float64.
@@ -53,7 +53,7 @@ class StepMetrics(Callback):
         self._skipped_steps = 0
         self._step_started = 0.0
         self._recent_seconds: list[float] = []
-        # Made when training starts: it needs the process groups. All but the first are rank 0's alone.
+        # Made when training starts, since they need the process groups. All but the first are rank 0's alone.
         self._sums: StepSums
         self._performance: Performance
         self._trackers: Trackers
@@ -71,7 +71,7 @@ class StepMetrics(Callback):
         self.consumed_target_tokens = state["target_tokens"]
 
     def on_train_start(self, loop: TrainingLoop) -> None:
-        """Start with empty sums; on rank 0, open the trackers and find out when the run began."""
+        """Start with empty sums. On rank 0, open the trackers and find out when the run began."""
         self._sums = StepSums(self.cfg.seq_length)
         if loop.rank == 0:
             self._performance = Performance(self.cfg, device_name(), loop.world_size)
@@ -89,7 +89,7 @@ class StepMetrics(Callback):
             self._sums.add_row(batch.real_tokens, batch.squared_tokens)
 
     def on_losses(self, loop: TrainingLoop, outputs: Sequence[dict[str, Any]]) -> None:
-        """Add the loss sums of this rank; only the last pipeline stage has any."""
+        """Add the loss sums of this rank. Only the last pipeline stage has any."""
         if loop.counts_losses:
             for output in outputs:
                 self._sums.add_losses(output["loss_sum_and_ub_size"], output["loss_by_position"], output["domain"])
@@ -146,7 +146,7 @@ class StepMetrics(Callback):
         return self._checkpoint_seconds - before
 
     def on_validation_end(self, loop: TrainingLoop) -> None:
-        """Write the exact validation loss: all token losses over all target tokens."""
+        """Write the exact validation loss, which is all token losses over all target tokens."""
         totals = self._sums.reduce(peak_memory_bytes())
         if loop.rank != 0 or totals.loss.target_tokens == 0:
             return

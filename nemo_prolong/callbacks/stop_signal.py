@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 to any rank: finish the step, save on all ranks, stop."""
+"""A rank that gets SIGTERM or SIGUSR1 finishes the step, then all ranks save and stop."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StopOnSignal(Callback):
         self._previous: dict[signal.Signals, Any] = {}
 
     def listen(self) -> None:
-        """Take the signals from now on; outside the main thread Python allows no handlers, and nothing happens."""
+        """Take the signals from now on. Outside the main thread Python allows no handlers, and nothing happens."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOP_SIGNALS:

@@ -22,12 +22,12 @@ _REPORT_SECONDS = 30.0
 class HangWatchdog(Callback):
     """Ends this process with ``EXIT_HUNG`` when no step, validation or save ends within a time.
 
-    The rank that hangs and those that wait for it in a collective look alike from inside: each writes the stacks of all
+    The rank that hangs and those that wait for it in a collective look alike from inside. Each writes the stacks of all
     its threads to ``stacks.rankN.txt`` in the run directory, and those differ. A rank that is stopped by SIGSTOP writes
-    nothing; its file is missing.
+    nothing. Its file is missing.
 
     Args:
-        hang_seconds: The time; None never ends anything.
+        hang_seconds: The time. With None nothing is ever ended.
         run: Run directory.
     """
 
@@ -40,7 +40,7 @@ class HangWatchdog(Callback):
         self._last_progress = time.monotonic()
         self._step = 0
         self._rank = 0
-        # Made when training starts: NeMo copies what its trainer is made of, and an event cannot be copied.
+        # Made when training starts, because NeMo copies what its trainer is made of and an event cannot be copied.
         self._ended: threading.Event | None = None
 
     def _progress(self, step: int | None = None) -> None:
@@ -71,7 +71,7 @@ class HangWatchdog(Callback):
             self._ended.set()
 
     def on_exception(self, loop: TrainingLoop) -> None:
-        """Stop watching: the process is about to end by itself."""
+        """Stop watching, because the process is about to end by itself."""
         self.on_train_end(loop)
 
     def _watch(self, ended: threading.Event, hang_seconds: float) -> None:

@@ -1,1 +1,1 @@
-"""What ranks tell each other: agreements, decisions of rank 0, the store they meet at."""
+"""What ranks tell each other. These are agreements, decisions of rank 0, and the store they meet at."""

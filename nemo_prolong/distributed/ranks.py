@@ -1,4 +1,4 @@
-"""What all ranks must know once there are process groups: a failure on one of them, a value of rank 0."""
+"""What all ranks must know once there are process groups, such as a failure on one of them or a value of rank 0."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class RankFailure(Exception):
-    """An action failed on at least one rank; raised on every rank, with the reason of each that failed."""
+    """An action failed on at least one rank. It is raised on every rank, with the reason of each that failed."""
 
 
 def run_on_all_ranks(action: Callable[[], Any]) -> Any:
@@ -33,7 +33,7 @@ def run_on_all_ranks(action: Callable[[], Any]) -> Any:
 
 
 def run_on_rank_zero(action: Callable[[], Any]) -> Any:
-    """Run an action on rank 0 while the others wait; return its result there and None elsewhere.
+    """Run an action on rank 0 while the others wait. Return its result there and None elsewhere.
 
     Raises:
         RankFailure: On every rank, if it raised.
@@ -58,7 +58,7 @@ def _reduce(flag: bool, operation: Any) -> bool:
 
 
 def from_rank_zero(value: Any) -> Any:
-    """Return rank 0's value; the others' is ignored."""
+    """Return rank 0's value. The values of other ranks are ignored."""
     values = [value]
     torch.distributed.broadcast_object_list(values, src=0, device=_device())
     return values[0]

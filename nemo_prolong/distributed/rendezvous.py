@@ -21,17 +21,17 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def open_store() -> Store:
-    """Return the store that the ranks meet at, before there are process groups; they are formed with it later.
+    """Return the store that the ranks meet at, before there are process groups. They are formed with it later.
 
-    Nothing is in it, also when torchrun has started the ranks again: it keeps the store of the attempt before, whose
-    keys would have them connect to processes that are gone (https://github.com/pytorch/pytorch/issues/135712).
+    Nothing is in it, also when torchrun has started the ranks again. torchrun keeps the store of the attempt before,
+    whose keys would have them connect to processes that are gone (https://github.com/pytorch/pytorch/issues/135712).
 
     Raises:
         TimeoutError: On rank 0, if other ranks do not come.
     """
     rank, world_size = rank_and_size()
     if world_size == 1:
-        # A process alone needs no port to meet others; a free one could be taken before it is bound.
+        # A process alone needs no port to meet others. A free one could be taken before it is bound.
         return HashStore()
     store = next(iter(rendezvous("env://")))[0]
     return PrefixStore(agree_on_name(store, rank, world_size), store)
@@ -86,7 +86,7 @@ def decided_by_rank_zero(store: Store, key: str, value: str | None) -> str | Non
     Args:
         store: Of ``open_store``.
         key: Name of the decision, once for each store.
-        value: What rank 0 decided; ignored on other ranks.
+        value: What rank 0 decided. It is ignored on other ranks.
     """
     if rank_and_size()[0] == 0:
         store.set(key, value or "")
@@ -97,16 +97,16 @@ def decided_by_rank_zero(store: Store, key: str, value: str | None) -> str | Non
 def refuse_together(store: Store, check: Callable[[], None], rank: int, world_size: int) -> None:
     """Run a check on every rank before there are process groups.
 
-    No rank leaves before all know: rank 0 may be the one that keeps the store, and the others would end of its absence.
+    No rank leaves before all know. Rank 0 may be the one that keeps the store, and the others would end of its absence.
 
     Args:
-        store: Of ``open_store``; once for each store.
+        store: Of ``open_store``. This is called once for each store.
         check: May raise a ``CheckpointError``.
         rank: This rank.
         world_size: Number of ranks.
 
     Raises:
-        CheckpointError: On every rank, if the check raised on any: that of the first.
+        CheckpointError: On every rank, if the check raised on any. It is that of the first.
     """
     refusal: list[str] = []
     try:

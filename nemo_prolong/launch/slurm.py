@@ -1,9 +1,9 @@
-"""Render a Slurm job for a stage: one task per GPU, asked to save before the time is up, requeued when it did.
+"""Render a Slurm job for a stage, with one task per GPU. It is asked to save before its time is up, and then requeued.
 
 srun starts the ranks itself, so no second launcher runs on the nodes. Slurm signals the batch shell, which hands the
-signal on to the ranks; they save, exit with 75, and the job goes back into the queue and resumes. So does a job whose
-ranks hung, if it saved a checkpoint before: one that hangs without getting on is left to be looked at. Any other exit
-code ends it. The file holds no secrets: what the job needs beyond it comes from the environment of ``sbatch``.
+signal on to the ranks. They save, exit with 75, and the job goes back into the queue and resumes. So does a job whose
+ranks hung, if it saved a checkpoint before. One that hangs without getting on is left to be looked at. Any other exit
+code ends it. The file holds no secrets. What the job needs beyond it comes from the environment of ``sbatch``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def render_sbatch(cfg: RunConfig, overrides: Sequence[str]) -> str:
     """Return the text of a job file for ``sbatch``.
 
     Args:
-        cfg: A checked configuration; its ``parallelism`` says how many nodes and GPUs, its ``cluster`` where.
+        cfg: A checked configuration. Its ``parallelism`` says how many nodes and GPUs, its ``cluster`` where.
         overrides: What is typed after ``scripts/train.py``.
     """
     image = cfg.cluster.container_image

@@ -1,1 +1,1 @@
-"""Plain torch operations of long-context training; knows nothing of NeMo, Megatron or files."""
+"""Plain torch operations of long-context training. They know nothing of NeMo, Megatron or files."""

@@ -22,7 +22,7 @@ class GroupStepAdam(torch.optim.Optimizer):
         betas: Decay of the first and second moment.
         eps: Added to the root of the second moment.
         weight_decay: Decoupled decay.
-        adam_w_mode: Must be true; the recipe uses decoupled decay only.
+        adam_w_mode: Must be true. The recipe uses decoupled decay only.
     """
 
     def __init__(

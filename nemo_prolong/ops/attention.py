@@ -3,9 +3,9 @@
 Owns the layout of packed attention (``thd``: tokens, heads, head dim). No [T, T] mask or score tensor exists: time is
 the sum of squared document lengths, memory is linear in the tokens.
 
-Attention to a part of the keys is a *partial result*: output and log-sum-exp of the scores. Partial results of disjoint
-parts merge into the attention to all keys. Backward, every part takes the merged output and log-sum-exp, and its
-gradients simply add up; so nothing but the merged result is kept between the passes.
+Attention to a part of the keys is a *partial result* of output and log-sum-exp of the scores. Partial results of
+disjoint parts merge into the attention to all keys. Backward, every part takes the merged output and log-sum-exp, and
+its gradients simply add up. So nothing but the merged result is kept between the passes.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def document_attention(
         key: Keys [T, K, C] with K dividing H (grouped-query attention).
         value: Values [T, K, C].
         cu_seqlens: Document boundaries, int32 [D+1], from 0 to T, non-decreasing; documents of length 0 are allowed.
-        softmax_scale: Factor on the scores; ``C ** -0.5`` by default.
+        softmax_scale: Factor on the scores. ``C ** -0.5`` by default.
         max_seqlen: Length of the longest document, if known. On CUDA it saves a wait for the device in each call.
 
     Returns:
@@ -131,14 +131,14 @@ def attention_with_lse(
     block: AttentionBlock,
     softmax_scale: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the partial result of one block. Not differentiable: its backward is ``attention_backward``.
+    """Return the partial result of one block. It is not differentiable, and its backward is ``attention_backward``.
 
     Args:
         query: Queries [T, H, C].
         key: Keys [M, K, C] with K dividing H.
         value: Values [M, K, C].
         block: Which queries see which keys.
-        softmax_scale: Factor on the scores; ``C ** -0.5`` by default.
+        softmax_scale: Factor on the scores. ``C ** -0.5`` by default.
 
     Returns:
         Output [T, H, C] in the dtype of ``query`` and log-sum-exp of the scores [H, T], float32 (float64 of float64).
@@ -155,7 +155,7 @@ def empty_partial(query: torch.Tensor, dtype: torch.dtype | None = None) -> tupl
 
     Args:
         query: Queries [T, H, C].
-        dtype: Of the output; by default the dtype that partial results are summed in.
+        dtype: Of the output. By default the dtype that partial results are summed in.
     """
     tokens, heads, _ = query.shape
     summed = accumulation_dtype(query.dtype)
@@ -183,7 +183,7 @@ def merge_attention(
         key: Keys [M, K, C], none of which these queries have seen yet.
         value: Values [M, K, C].
         block: Which queries see which keys.
-        softmax_scale: Factor on the scores; ``C ** -0.5`` by default.
+        softmax_scale: Factor on the scores. ``C ** -0.5`` by default.
     """
     scale = _scale(query, softmax_scale)
     for call in block.calls(query):
@@ -216,7 +216,7 @@ def attention_backward(
         output: The merged output of all blocks [T, H, C], in the dtype of ``query``.
         lse: The merged log-sum-exp [H, T].
         block: Which queries see which keys.
-        softmax_scale: Factor on the scores; ``C ** -0.5`` by default.
+        softmax_scale: Factor on the scores. ``C ** -0.5`` by default.
     """
     calls, scale = block.calls(query), _scale(query, softmax_scale)
     _backward_into(gradients, grad_output, query, key, value, output, lse, calls, scale)
@@ -286,7 +286,7 @@ def _backward_into(
 def _document_calls(query: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int | None) -> KernelCalls:
     """Return the kernel calls of whole documents."""
     if flash_kernel_takes(query):
-        # Boundaries stay on the device: reading them would make the host wait.
+        # Boundaries stay on the device, because reading them would make the host wait.
         longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
         spans = PackedSpans(cu_seqlens, longest)
         return [PackedCall(spans, spans, causal=True)]

@@ -241,7 +241,7 @@ def flash_kernel_takes(query: torch.Tensor) -> bool:
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which partial results of ``dtype`` are summed: float64 for itself, else float32."""
+    """Return the dtype in which partial results of ``dtype`` are summed, which is float64 for itself, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -252,7 +252,7 @@ def merge_partials(
 
     Args:
         output: Attention to the first keys [..., C].
-        lse: Log-sum-exp of its scores [...]; minus infinity where a query has seen no key yet.
+        lse: Log-sum-exp of its scores [...]. Minus infinity where a query has seen no key yet.
         other_output: Attention to the other keys [..., C].
         other_lse: Finite.
     """
@@ -297,7 +297,7 @@ def tiled_backward(
     causal: bool,
     scale: float,
 ) -> Gradients:
-    """Return the gradients of query, key and value; arguments as in ``tiled_forward``, shapes as in its result."""
+    """Return the gradients of query, key and value. Arguments and shapes are those of ``tiled_forward``."""
     dtype = accumulation_dtype(query.dtype)
     group = query.size(1) // key.size(1)
     key_shape = key.shape
@@ -340,12 +340,12 @@ def _heads_first(spans: torch.Tensor) -> torch.Tensor:
 
 
 def _dense(rows: torch.Tensor) -> torch.Tensor:
-    """Return ``rows`` dense in the last dim: the CUDA kernel refuses others, the CPU kernel silently misreads them."""
+    """Return ``rows`` dense in the last dim. The CUDA kernel refuses others, the CPU kernel silently misreads them."""
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _tiles(batch: int, queries: int, keys: int, causal: bool) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield (batch, query, key) slices whose scores have a bounded number of rows; none lies above the diagonal."""
+    """Yield (batch, query, key) slices whose scores have a bounded number of rows. None lies above the diagonal."""
     batch_step = max(1, _TILE // queries)
     for b in range(0, batch, batch_step):
         for q in range(0, queries, _TILE):

@@ -1,12 +1,12 @@
 """LM head and cross-entropy in chunks of tokens, so that [T, V] logits never exist.
 
-Owns the last step of the model: from hidden states and the output weight to token losses and both gradients. The
+Owns the last step of the model, from hidden states and the output weight to token losses and both gradients. The
 gradients are made while the logits of a chunk are at hand, in the forward pass, which leaves three matrix products
-where recomputing the logits in the backward pass takes four. The price is that the loss must be used as a sum: one
-factor scales all of it. The vocabulary may be divided over the ranks of a process group, and so may the tokens
+where recomputing the logits in the backward pass takes four. The price is that the loss must be used as a sum. It is
+scaled by one factor. The vocabulary may be divided over the ranks of a process group, and so may the tokens
 (Megatron's sequence parallelism).
 
-Memory beyond hidden states, their gradient and one float32 weight gradient: the logits of one chunk, whatever T is.
+Beyond hidden states, their gradient and one float32 weight gradient, memory is the logits of one chunk at any T.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch.autograd.function import once_differentiable
 
 
 class HeadLoss(NamedTuple):
-    """What the LM head makes of a micro-batch; in float32, or float64 where the inputs are.
+    """What the LM head makes of a micro-batch, in float32, or float64 where the inputs are.
 
     Attributes:
-        loss_sum: Sum of token losses times loss mask, scalar; differentiate this.
+        loss_sum: Sum of token losses times loss mask, scalar. Differentiate this.
         token_losses: Loss of each token [T], zero where the mask is zero, not multiplied by it. For metrics only: a
             backward pass that reaches it raises RuntimeError.
     """
@@ -58,10 +58,10 @@ def linear_cross_entropy(
         loss_mask: Factor of each token's loss, float [T], not negative. Where it is zero, neither the label nor the
             hidden state of the token matters, even if it is not a number.
         chunk_tokens: Tokens whose logits exist at a time, over all ranks of the group.
-        vocab_start: Id of the first row of ``weight``; rank times V_local if None.
-        vocab_size: Size of the vocabulary without padding: rows of ids from there on take no part and get a zero
+        vocab_start: Id of the first row of ``weight``. Rank times V_local if None.
+        vocab_size: Size of the vocabulary without padding. Rows of ids from there on take no part and get a zero
             gradient. If None, all rows of all ranks count.
-        tp_group: Ranks over which the vocabulary is divided; None if it is not.
+        tp_group: Ranks over which the vocabulary is divided. None if it is not.
         sequence_parallel: Hidden states are divided over ``tp_group``, in the order of its ranks.
         accumulate_into_main_grad: Add the weight gradient to ``weight.main_grad``, Megatron's accumulation buffer,
             where that exists, and tell Megatron so by ``grad_added_to_main_grad``.
@@ -87,10 +87,10 @@ class _Layout:
 
     Attributes:
         start: Id of the first row of the weight here.
-        columns: Rows of the weight here that belong to the vocabulary without padding; may be 0.
+        columns: Rows of the weight here that belong to the vocabulary without padding. May be 0.
         vocab_size: Size of that vocabulary.
         rows: Rows of ``hidden`` here in one chunk.
-        sources: Ranks that each hold a slice of the tokens; 1 without sequence parallelism.
+        sources: Ranks that each hold a slice of the tokens. 1 without sequence parallelism.
         group: Ranks of the vocabulary, None if there is one.
     """
 
@@ -159,13 +159,13 @@ def _layout(
 
 
 def _require_labels_in_vocabulary(labels: torch.Tensor, loss_mask: torch.Tensor, layout: _Layout) -> None:
-    """Raise RuntimeError if a token that counts has a label that is no id; without waiting for the device."""
+    """Raise RuntimeError if a token that counts has a label that is no id, without waiting for the device."""
     legal = (labels >= 0) & (labels < layout.vocab_size) | (loss_mask == 0)
     torch._assert_async(legal.all(), f"a label that counts is outside the vocabulary of {layout.vocab_size} ids")
 
 
 class _Head(torch.autograd.Function):
-    """Losses forward, and gradients too; backward only scales them."""
+    """The forward pass computes losses and gradients. The backward pass only scales them."""
 
     @staticmethod
     def forward(
@@ -215,8 +215,8 @@ def _add_to_main_grad(
 ) -> torch.Tensor | None:
     """Add the scaled gradient to ``weight.main_grad`` and return what autograd shall see in its place.
 
-    Megatron's hook on the parameter, if it has one, wants some gradient to be there and leaves it out of ``main_grad``;
-    for weights shared with the embedding it adds it. Zeros without memory of their own suit both.
+    Megatron's hook on the parameter, if it has one, wants some gradient to be there and leaves it out of ``main_grad``.
+    For weights shared with the embedding it adds it. Zeros without memory of their own suit both.
     """
     main_grad: torch.Tensor = weight.main_grad  # type: ignore[attr-defined]  # Megatron's, on a plain parameter
     main_grad.addcmul_(grad_weight, factor)
@@ -328,7 +328,7 @@ def _logit_gradient(
     """Turn exponentials [N, V_local] into the gradient of the masked loss sum by the logits, in place."""
     exponentials.mul_((mask / sums)[:, None])
     if exponentials.size(1):
-        # One column per row: no position is written twice, which keeps this deterministic.
+        # With one column per row no position is written twice, which keeps this deterministic.
         tokens = torch.arange(len(target), device=target.device)
         exponentials[tokens, target] -= torch.where(here, mask, 0)
     return exponentials

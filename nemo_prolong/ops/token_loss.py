@@ -1,6 +1,6 @@
 """Sums of token losses by group, where a group is a range of positions in the document, a domain, or both.
 
-Sums and counts of several micro-batches and ranks add up; only who prints a mean divides.
+Sums and counts of several micro-batches and ranks add up. Only who prints a mean divides.
 """
 
 from __future__ import annotations
@@ -45,6 +45,6 @@ def loss_sums(token_losses: torch.Tensor, loss_mask: torch.Tensor, groups: torch
         groups: Group of each token, int64 [T]; tokens of groups outside 0 .. num_groups - 1 do not count.
         num_groups: G.
     """
-    # Not index_add: on CUDA it adds in the order in which threads arrive.
+    # Not index_add, because on CUDA it adds in the order in which threads arrive.
     member = (groups == torch.arange(num_groups, device=groups.device)[:, None]) & (loss_mask != 0)
     return LossSums(torch.where(member, token_losses.double(), 0.0).sum(dim=1), member.sum(dim=1))

@@ -1,1 +1,1 @@
-"""What a stage costs: parameters and FLOPs from the configuration alone. Never imports torch."""
+"""What a stage costs in parameters and FLOPs, from the configuration alone. Never imports torch."""

@@ -1,6 +1,6 @@
-"""What an accelerator can do at most: the denominator of MFU.
+"""What an accelerator can do at most, which is the denominator of MFU.
 
-The peaks are those of NVIDIA's data sheets, without sparsity: where a sheet prints the number with sparsity, half of
+The peaks are those of NVIDIA's data sheets, without sparsity. Where a sheet prints the number with sparsity, half of
 it. The names are the ones that the driver reports.
 """
 
@@ -13,10 +13,10 @@ TFLOPS = 1e12
 
 
 class DensePeak(NamedTuple):
-    """FLOPs per second by number format; None where the device has none of it or its sheet gives no number.
+    """FLOPs per second by number format, or None where the device has none of it or its sheet gives no number.
 
     Attributes:
-        fp32: Outside tensor cores: torch computes fp32 matrix products there unless told otherwise.
+        fp32: Outside tensor cores. torch computes fp32 matrix products there unless told otherwise.
         bf16: Tensor cores.
         fp8: Tensor cores.
     """
@@ -32,7 +32,7 @@ _H100_NVL = DensePeak(60 * TFLOPS, 835.5 * TFLOPS, 1670.5 * TFLOPS)
 _A100 = DensePeak(19.5 * TFLOPS, 312 * TFLOPS, None)
 
 _PEAKS: tuple[tuple[str, DensePeak], ...] = (
-    # The first pattern that is found counts: a form factor stands before the name it belongs to.
+    # The first pattern that is found counts, so a form factor stands before the name it belongs to.
     (r"\bH[18]00 PCIe\b", _H100_PCIE),
     (r"\bH[12]00 NVL\b", _H100_NVL),
     (r"\bG?H[128]00\b", _H100_SXM),

@@ -1,7 +1,7 @@
 """FLOPs of a training step, from the documents that are really in it.
 
-Convention: a multiply-add is two FLOPs, the backward pass costs twice the forward pass, attention is causal (half of a
-document's square) and ends at the document, recomputation is not counted. Per token of a document of length ``s`` this
+A multiply-add is two FLOPs. The backward pass costs twice the forward pass. Attention is causal (half of a
+document's square) and ends at the document. Recomputation is not counted. Per token of a document of length ``s`` this
 is NVIDIA's formula for Llama,
 ``L * h**2 * (12 + 12 * K / H + 18 * ffn / h + 6 * s / h + 6 * V / (L * h))``,
 in ``nemo/utils/flops_formulas.py`` since its causal factor of one half. Tables that do not halve attention print
@@ -24,7 +24,7 @@ def training_flops(model: ModelConfig, document_lengths: Iterable[int]) -> int:
 
     Args:
         model: The model.
-        document_lengths: Tokens of each document of the batch; padding is not one.
+        document_lengths: Tokens of each document of the batch. Padding is not one.
     """
     lengths = list(document_lengths)
     return training_flops_of_sums(model, sum(lengths), sum(length * length for length in lengths))

@@ -23,7 +23,7 @@ class ModelSize(NamedTuple):
 
     @property
     def in_matrix_products(self) -> int:
-        """Parameters that every token is multiplied with: all but the embedding table and the norms."""
+        """Parameters that every token is multiplied with. These are all but the embedding table and the norms."""
         return self.attention + self.mlp + self.head
 
 

@@ -1,1 +1,1 @@
-"""What lies on disk beside the weights: one typed model a format, written and read through it. Needs no torch."""
+"""What lies on disk beside the weights. Each format has one typed model that writes and reads it. Needs no torch."""

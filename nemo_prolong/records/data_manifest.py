@@ -128,7 +128,7 @@ class RowSetFacts(_Record):
 
     @property
     def attention_share(self) -> float:
-        """Attention cost against rows of one document each: sum of squared document lengths over rows * L^2."""
+        """Attention cost against rows of one document each, as the sum of squared document lengths over rows * L^2."""
         return self.sum_squared_lengths / (self.rows * self.seq_length**2)
 
     @property

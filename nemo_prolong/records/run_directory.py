@@ -1,4 +1,4 @@
-"""A run directory: where everything of a run lies, and the records in it.
+"""The directory of a run, where everything of it lies, and the records in it.
 
 The start of a stage makes one ``RunDirectory`` and hands it down, so that no path is built twice and no manifest read
 twice on the way to the first step.
@@ -38,7 +38,7 @@ OVERRIDES_FILE = "overrides.txt"
 
 
 class RunDirectory:
-    """The directory of one run. It need not exist; whoever writes to it makes it.
+    """The directory of one run. It need not exist. The first write makes it.
 
     Args:
         path: ``runs/<name>``.
@@ -78,7 +78,7 @@ class RunDirectory:
 
     @property
     def is_run(self) -> bool:
-        """Whether a run has begun here: its manifest and its configuration are written."""
+        """Whether a run has begun here, so that its manifest and its configuration are written."""
         return self.has_manifest and self._config_file.is_file()
 
     @cached_property
@@ -92,24 +92,24 @@ class RunDirectory:
 
     @property
     def identity(self) -> RunIdentity | None:
-        """The run as its checkpoints name it; None where there is no readable manifest."""
+        """The run as its checkpoints name it, or None where there is no readable manifest."""
         if "manifest" not in vars(self):
             return RunIdentity.of(self.path)
         return RunIdentity(name=self.manifest.name, started_at=self.manifest.started_at)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """``config.json``: the configuration that the run was started with, in plain JSON types."""
+        """The content of ``config.json``, the configuration that the run was started with, in plain JSON types."""
         config: dict[str, Any] = json.loads(self._config_file.read_text())
         return config
 
     def write_manifest(self, manifest: StageManifest) -> None:
-        """Write ``stage.json``; a reader never sees half of it."""
+        """Write ``stage.json``. A reader never sees half of it."""
         manifest.write(self.path)
         self.manifest = manifest
 
     def write_start(self, manifest: StageManifest, overrides: Sequence[str], config: dict[str, Any]) -> None:
-        """Write what says that a run begins or goes on here, and drop the records of steps that are trained again.
+        """Write what says that a run begins or resumes here, and drop the records of steps that are trained again.
 
         Args:
             manifest: Of the stage as it starts.
@@ -118,7 +118,7 @@ class RunDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         forget_steps_after(self.metrics_file, manifest.step)
-        # In this order: a manifest without a configuration is known to be a run that has not begun.
+        # The order matters. A manifest without a configuration is known to be a run that has not begun.
         self.write_manifest(manifest)
         write_text_atomically(self.overrides_file, redact("".join(f"{line}\n" for line in overrides)))
         write_json_atomically(self._config_file, config)
@@ -127,9 +127,9 @@ class RunDirectory:
     # ---- what happens while it trains -------------------------------------------------------------------------------
 
     def record_event(self, step: int, event: str, detail: str) -> None:
-        """Append to ``events.jsonl``; call on one rank only.
+        """Append to ``events.jsonl``, on one rank only.
 
-        An event that cannot be written is logged: a full disk is the event most worth surviving.
+        An event that cannot be written is logged, so that a full disk does not end the run.
 
         Args:
             step: Optimizer steps done.
@@ -151,15 +151,15 @@ class RunDirectory:
         record.append_to(self.metrics_file)
 
     def metrics(self) -> GrowingLog[MetricsRecord]:
-        """Return the metrics so far; ``refresh`` reads on."""
+        """Return the metrics so far. Its ``refresh`` reads on."""
         return _read(metrics_log(self.path))
 
     def events(self) -> GrowingLog[EventRecord]:
-        """Return the events so far; ``refresh`` reads on."""
+        """Return the events so far. Its ``refresh`` reads on."""
         return _read(events_log(self.path))
 
     def goodput(self) -> Goodput | None:
-        """Return the goodput so far; None where nothing was recorded."""
+        """Return the goodput so far, or None where nothing was recorded."""
         return goodput(self.metrics().records, self.events().records)
 
 

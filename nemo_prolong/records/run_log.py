@@ -1,6 +1,6 @@
-"""``metrics.jsonl`` and ``events.jsonl`` of a run: their records, reading them while they grow, what follows from both.
+"""Records of ``metrics.jsonl`` and ``events.jsonl``, reading them while they grow, and what follows from both.
 
-One line is one record. Steps and validations share ``metrics.jsonl``; docs/metrics.md defines every key.
+One line is one record. Steps and validations share ``metrics.jsonl``. The page docs/metrics.md defines every key.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ EVENTS_FILE = "events.jsonl"
 
 @dataclass(frozen=True)
 class GroupLoss:
-    """Token losses of a group of tokens: their sum in nats, and how many target tokens they are of."""
+    """Token losses of a group of tokens, as their sum in nats and how many target tokens they are of."""
 
     loss_sum: float
     target_tokens: int
 
     @property
     def mean(self) -> float:
-        """Nats per target token; 0 where there is none."""
+        """Nats per target token, or 0 where there is none."""
         return self.loss_sum / self.target_tokens if self.target_tokens else 0.0
 
 
 Groups = dict[str, GroupLoss]
-"""Losses by the name of their group: a bucket of positions, or a domain."""
+"""Losses by the name of their group, which is a bucket of positions or a domain."""
 
 
 class _Record(BaseModel):
-    """A line of a log. Keys of later versions are ignored; fields with a default are those that some version lacks."""
+    """A line of a log. Keys of later versions are ignored. Fields with a default are those that some version lacks."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is written: every field that has a value, in the order of the class."""
+        """Return what is written, which is every field that has a value, in the order of the class."""
         return self.model_dump(exclude_none=True)
 
     def append_to(self, path: Path) -> None:
         """Append the record as one line.
 
         Raises:
-            OSError: If it cannot be written; no part of the line stays.
+            OSError: If it cannot be written. No part of the line stays.
         """
         append_line(path, json.dumps(self.as_json()))
 
 
 class StepRecord(_Record):
-    """One optimizer step, over all ranks; ``loss`` is NaN where the run recorded NaN.
+    """One optimizer step, over all ranks. ``loss`` is NaN where the run recorded NaN.
 
     Tokens are real ones without padding, but ``row_tokens``. ``time`` is Unix time at the end of the step.
     """
@@ -88,12 +88,12 @@ class StepRecord(_Record):
 
     @property
     def real_tokens_per_second(self) -> float:
-        """As recorded, but not rounded; NaN for a step without duration."""
+        """As recorded, but not rounded. It is NaN for a step without duration."""
         return self.real_tokens / self.step_seconds if self.step_seconds > 0 else math.nan
 
 
 class ValidationRecord(_Record):
-    """One validation: its mean loss in nats per target token, after how many steps."""
+    """One validation, with its mean loss in nats per target token and after how many steps it was."""
 
     step: int
     val_loss: float
@@ -104,7 +104,7 @@ class ValidationRecord(_Record):
 
 
 class EventRecord(_Record):
-    """What happened that is not a step; ``time`` in Unix seconds, ``step`` optimizer steps done by then."""
+    """What happened that is not a step. ``time`` is in Unix seconds, ``step`` counts optimizer steps done by then."""
 
     time: float
     step: int
@@ -133,11 +133,11 @@ class GrowingLog(Generic[R]):
 
     Args:
         path: The file.
-        parse: Makes a record of a JSON object; a ``ValidationError`` says that it is none.
+        parse: Makes a record of a JSON object. A ``ValidationError`` says that it is none.
 
     Attributes:
         records: Those read so far, in the order of the file.
-        unreadable: Lines that are no record; a run that is killed may leave one.
+        unreadable: Lines that are no record. A run that is killed may leave one.
     """
 
     def __init__(self, path: Path, parse: Callable[[dict[str, Any]], R]) -> None:
@@ -149,12 +149,12 @@ class GrowingLog(Generic[R]):
         self._inode = -1
 
     def refresh(self, *, ended: bool = False) -> None:
-        """Read the lines that are new; all of them where the file was replaced, as a resumed run does.
+        """Read the lines that are new, or all of them where the file was replaced, as a resumed run does.
 
         A file that does not exist holds nothing.
 
         Args:
-            ended: Nobody writes any more: a last line without its end is a line. Otherwise it is left for next time.
+            ended: Nobody writes any more, so a last line without its end is a line. Otherwise it is left for next time.
         """
         try:
             file = self.path.open("rb")
@@ -218,8 +218,8 @@ class Goodput(NamedTuple):
     """How much of a run's time trained the model that came out.
 
     Attributes:
-        useful_seconds: Time of the optimizer steps that count, each once: of a step that was trained again after a
-            restart, the last time; of a step that was skipped, none.
+        useful_seconds: Time of the optimizer steps that count, each once. A step that was trained again after a
+            restart counts by its last time. A step that was skipped does not count.
         began: Unix time of the first start of the run.
         ended: Unix time of its last record.
     """
@@ -240,11 +240,11 @@ class Goodput(NamedTuple):
 
 
 def goodput(metrics: Iterable[MetricsRecord], events: Iterable[EventRecord]) -> Goodput | None:
-    """Return the goodput of a run so far; None where nothing was recorded.
+    """Return the goodput of a run so far, or None where nothing was recorded.
 
     Args:
         metrics: Records of ``metrics.jsonl``.
-        events: Records of ``events.jsonl``; the first one is the start of the run.
+        events: Records of ``events.jsonl``. The first one is the start of the run.
     """
     useful: dict[int, float] = {}
     times = [event.time for event in events]

@@ -1,6 +1,6 @@
-"""``stage.json``: what a run is, where it came from and what it has seen.
+"""``stage.json`` says what a run is, where it came from and what it has seen.
 
-The stages room writes it; transition, export and report read it, and nobody has to remember a setting. Its format is in
+The stages room writes it. Transition, export and report read it, and nobody has to remember a setting. Its format is in
 docs/architecture.md.
 """
 
@@ -38,11 +38,11 @@ class ParentRecord(BaseModel):
 
     Attributes:
         path: Run directory, or ``hf:DIR``.
-        step: Optimizer steps of the checkpoint; 0 for a Hugging Face directory.
+        step: Optimizer steps of the checkpoint. 0 for a Hugging Face directory.
         transition: What was taken.
         sha256: One hash over configuration, index and weights of a Hugging Face directory.
         context_length: Tokens that a Hugging Face directory says its model is made for.
-        rotary_base: RoPE base that the weights were trained with; the stage's own may be another.
+        rotary_base: RoPE base that the weights were trained with. The stage's own may be another.
         taken: What the stage took, in words.
         not_taken: What it did not take, and started anew.
     """
@@ -92,7 +92,7 @@ class DataRecord(BaseModel):
 
 
 class StageManifest(BaseModel):
-    """The content of ``stage.json``; counts are of this stage alone."""
+    """The content of ``stage.json``. Counts are of this stage alone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -143,7 +143,7 @@ class StageManifest(BaseModel):
             ) from error
 
     def write(self, run_dir: Path) -> None:
-        """Write the manifest, without secrets; a reader never sees half of it."""
+        """Write the manifest, without secrets. A reader never sees half of it."""
         content = redact_values(self.model_dump(mode="json"))
         write_text_atomically(run_dir / MANIFEST_FILE, json.dumps(content, indent=2) + "\n")
 
@@ -154,7 +154,7 @@ def utc_now() -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages that decide what a run computes; absent ones are left out."""
+    """Return the versions of the packages that decide what a run computes. Absent ones are left out."""
     versions = {}
     for package in _PACKAGES:
         try:

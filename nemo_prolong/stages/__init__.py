@@ -1,1 +1,1 @@
-"""What a stage is: its manifest, what it takes from its parent, and the run itself."""
+"""What a stage is. This has its manifest, what it takes from its parent, and the run itself."""

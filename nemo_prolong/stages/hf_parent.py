@@ -44,7 +44,7 @@ def check_hugging_face_parent(cfg: RunConfig, *, weights: bool) -> ParentRecord:
 
 
 def _check_same_tokens(cfg: RunConfig, theirs: Path) -> None:
-    """Refuse rows whose ids mean other tokens than the model learned; a directory may come without a tokenizer."""
+    """Refuse rows whose ids mean other tokens than the model learned. A directory may come without a tokenizer."""
     if not theirs.is_file():
         return
     ours = tokenizer_directory(cfg.data) / TOKENIZER_FILE

@@ -1,4 +1,4 @@
-"""The manifest of a stage that is about to start; its format is ``records.stage_manifest``."""
+"""The manifest of a stage that is about to start. Its format is in ``records.stage_manifest``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def new_manifest(
 
     Args:
         cfg: The stage.
-        before: Manifest of its parent, or of the run itself where it goes on; None where there is neither.
+        before: Manifest of its parent, or of the run itself where it is resumed. None where there is neither.
         parent_record: What it takes from its parent.
         command: What was typed.
         world_size: Number of ranks.
@@ -75,7 +75,7 @@ def continued(
 
     Args:
         manifest: Of the run as it is configured now.
-        before: As the run was left: its start and what it took from its parent stay as they were.
+        before: As the run was left. Its start and what it took from its parent stay as they were.
         step: Steps of the checkpoint it goes on from.
         changes: Settings that are not as they were.
     """

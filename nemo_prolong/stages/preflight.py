@@ -1,4 +1,4 @@
-"""Everything on disk that must be right before a training process starts; needs no torch.
+"""Everything on disk that must be right before a training process starts. Needs no torch.
 
 A stage that cannot run is refused in a second, by one message, before NeMo is imported.
 """
@@ -70,7 +70,7 @@ def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
     Args:
         cfg: The stage.
         run: Its run directory.
-        rank: Only rank 0 judges the run directory and reads checkpoints: the others would see what rank 0 is just
+        rank: Only rank 0 judges the run directory and reads checkpoints. The others would see what rank 0 is just
             writing, and read every file again. They learn the choice of rank 0 when training starts.
 
     Raises:
@@ -148,7 +148,7 @@ def _check_row_set(root: str, key: str, path: str, remedy: str) -> None:
 
 
 def _check_tokenizer(cfg: RunConfig, tokenizer: Path, data: DataManifestFile) -> None:
-    """Refuse another tokenizer than the rows were made with; ProLong's published rows do not say which that was."""
+    """Refuse another tokenizer than the rows were made with. ProLong's published rows do not say which that was."""
     expected = data.tokenizer_sha256
     if expected is not None and TextEncoder(tokenizer, "tokenizers").sha256 != expected:
         raise DataError(
@@ -222,7 +222,7 @@ class _Continued:
 def _check_run_dir(cfg: RunConfig, run: RunDirectory, data: DataManifestFile) -> _Continued:
     """Return what to continue if the directory holds an unfinished run of the same configuration.
 
-    A finished one whose last checkpoint is damaged is unfinished again: it is trained from the newest good one on.
+    A finished one whose last checkpoint is damaged is unfinished again. It is trained from the newest good one on.
     """
     manifest = stored_run(cfg, run)
     if manifest is None:
@@ -235,7 +235,7 @@ def _check_run_dir(cfg: RunConfig, run: RunDirectory, data: DataManifestFile) ->
     changes = changed_settings(cfg, run, step)
     refuse_other_run(cfg, run, not_allowed(changes, cfg.resume.allow))
     if choice.checkpoint is None:
-        # It starts over: whatever is named may be different.
+        # It starts over, so whatever is named may be different.
         if not any(is_within("data.root", name) for name in cfg.resume.allow):
             _check_same_data(cfg, run, data)
         return _Continued(choice, changes=tuple(changes))
@@ -255,7 +255,7 @@ def _check_steps_left(cfg: RunConfig, step: int) -> None:
 
 
 def _check_same_data(cfg: RunConfig, run: RunDirectory, data: DataManifestFile) -> None:
-    """Refuse to continue a run on other rows: the order of rows means nothing when they are others."""
+    """Refuse to resume a run on other rows. The order of rows means nothing when they are others."""
     before, now = run.manifest.data.manifest_sha256, data.sha256
     if before != now:
         raise DataError(
@@ -292,7 +292,7 @@ def _check_complete(run: RunDirectory) -> None:
 
 
 def _parent_checkpoint(run: RunDirectory) -> CheckpointChoice:
-    """Return the parent's last checkpoint; an earlier one is no substitute for it."""
+    """Return the parent's last checkpoint. An earlier one is no substitute for it."""
     parent, choice = run.manifest, choose_checkpoint(run.path, run.identity)
     if choice.checkpoint is None:
         raise CheckpointError(

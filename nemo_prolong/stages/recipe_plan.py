@@ -1,4 +1,4 @@
-"""What a recipe consists of, and what of it is left to do; needs no torch."""
+"""What a recipe consists of, and what of it is left to do. Needs no torch."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ class PlannedStage:
 
     @property
     def run(self) -> RunDirectory:
-        """Its run directory as it is now: processes that were started meanwhile have written to it."""
+        """Its run directory as it is now. Processes that were started meanwhile have written to it."""
         return RunDirectory(self.cfg.run_dir)
 
     @property
     def manifest(self) -> StageManifest | None:
-        """How far it is; None where it has not begun."""
+        """How far it is, or None where it has not begun."""
         return stored_run(self.cfg, self.run)
 
     @property
     def is_complete(self) -> bool:
-        """Whether its last step is trained; says nothing about the files of its checkpoint."""
+        """Whether its last step is trained. The files of its checkpoint are not looked at."""
         manifest = self.manifest
         return manifest is not None and manifest.status == "complete"
 
     def is_usable(self) -> bool:
-        """Return whether it is complete and its last checkpoint is whole; reads every file of it."""
+        """Return whether it is complete and its last checkpoint is whole. This reads every file of it."""
         manifest = self.manifest
         if manifest is None or manifest.status != "complete":
             return False
@@ -121,7 +121,7 @@ class RecipePlan:
 
 
 def plan_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = ()) -> RecipePlan:
-    """Return the plan of a recipe; changes nothing.
+    """Return the plan of a recipe, and change nothing.
 
     Args:
         cfg: The recipe.

@@ -1,8 +1,8 @@
 """Run what is left of a recipe, every part in processes of its own.
 
-Nothing is remembered between two runs of the command: what is done is read from ``stage.json`` and the checkpoints. The
-ranks are started here and not by torchrun, which ends with 1 whatever its ranks end with, gives them 30 seconds to
-save, and leaves them behind when it is killed.
+Nothing is remembered between two starts of the command. What is done is read from ``stage.json`` and the checkpoints.
+The ranks are started here and not by torchrun. torchrun ends with 1 whatever its ranks end with, gives them 30 seconds
+to save, and leaves them behind when it is killed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _libc = ctypes.CDLL(None)
 
 
 def run_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = ()) -> None:
-    """Train the stages that are left and export; the same command again goes on where it was.
+    """Train the stages that are left and export. The same command again resumes where it was.
 
     Args:
         cfg: The recipe.
@@ -79,7 +79,7 @@ class _Children:
         self._received: signal.Signals | None = None
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Remember a request to stop; it is handed on from ``_wait``, where no process is just being started."""
+        """Remember a request to stop. It is handed on from ``_wait``, where no process is just being started."""
         self._received = signal.Signals(number)
 
     def run(self, script: str, arguments: Sequence[str], ranks: int) -> None:
@@ -115,7 +115,7 @@ class _Children:
                 )
 
     def _wait(self) -> int:
-        """Return 0, or the exit status of the first rank that failed; what is left after that is killed in time."""
+        """Return 0, or the exit status of the first rank that failed. What is left after that is killed in time."""
         first, deadline, handed_on = 0, float("inf"), False
         while None in (codes := [process.poll() for process in self._processes]) and time.monotonic() < deadline:
             if self._received is not None and not handed_on:
@@ -138,7 +138,7 @@ class _Children:
 
 @contextmanager
 def _children() -> Iterator[_Children]:
-    """Receive requests to stop while the parts run; outside the main thread Python allows no handlers."""
+    """Receive requests to stop while the parts run. Outside the main thread Python allows no handlers."""
     children = _Children()
     if threading.current_thread() is not threading.main_thread():
         yield children
@@ -152,7 +152,7 @@ def _children() -> Iterator[_Children]:
 
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """Return the environment of a rank: one alone is a plain process, several are what torchrun would start."""
+    """Return the environment of a rank. One alone is a plain process, several are what torchrun would start."""
     if ranks == 1:
         return dict(os.environ)
     return {
@@ -164,7 +164,7 @@ def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
 
 
 def _die_with(parent: int) -> Callable[[], None]:
-    """Return what has the kernel kill a child when its parent dies: two processes must not train one run."""
+    """Return what has the kernel kill a child when its parent dies. Two processes must not train one run."""
 
     def prepare() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
-    """Train one stage; the same command again continues where it stopped.
+    """Train one stage. The same command again resumes where it stopped.
 
     Args:
         cfg: The stage.
@@ -40,7 +40,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         DataError: If the data is missing or does not fit.
         CheckpointError: If the parent is missing, or the run directory holds another run.
         TrainingError: If too many steps in a row would have harmed the model.
-        SystemExit: With ``EXIT_PREEMPTED``, on every rank, if a signal asked to stop; the state is saved.
+        SystemExit: With ``EXIT_PREEMPTED``, on every rank, if a signal asked to stop. The state is saved.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     run = RunDirectory(cfg.run_dir)
@@ -56,7 +56,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         _record_start(run, start, world_size)
     with run_logging(run.log_file(rank), console=rank == 0):
         _announce(cfg, start, manifest)
-        # Importing NeMo takes seconds and prints a page; nothing above needs it.
+        # Importing NeMo takes seconds and prints a page. Nothing above needs it.
         totals = engine.train_stage(cfg, run, resume=start.resume, parent_checkpoint=start.parent_checkpoint)
         if rank == 0:
             finished = _finished(manifest, cfg, totals)
@@ -68,7 +68,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
 
 
 def _record_start(run: RunDirectory, start: Start, world_size: int) -> None:
-    """Record how the run begins or goes on; its goodput is counted from here."""
+    """Record how the run begins or resumes. Its goodput is counted from here."""
     ranks = f"on {world_size} rank{'' if world_size == 1 else 's'}"
     step = step_of(start.resume) if start.resume else 0
     for refusal in start.refused:
@@ -85,7 +85,7 @@ def _record_start(run: RunDirectory, start: Start, world_size: int) -> None:
 
 
 def _check_kernels(cfg: RunConfig) -> None:
-    """Refuse a stage whose kernels this machine has not; needs torch, but not NeMo."""
+    """Refuse a stage whose kernels this machine has not. Needs torch, but not NeMo."""
     check_platform(cfg, engine.current_platform())
 
 

@@ -1,4 +1,4 @@
-"""MLflow: a tracking server, or a directory or database of its own."""
+"""MLflow, with a tracking server or with a directory or database of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONGEST_PARAM = 500
 
 
 class MlflowTracker:
-    """One MLflow run per run directory; a resumed run goes on with it.
+    """One MLflow run per run directory. A resumed run continues it.
 
     Its client names the run in every call, because MLflow's active run belongs to one thread of a process.
 

@@ -1,4 +1,4 @@
-"""One record of ``metrics.jsonl`` as named numbers: the names that every tracker gets (docs/metrics.md)."""
+"""One record of ``metrics.jsonl`` as numbers with the names that every tracker gets (docs/metrics.md)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STEP_NAMES = {
     "val_loss": "val/loss",
     "val_target_tokens": "val/target_tokens",
 }
-"""Key of a record: name of the metric."""
+"""The name of a metric by its key in a record."""
 
 GROUP_NAMES = {
     "loss_by_position": "train/loss_by_position",
@@ -37,11 +37,11 @@ GROUP_NAMES = {
     "val_loss_by_position": "val/loss_by_position",
     "val_loss_by_domain": "val/loss_by_domain",
 }
-"""Key of a record that holds groups: what stands before the name of a group."""
+"""What stands before the name of a group, by the key of the record that holds the groups."""
 
 
 def named_figures(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a record; the mean of a group that had no target token is left out.
+    """Return the metrics of a record. The mean of a group that had no target token is left out.
 
     >>> named_figures({"step": 3, "loss": 4.5, "loss_by_domain": {"code": {"loss_sum": 9.0, "target_tokens": 2}}})
     {'train/loss': 4.5, 'train/loss_by_domain/code': 4.5}

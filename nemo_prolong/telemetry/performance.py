@@ -20,7 +20,7 @@ class Performance:
 
     Args:
         cfg: The stage.
-        device_name: Name of the device as its driver reports it; None where there is none: a CPU has no MFU.
+        device_name: Name of the device as its driver reports it. None where there is none, because a CPU has no MFU.
         world_size: Ranks.
     """
 

@@ -19,7 +19,7 @@ def position_starts(seq_length: int) -> tuple[int, ...]:
     position of the one before it.
 
     Args:
-        seq_length: Tokens of a row: no document is longer.
+        seq_length: Tokens of a row. No document is longer.
 
     >>> position_starts(65536)
     (0, 2048, 4096, 8192, 16384, 32768)
@@ -35,7 +35,7 @@ def position_starts(seq_length: int) -> tuple[int, ...]:
 
 
 def bucket_names(seq_length: int) -> list[str]:
-    """Return what the buckets are called in records and metrics: first and last position.
+    """Return what the buckets are called in records and metrics, by first and last position.
 
     >>> bucket_names(512)
     ['0-63', '64-127', '128-255', '256-511']
@@ -47,5 +47,5 @@ def bucket_names(seq_length: int) -> list[str]:
 
 @functools.cache
 def starts_on(device: torch.device, seq_length: int) -> torch.Tensor:
-    """Return ``position_starts`` as int64 [G] on a device; copied there once, because the copy makes the host wait."""
+    """Return ``position_starts`` as int64 [G] on a device. It is copied once, because the copy makes the host wait."""
     return torch.tensor(position_starts(seq_length), device=device)

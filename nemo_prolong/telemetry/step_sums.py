@@ -1,6 +1,6 @@
 """Sums over the micro-batches of a step, exact over all ranks.
 
-On a device everything is added there; the host waits once, when the step is over.
+On a device everything is added there. The host waits once, when the step is over.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class StepTotals:
 
     Attributes:
         loss: Of all target tokens.
-        by_position: Name of each bucket of positions, and its loss; positions are those of the predicted tokens.
+        by_position: Name of each bucket of positions, and its loss. Positions are those of the predicted tokens.
         by_domain: Name of each domain that has a target token in this step, and its loss.
         real_tokens: Tokens without padding.
         squared_tokens: Sum over the documents of the square of their tokens.
@@ -42,7 +42,7 @@ class StepTotals:
 
 
 class StepSums:
-    """Adds up a step; ``reduce`` is called on all ranks and starts anew.
+    """Adds up a step. ``reduce`` is called on all ranks and starts anew.
 
     Args:
         seq_length: Tokens of a row, which decides the buckets of positions.
@@ -77,7 +77,7 @@ class StepSums:
         """Add the losses of this rank's part of a row, on one of the ranks that share the part.
 
         Args:
-            loss: float64 [2]: sum of token losses, target tokens.
+            loss: Sum of token losses and target tokens, float64 [2].
             by_position: Losses by bucket [G].
             domain: Domain of the row.
         """
@@ -120,7 +120,7 @@ class StepSums:
         self._domains = sorted({*self._domains, *(name for part in names for name in part)})
 
     def _packed(self) -> torch.Tensor:
-        """Return the sums of this rank as one float64 vector: what comes in ones, then [domains, 2, G]."""
+        """Return the sums of this rank as one float64 vector. Single numbers come first, then [domains, 2, G]."""
         # float64 is exact for counts below 2**53.
         sizes = torch.tensor([self._real_tokens, self._squared_tokens], dtype=torch.float64, device=self._device)
         nothing = torch.zeros(2, len(self._buckets), dtype=torch.float64, device=self._device)

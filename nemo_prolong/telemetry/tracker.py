@@ -13,11 +13,11 @@ from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.redaction import redact_values
 
 Figures = Mapping[str, float]
-"""Name of a metric: its value."""
+"""The value of each metric by its name."""
 
 
 class Tracker(Protocol):
-    """Takes named figures; every method may raise whatever it wants."""
+    """Takes named figures. Every method may raise whatever it wants."""
 
     def log(self, figures: Figures, step: int, unix_time: float) -> None:
         """Record the figures of a step."""
@@ -50,17 +50,17 @@ class TrackedRun:
         return cls(directory, cfg.name, str(cfg.stage), step, redact_values(cfg.model_dump(mode="json")))
 
     def forget_ids(self) -> None:
-        """Have every tracker begin a new series: none takes a step twice."""
+        """Have every tracker begin a new series, since none takes a step twice."""
         shutil.rmtree(self.directory.tracker_ids, ignore_errors=True)
 
     def id_of(self, tracker: str, make: Callable[[], str]) -> tuple[str, bool]:
-        """Return the id of this run at a tracker, and whether it is new; a resumed run keeps the one it has.
+        """Return the id of this run at a tracker, and whether it is new. A resumed run keeps the one it has.
 
         Args:
             tracker: Name of the tracker.
             make: Makes a new id.
         """
-        # A file for each tracker: each is written by a thread of its own.
+        # There is a file for each tracker, since each is written by a thread of its own.
         path = self.directory.tracker_ids / tracker
         if path.exists():
             return path.read_text().strip(), False

@@ -1,6 +1,6 @@
-"""Where metrics go besides ``metrics.jsonl``: TensorBoard, Weights & Biases, MLflow.
+"""Where metrics go besides ``metrics.jsonl``. These are TensorBoard, Weights & Biases and MLflow.
 
-Training neither waits for a tracker nor stops for one: each has a thread of its own on rank 0, and what a thread cannot
+Training neither waits for a tracker nor stops for one. Each has a thread of its own on rank 0, and what a thread cannot
 deliver is dropped after one warning. ``metrics.jsonl`` has everything regardless.
 """
 
@@ -26,7 +26,7 @@ from nemo_prolong.telemetry.wandb_tracker import WandbTracker
 log = logging.getLogger(__name__)
 
 _QUEUE_RECORDS = 1000
-"""Records kept for a tracker that is slow; more are dropped."""
+"""Records kept for a tracker that is slow. More are dropped."""
 
 _RETRY_SECONDS = 60.0
 """A tracker that failed is left alone for so long."""
@@ -36,7 +36,7 @@ _CLOSE_SECONDS = 30.0
 
 
 def check_packages(cfg: TrackerConfig) -> None:
-    """Refuse a tracker whose package is missing; on every rank, so that none waits for one that refused.
+    """Refuse a tracker whose package is missing, on every rank, so that none waits for one that refused.
 
     Raises:
         ConfigError: With the command that installs it.
@@ -51,12 +51,12 @@ def check_packages(cfg: TrackerConfig) -> None:
 
 
 class Trackers:
-    """The trackers of a run; on rank 0.
+    """The trackers of a run, on rank 0.
 
     Args:
         cfg: The stage.
         directory: Run directory.
-        step: Steps done: the first record will be of the next one.
+        step: Steps done. The first record will be of the next one.
     """
 
     def __init__(self, cfg: RunConfig, directory: RunDirectory, step: int) -> None:
@@ -105,7 +105,7 @@ class TrackerThread:
 
     Args:
         name: Of the tracker, for the warning.
-        make: Opens the tracker; called on the thread, because it may talk to a server.
+        make: Opens the tracker. It is called on the thread, because it may talk to a server.
     """
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
@@ -119,7 +119,7 @@ class TrackerThread:
         self._thread.start()
 
     def log(self, sample: _Sample) -> None:
-        """Queue a sample; drop it where the tracker is too far behind."""
+        """Queue a sample, or drop it where the tracker is too far behind."""
         try:
             self._queue.put_nowait(sample)
         except queue.Full:
@@ -133,7 +133,7 @@ class TrackerThread:
             self._warn("it did not keep up until the end of the run")
 
     def join(self, seconds: float) -> None:
-        """Wait for the end of the thread; one that does not end is left behind."""
+        """Wait for the end of the thread. One that does not end is left behind."""
         self._thread.join(seconds)
         if self._thread.is_alive():
             self._warn("it did not finish; the run ends without it")

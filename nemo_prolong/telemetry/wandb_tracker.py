@@ -9,7 +9,7 @@ from nemo_prolong.telemetry.tracker import Figures, TrackedRun
 
 
 class WandbTracker:
-    """One W&B run per run directory; a resumed run goes on with it.
+    """One W&B run per run directory. A resumed run continues it.
 
     Args:
         cfg: Where it goes.
@@ -30,13 +30,13 @@ class WandbTracker:
             name=run.name,
             job_type=run.stage,
             config=run.config,
-            # Command line, remote of the repository and console could hold what the configuration no longer does; and
+            # Command line, remote of the repository and console could hold what the configuration no longer does. Also
             # the console is ours to redirect.
             settings=wandb.Settings(console="off", disable_git=True, save_code=False, x_disable_meta=True),
         )
 
     def log(self, figures: Figures, step: int, unix_time: float) -> None:
-        """Record the figures; steps that W&B has seen are ignored there."""
+        """Record the figures. Steps that W&B has seen are ignored there."""
         self._run.log(dict(figures), step=step)
 
     def close(self, *, succeeded: bool) -> None:

@@ -1,7 +1,7 @@
-"""Context parallelism: the documents of a packed row split over ranks, and the attention that joins them again.
+"""Context parallelism splits the documents of a packed row over ranks, and its attention joins them again.
 
 Split a row with ``DocumentPartition``, give every rank its tokens, and replace ``document_attention`` by
-``context_parallel_attention``: outputs and gradients are those of one rank.
+``context_parallel_attention``. Outputs and gradients are those of one rank.
 """
 
 from nemo_prolong.ops.context_parallel.attention import context_parallel_attention

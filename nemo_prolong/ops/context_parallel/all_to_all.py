@@ -1,6 +1,6 @@
-"""``a2a``: tokens are exchanged for heads, so that every rank attends whole documents with H / CP of the heads.
+"""All-to-all (Ulysses, ``a2a``) gives every rank whole documents with H / CP of the heads.
 
-One exchange carries queries, keys and values there, one carries the output back; the attention in between is plain
+One all-to-all carries queries, keys and values there, one carries the output back. The attention in between is plain
 document attention of the padded row.
 """
 
@@ -18,7 +18,7 @@ from nemo_prolong.ops.context_parallel.partition import DocumentPartition
 
 
 class _AllToAll(torch.autograd.Function):
-    """Slice i of rank j becomes slice j of rank i, [CP, ...]; its own inverse, so its backward is itself."""
+    """Slice i of rank j becomes slice j of rank i, [CP, ...]. Its own inverse, so its backward is itself."""
 
     @staticmethod
     def forward(ctx: Any, slices: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Document attention over context-parallel ranks: one entry point, three ways to exchange."""
+"""Document attention over context-parallel ranks, with one entry point for three communication types."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def context_parallel_attention(
         key: Keys of the shard [T, K, C] with K dividing H.
         value: Values of the shard [T, K, C].
         partition: How the row is split, for this rank.
-        group: The context-parallel process group, rank r of which holds shard r; the default group if None.
+        group: The context-parallel process group, rank r of which holds shard r. The default group if None.
         comm_type: ``p2p`` (ring, least memory, transfers hidden behind computing), ``all_gather`` (two kernel calls
             more than one rank needs, however many ranks, but the whole row's keys and values on each) or ``a2a``
-            (heads exchanged).
-        softmax_scale: Factor on the scores; ``C ** -0.5`` by default.
+            (all-to-all, which is Ulysses).
+        softmax_scale: Factor on the scores. ``C ** -0.5`` by default.
 
     Returns:
         Output of the shard's queries [T, H, C] in the dtype of ``query``.

@@ -1,7 +1,7 @@
-"""``all_gather``: every rank gathers the keys and values of all ranks and attends its own queries to them.
+"""With ``all_gather`` every rank gathers the keys and values of all ranks and attends its own queries to them.
 
-Simple and quick for short rows; keys and values of the whole row are on every rank while a layer computes. They are
-gathered again in the backward pass instead of kept, so that what a layer saves stays the shard.
+It is simple and quick for short rows. Keys and values of the whole row are on every rank while a layer computes. They
+are gathered again in the backward pass instead of kept, so that what a layer saves stays the shard.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nemo_prolong.ops.attention import attention_backward, empty_partial, merge_
 from nemo_prolong.ops.attention_kernels import accumulation_dtype
 from nemo_prolong.ops.context_parallel.partition import DocumentPartition
 
-# torch 2.13 renamed both; older releases know the second name only.
+# torch 2.13 renamed both. Older releases know the second name only.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 

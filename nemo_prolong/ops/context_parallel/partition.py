@@ -1,8 +1,8 @@
-"""Per-document zigzag: which tokens of a packed row belong to which context-parallel rank.
+"""Which tokens of a packed row belong to which context-parallel rank, by a zigzag in each document.
 
-Every document is padded to a multiple of 2 * CP and cut into 2 * CP chunks; rank r holds chunks r and 2 * CP - 1 - r.
-Causal attention then costs every rank the same: an early, cheap chunk comes with a late, expensive one. Padding belongs
-to its document and comes after all of its tokens, so no token sees it.
+Every document is padded to a multiple of 2 * CP and cut into 2 * CP chunks. Rank r holds chunks r and 2 * CP - 1 - r.
+Causal attention then costs every rank the same, as an early, cheap chunk comes with a late, expensive one. Padding
+belongs to its document and comes after all of its tokens, so no token sees it.
 
 Three orders of tokens appear here: the *row* as the data made it [S], the *padded row* [P], and *rank-major*: the
 shards of all ranks one after the other [P]. Within a shard documents keep their order, each as its two chunks.
@@ -22,11 +22,11 @@ from nemo_prolong.ops.attention import AttentionBlock
 
 @dataclass(frozen=True, eq=False)
 class DocumentPartition:
-    """How one row is split; made once per row, used by the data step and by the attention of every layer.
+    """How one row is split. It is made once per row and used by the data step and by the attention of every layer.
 
     Args:
         boundaries: Document boundaries of the row, int64 [D+1], from 0 to S.
-        padded_boundaries: The same after padding, from 0 to P; a last document may be padding alone.
+        padded_boundaries: The same after padding, from 0 to P. A last document may be padding alone.
         context_parallel_size: Ranks that share the row.
         rank: The rank whose shard this is, 0 to ``context_parallel_size`` - 1.
         device: Where index tensors and split tensors live.
@@ -82,7 +82,7 @@ class DocumentPartition:
 
     @property
     def max_seqlen(self) -> int:
-        """Tokens of the longest padded document; an int, because Megatron caches RoPE tables by its value."""
+        """Tokens of the longest padded document. It is an int, because Megatron caches RoPE tables by its value."""
         return int(np.diff(self.padded_boundaries).max(initial=0))
 
     @cached_property
@@ -125,7 +125,7 @@ class DocumentPartition:
         return torch.where(padding, running_on, self.split(position_ids))
 
     def join(self, shards: torch.Tensor) -> torch.Tensor:
-        """Return the row from the shards of all ranks, without padding: the inverse of ``split``.
+        """Return the row from the shards of all ranks, without padding. This is the inverse of ``split``.
 
         Args:
             shards: [CP, T, ...], rank r's shard at index r.
@@ -155,19 +155,19 @@ class DocumentPartition:
 
     @cached_property
     def own_block(self) -> AttentionBlock:
-        """Queries of this rank to keys of this rank: its two chunks together are a causal document."""
+        """Queries of this rank to keys of this rank. Its two chunks together are a causal document."""
         twice = 2 * self.chunk_lengths
         return self._block(self.shard_starts, twice, self.shard_starts, twice, causal=True)
 
     @cached_property
     def block_of_earlier_rank(self) -> AttentionBlock:
-        """Queries of this rank to keys of a lower rank: both chunks see its first chunk, none its second."""
+        """Queries of this rank to keys of a lower rank. Both chunks see its first chunk, none its second."""
         chunk = self.chunk_lengths
         return self._block(self.shard_starts, 2 * chunk, self.shard_starts, chunk)
 
     @cached_property
     def block_of_later_rank(self) -> AttentionBlock:
-        """Queries of this rank to keys of a higher rank: the second chunk sees both its chunks, the first none."""
+        """Queries of this rank to keys of a higher rank. The second chunk sees both its chunks, the first none."""
         chunk = self.chunk_lengths
         return self._block(self.shard_starts + chunk, chunk, self.shard_starts, 2 * chunk)
 
@@ -179,7 +179,7 @@ class DocumentPartition:
 
     @cached_property
     def blocks_of_padded_row(self) -> tuple[AttentionBlock, ...]:
-        """Queries of this rank to the keys of the padded row: what precedes each chunk, then the chunks themselves."""
+        """Queries of this rank to the keys of the padded row. What precedes each chunk comes first, then the chunks."""
         chunk, size = self.chunk_lengths, self.context_parallel_size
         firsts = self.shard_starts, self.shard_starts + chunk
         documents = self.padded_boundaries[:-1]

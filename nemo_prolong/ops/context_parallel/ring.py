@@ -1,4 +1,4 @@
-"""``p2p``: keys and values travel around the ring of ranks, one shard per step.
+"""With ``p2p`` keys and values travel around the ring of ranks, one shard per step.
 
 Before a rank computes with the shard it holds, it posts the send of that shard and the receive of the next, so that
 they travel while it computes. Backward, the gradient of a shard follows one step behind the shard and is home after CP
@@ -19,7 +19,7 @@ from nemo_prolong.ops.attention import attention_backward, empty_partial, merge_
 from nemo_prolong.ops.attention_kernels import accumulation_dtype
 from nemo_prolong.ops.context_parallel.partition import DocumentPartition
 
-# Messages between the same two ranks: a shard, and the gradient that follows it.
+# Messages between the same two ranks are a shard, and the gradient that follows it.
 _SHARD_TAG, _GRADIENT_TAG = 0, 1
 
 
@@ -32,7 +32,7 @@ class _Transfer:
     requests: list[dist.Work]
 
     def wait(self) -> torch.Tensor:
-        """Return what arrived, once; a finished transfer keeps neither message alive."""
+        """Return what arrived, once. A finished transfer keeps neither message alive."""
         for request in self.requests:
             request.wait()
         received, self.sent, self.received, self.requests = self.received, None, None, []

@@ -1,1 +1,1 @@
-"""The files of a checkpoint that are not weights: its manifest, its verification, which ones are kept."""
+"""The files of a checkpoint that are not weights, its verification, and which checkpoints are kept."""

@@ -1,6 +1,6 @@
-"""``manifest.json`` of a checkpoint: what it is and the SHA-256 of every file of it.
+"""``manifest.json`` of a checkpoint says what it is, and has the SHA-256 of every file of it.
 
-It is written last. A checkpoint directory without one is a save that did not finish; one whose files are not those of
+It is written last. A checkpoint directory without one is a save that did not finish. One whose files are not those of
 its manifest is damaged. Needs no torch.
 """
 
@@ -62,7 +62,7 @@ class FileRecord(BaseModel):
 
 
 class RunIdentity(BaseModel):
-    """The run that wrote a checkpoint: a name can be given twice, a name and a start cannot."""
+    """The run that wrote a checkpoint. A name can be given twice, a name and a start cannot."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -71,7 +71,7 @@ class RunIdentity(BaseModel):
 
     @classmethod
     def of(cls, run_dir: Path) -> RunIdentity | None:
-        """Return the run of a directory by its ``stage.json``; None where that cannot be read."""
+        """Return the run of a directory by its ``stage.json``, or None where that cannot be read."""
         try:
             stage = json.loads((run_dir / STAGE_FILE).read_text())
             return cls(name=stage["name"], started_at=stage["started_at"])
@@ -80,7 +80,7 @@ class RunIdentity(BaseModel):
 
 
 class CheckpointManifest(BaseModel):
-    """The content of a checkpoint's ``manifest.json``; paths in ``files`` are relative to the checkpoint."""
+    """The content of a checkpoint's ``manifest.json``. Paths in ``files`` are relative to the checkpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

@@ -1,4 +1,4 @@
-"""``model.json`` of a checkpoint: the model in plain JSON."""
+"""``model.json`` of a checkpoint, which is the model in plain JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ModelDescription:
         model: The model as it was trained, ``rotary_base`` of the stage included.
         seq_length: Tokens per training row.
         tokenizer: Tokenizer directory.
-        compute: Precision it was trained in: fp32 or bf16.
+        compute: Precision it was trained in, fp32 or bf16.
     """
 
     step: int

@@ -20,7 +20,7 @@ _LEFTOVER = re.compile(r"step_\d{8}\.(writing|deleting).*")
 
 
 def publish_checkpoint(temporary: Path, final: Path) -> None:
-    """Give a complete checkpoint its name; one that has the name already was refused, and goes."""
+    """Give a complete checkpoint its name. One that has the name already was refused, and goes."""
     if final.exists():
         delete_checkpoint(final)
     publish(temporary, final)
@@ -29,7 +29,7 @@ def publish_checkpoint(temporary: Path, final: Path) -> None:
 
 
 def delete_checkpoint(checkpoint: Path) -> None:
-    """Delete a checkpoint; from the first moment on its name stands for a whole one or for none."""
+    """Delete a checkpoint. From the first moment on its name stands for a whole one or for none."""
     doomed = checkpoint.with_name(f"{checkpoint.name}.deleting-{secrets.token_hex(4)}")
     checkpoint.rename(doomed)
     sync(doomed.parent)
@@ -37,9 +37,9 @@ def delete_checkpoint(checkpoint: Path) -> None:
 
 
 def remove_leftovers(run_dir: Path) -> list[str]:
-    """Delete what killed saves and killed deletions left; return the names.
+    """Delete what killed saves and killed deletions left, and return the names.
 
-    What cannot be deleted stays until the next start, with a warning: it is in nobody's way.
+    What cannot be deleted stays until the next start, with a warning. It is in nobody's way.
     """
     removed = []
     for path in sorted((run_dir / "checkpoints").glob("*")):
@@ -66,12 +66,12 @@ def superseded(
         run_dir: Run directory.
         newest: The checkpoint that was saved last.
         keep_last: How many complete ones are kept.
-        keep_every_steps: Multiples of it are kept too; None: no others.
+        keep_every_steps: Multiples of it are kept too. With None no others are.
         refused: Steps of checkpoints that are known to be damaged. Files and sizes may not show it, and in place of a
             good one none of them is kept.
 
     Raises:
-        CheckpointError: If ``newest`` is not complete; then nothing may be deleted.
+        CheckpointError: If ``newest`` is not complete. Then nothing may be deleted.
     """
     check_listing(newest)
     before = [checkpoint_directory(run_dir, step) for step in listed_steps(run_dir) if step < step_of(newest)]

@@ -1,6 +1,6 @@
 """Which checkpoints are good, and which one is the newest.
 
-Nothing is opened before it is verified: stages, evaluation and export ask here first. A checkpoint is verified when its
+Nothing is opened before it is verified. Stages, evaluation and export ask here first. A checkpoint is verified when its
 directory holds the files of its manifest and nothing else, with the sizes and SHA-256 of the manifest, when its step is
 that of its name and its run that of the directory it lies in.
 """
@@ -40,7 +40,7 @@ from nemo_prolong.units import format_bytes
 
 log = logging.getLogger(__name__)
 
-# How the weights are laid out; another value would make Megatron read them with other code.
+# How the weights are laid out. Another value would make Megatron read them with other code.
 MEGATRON_FORMAT = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -50,7 +50,7 @@ MEGATRON_FORMAT = {
 
 _REQUIRED = {MODEL_FILE, METADATA_FILE, COMMON_FILE, FORMAT_FILE}
 _SHARD = re.compile(WEIGHTS + r"/__\d+_\d+\.distcp")
-# SHA-256 is bound by the processor; more threads than this wait for the file system.
+# SHA-256 is bound by the processor. More threads than this wait for the file system.
 _MAX_HASH_THREADS = 16
 
 
@@ -59,8 +59,8 @@ class CheckpointChoice:
     """The newest good checkpoint of a run.
 
     Attributes:
-        checkpoint: Its directory; None where the run has no checkpoint at all.
-        refused: Why newer ones are not used, newest first: file and reason.
+        checkpoint: Its directory, or None where the run has no checkpoint at all.
+        refused: Why newer ones are not used, by file and reason, newest first.
         summary: What was verified, and how long it took.
     """
 
@@ -70,16 +70,16 @@ class CheckpointChoice:
 
 
 def choose_checkpoint(run_dir: Path, run: RunIdentity | None = None) -> CheckpointChoice:
-    """Return the verified checkpoint of the highest step; the time of a file means nothing.
+    """Return the verified checkpoint of the highest step. The time of a file means nothing.
 
     Every file of it is read.
 
     Args:
         run_dir: Run directory.
-        run: The run that its checkpoints must be of; None reads it from the directory.
+        run: The run that its checkpoints must be of. None reads it from the directory.
 
     Raises:
-        CheckpointError: If there are checkpoints and none of them is good; nothing is deleted.
+        CheckpointError: If there are checkpoints and none of them is good. Nothing is deleted.
     """
     run, refused = run or RunIdentity.of(run_dir), []
     for step in reversed(listed_steps(run_dir)):
@@ -124,10 +124,10 @@ def verify_checkpoint(checkpoint: Path, run: RunIdentity | None = None) -> Check
 
     Args:
         checkpoint: A directory ``checkpoints/step_XXXXXXXX``.
-        run: The run it must be of; None accepts any.
+        run: The run it must be of. None accepts any.
 
     Raises:
-        CheckpointError: If it is incomplete, damaged or foreign; names the file.
+        CheckpointError: If it is incomplete, damaged or foreign. The error names the file.
     """
     return _verify(checkpoint, run, _fingerprint(checkpoint))
 
@@ -167,7 +167,7 @@ def check_listing(checkpoint: Path, run: RunIdentity | None = None) -> Checkpoin
 
 
 def _check_names(checkpoint: Path, manifest: CheckpointManifest) -> None:
-    """Refuse missing files, and files that no checkpoint of this software has: libraries open some by their name."""
+    """Refuse missing files, and files that no checkpoint of this software has. Libraries open some by their name."""
     listed, found = set(manifest.files), list_files(checkpoint)
     for name in sorted(found - listed):
         raise _refusal(checkpoint / name, "foreign: the manifest does not list it.")
@@ -216,7 +216,7 @@ def list_files(checkpoint: Path) -> set[str]:
 
 
 def _fingerprint(checkpoint: Path) -> tuple[tuple[str, int, int, int], ...]:
-    """Return what changes when a file is written or replaced; a change of its times by hand shows too."""
+    """Return what changes when a file is written or replaced. A change of its times by hand shows too."""
     entries = []
     for name in sorted({*list_files(checkpoint), CHECKPOINT_MANIFEST}):
         if (checkpoint / name).exists():
@@ -226,7 +226,7 @@ def _fingerprint(checkpoint: Path) -> tuple[tuple[str, int, int, int], ...]:
 
 
 def hash_files(root: Path, names: Iterable[str]) -> dict[str, FileRecord]:
-    """Return size and SHA-256 of the files ``names`` below ``root``; several are read at once.
+    """Return size and SHA-256 of the files ``names`` below ``root``. Several are read at once.
 
     Raises:
         CheckpointError: If one cannot be read.
