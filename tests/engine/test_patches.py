@@ -79,24 +79,25 @@ def test_a_second_call_changes_nothing() -> None:
     run_program([sys.executable, "-c", ONCE])
 
 
+PLAIN_MODEL = """
+from nemo_prolong.engine.patches import prepare
+prepare()
+from megatron.core.models.gpt.gpt_model import GPTModel
+from nemo.collections import llm
+from nemo_prolong.engine.inference import start_single_process
+from nemo_prolong.engine.model.torch_layers import torch_layer_spec
+start_single_process()
+config = llm.LlamaConfig(
+    num_layers=1, hidden_size=16, ffn_hidden_size=32, num_attention_heads=2, seq_length=8, vocab_size=16,
+    use_cpu_initialization=True, transformer_layer_spec=torch_layer_spec, gradient_accumulation_fusion=False,
+    masked_softmax_fusion=False, bias_dropout_fusion=False, apply_rope_fusion=False, persist_layer_norm=False,
+)
+assert type(config.configure_model(None)) is GPTModel
+"""
+
+
 def test_a_plain_configuration_of_nemo_gets_the_model_of_megatron() -> None:
-    program = """
-    from nemo_prolong.engine.patches import prepare
-    prepare()
-    from megatron.core.models.gpt.gpt_model import GPTModel
-    from nemo.collections.llm.gpt.model import base
-    from nemo_prolong.engine.inference import start_single_process
-    start_single_process()
-    from nemo.collections import llm
-    from nemo_prolong.engine.model.torch_layers import torch_layer_spec
-    config = llm.LlamaConfig(
-        num_layers=1, hidden_size=16, ffn_hidden_size=32, num_attention_heads=2, seq_length=8, vocab_size=16,
-        use_cpu_initialization=True, transformer_layer_spec=torch_layer_spec, gradient_accumulation_fusion=False,
-        masked_softmax_fusion=False, bias_dropout_fusion=False, apply_rope_fusion=False, persist_layer_norm=False,
-    )
-    assert type(config.configure_model(None)) is GPTModel
-    """
-    run_program([sys.executable, "-c", "\n".join(line.strip() for line in program.splitlines())])
+    run_program([sys.executable, "-c", PLAIN_MODEL])
 
 
 def test_every_patch_says_why_and_for_which_versions() -> None:
