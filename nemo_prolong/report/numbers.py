@@ -56,11 +56,11 @@ def tick(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) and value < 1e6 else f"{value:g}"
 
 
-def percent(value: float | None) -> str:
-    """Return a fraction as a whole percentage, or one decimal where that matters."""
+def percent(value: float | None, decimals: int = 1) -> str:
+    """Return a fraction as a whole percentage, or with up to so many decimals where they matter."""
     if value is None or not math.isfinite(value):
         return MISSING
-    return f"{100 * value:.1f}".removesuffix(".0") + "%"
+    return f"{100 * value:.{decimals}f}".rstrip("0").rstrip(".") + "%"
 
 
 def span(start: int, end: int) -> str:

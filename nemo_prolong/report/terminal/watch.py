@@ -21,6 +21,7 @@ from rich.text import Text
 from nemo_prolong.records.run_log import EVENTS_FILE, METRICS_FILE, GrowingRecords, goodput
 from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.report import numbers
+from nemo_prolong.report.terminal.layout import facts, plain
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
 
 RECENT_STEPS = 20
@@ -84,7 +85,7 @@ class RunWatch:
         title = (
             f"{manifest.name}: {manifest.stage}, {manifest.model.name}, rows of {format_tokens(manifest.seq_length)}"
         )
-        return Panel(Group(*parts), title=Text(title), title_align="left")
+        return Panel(Group(*parts), title=plain(title), title_align="left")
 
     def _progress(self, steps: Sequence[Record], now: float) -> RenderableType:
         done, total = (steps[-1]["step"] if steps else 0), self.manifest.train_iters
@@ -123,7 +124,7 @@ class RunWatch:
             "goodput": numbers.percent(self._goodput()),
             "memory": format_bytes(last["memory_bytes"]) if last.get("memory_bytes") else numbers.MISSING,
         }
-        return _facts(rows)
+        return facts(rows)
 
     def _goodput(self) -> float | None:
         found = goodput(self._metrics.records, self._events.records)
@@ -142,7 +143,7 @@ def _training(steps: Sequence[Record], recent: Sequence[Record], records: Sequen
         "filled": numbers.percent(sum(r["real_tokens"] for r in recent) / sum(r["row_tokens"] for r in recent)),
         "skipped steps": f"{last.get('skipped_steps', 0):,}",
     }
-    return _facts(rows)
+    return facts(rows)
 
 
 def _losses(title: str, recent: Sequence[Record], key: str) -> Table | None:
@@ -154,20 +155,20 @@ def _losses(title: str, recent: Sequence[Record], key: str) -> Table | None:
             sums[name] = total + group["loss_sum"], count + group["target_tokens"]
     if not sums:
         return None
-    table = Table(f"loss by {title}", "", "tokens", box=None, pad_edge=False, header_style="dim")
+    result = Table(f"loss by {title}", "", "tokens", box=None, pad_edge=False, header_style="dim")
     for name, (total, count) in sums.items():
-        table.add_row(Text(name), numbers.loss(total / count if count else None), numbers.tokens(count))
-    return table
+        result.add_row(plain(name), numbers.loss(total / count if count else None), numbers.tokens(count))
+    return result
 
 
 def _events(events: Sequence[Record]) -> Table:
-    table = Table("last events", "step", "", "", box=None, pad_edge=False, header_style="dim")
+    result = Table("last events", "step", "", "", box=None, pad_edge=False, header_style="dim")
     for event in events[-SHOWN_EVENTS:]:
         clock = datetime.fromtimestamp(event["time"]).strftime("%H:%M:%S")
-        table.add_row(clock, f"{event['step']:,}", Text(event["event"]), Text(event["detail"]))
+        result.add_row(clock, f"{event['step']:,}", plain(event["event"]), plain(event["detail"]))
     if not events:
-        table.add_row(numbers.MISSING, "", "", "")
-    return table
+        result.add_row(numbers.MISSING, "", "", "")
+    return result
 
 
 def _curve(losses: Sequence[float]) -> Text:
@@ -182,13 +183,6 @@ def _curve(losses: Sequence[float]) -> Text:
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
     curve = "".join(_BLOCKS[round((mean - low) * scale)] for mean in means)
     return Text.assemble(("loss ", "dim"), f"{means[0]:.3f} ", (curve, "cyan"), f" {means[-1]:.3f}")
-
-
-def _facts(rows: Mapping[str, str]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(Text(name, style="dim"), value)
-    return table
 
 
 def _mean(records: Iterable[Record], key: str) -> float | None:
