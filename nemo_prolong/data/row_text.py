@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.errors import DataError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 ELLIPSIS = "\u2026"
 Boundary = tuple[int, int, int]
 """Start of the document before, the position itself, end of the document after."""
+IntArray = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Decoder:
         self._special = {number: token.content for number, token in added.items() if token.special}
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True) if tokenizer is not None else None
 
-    def __call__(self, ids: np.ndarray, mask: np.ndarray | None = None) -> list[Part]:
+    def __call__(self, ids: IntArray, mask: IntArray | None = None) -> list[Part]:
         """Decode ``ids`` [N] in runs of one kind; ``mask`` [N] is nonzero on targets."""
         if not len(ids):
             return []
@@ -66,7 +68,7 @@ class Decoder:
 
     def _text(self, ids: list[int], special: bool) -> str:
         if special:
-            return self._special[ids[0]]
+            return str(self._special[ids[0]])
         if self._tokenizer is None:
             return " ".join(map(str, ids)) + " "
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
@@ -101,10 +103,10 @@ class StoredRow:
         problems: What training would refuse, for a person.
     """
 
-    ids: np.ndarray
-    spans: np.ndarray
+    ids: IntArray
+    spans: NDArray[np.int64]
     domain: str
-    mask: np.ndarray | None
+    mask: IntArray | None
     problems: list[str]
 
     @classmethod
@@ -137,7 +139,7 @@ class StoredRow:
         return list(zip([starts[0], *starts], [*starts, ends[-1]], [*ends, ends[-1]], strict=True))
 
 
-def _spans(indices: Any, length: int, problems: list[str]) -> np.ndarray:
+def _spans(indices: Any, length: int, problems: list[str]) -> NDArray[np.int64]:
     """Return document spans int64 [D, 2] cut to the row; what is wrong with them is said in ``problems``."""
     if indices is None:
         return np.array([[0, length]], np.int64)

@@ -31,14 +31,8 @@ def count(value: float | None) -> str:
 
 
 def tokens(value: int | None) -> str:
-    """Return an amount of tokens to three digits in its largest binary unit: ``792K``, ``1.86M``, ``20B``."""
-    if value is None:
-        return MISSING
-    for suffix, unit in (("T", 2**40), ("B", 2**30), ("M", 2**20), ("K", 2**10)):
-        if value >= unit:
-            amount = value / unit
-            return f"{amount:.3g}{suffix}" if amount < 100 else f"{amount:.0f}{suffix}"
-    return str(value)
+    """Return an amount of tokens: ``792K``, ``1.86M``, ``20B``."""
+    return MISSING if value is None else format_tokens(value)
 
 
 def base(value: float | None) -> str:
