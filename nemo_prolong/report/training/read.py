@@ -22,14 +22,14 @@ from nemo_prolong.records.stage_manifest import StageManifest
 
 
 @dataclass(frozen=True)
-class GroupLoss:
+class GroupTotals:
     """Token losses of a group of tokens: their sum in nats and their number."""
 
     loss_sum: float
     target_tokens: int
 
 
-Groups = dict[str, GroupLoss]
+Groups = dict[str, GroupTotals]
 """Losses by the name of their group."""
 
 
@@ -309,7 +309,9 @@ def _step(record: dict[str, Any]) -> Step:
 
 
 def _groups(recorded: dict[str, dict[str, Any]]) -> Groups:
-    return {name: GroupLoss(float(group["loss_sum"]), int(group["target_tokens"])) for name, group in recorded.items()}
+    return {
+        name: GroupTotals(float(group["loss_sum"]), int(group["target_tokens"])) for name, group in recorded.items()
+    }
 
 
 def _ascending(records: Iterable[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nemo_prolong.report.training.read import GroupLoss, Groups, StageRun, Step
+from nemo_prolong.report.training.read import Groups, GroupTotals, StageRun, Step
 
 WINDOW_FRACTION = 0.05
 WINDOW_STEPS = 20
@@ -43,12 +43,12 @@ def _added(steps: Iterable[Step], key: str) -> Groups:
     sums: Groups = {}
     for step in steps:
         for name, group in getattr(step, key).items():
-            before = sums.get(name, GroupLoss(0.0, 0))
-            sums[name] = GroupLoss(before.loss_sum + group.loss_sum, before.target_tokens + group.target_tokens)
+            before = sums.get(name, GroupTotals(0.0, 0))
+            sums[name] = GroupTotals(before.loss_sum + group.loss_sum, before.target_tokens + group.target_tokens)
     return sums
 
 
-def _mean(group: GroupLoss | None) -> float | None:
+def _mean(group: GroupTotals | None) -> float | None:
     return group.loss_sum / group.target_tokens if group is not None and group.target_tokens else None
 
 
