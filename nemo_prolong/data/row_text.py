@@ -96,10 +96,10 @@ class StoredRow:
     """One stored row.
 
     Attributes:
-        ids: Tokens [L].
+        ids: Tokens [S].
         spans: (start, end) of every document, int64 [D, 2].
         domain: Empty where the row has none.
-        mask: Nonzero on targets [L], or None.
+        mask: Nonzero on targets [S], or None.
         problems: What training would refuse, for a person.
     """
 
