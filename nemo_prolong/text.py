@@ -1,4 +1,4 @@
-"""Text for people: Markdown tables, and text from the data with what would garble a page or a terminal made visible."""
+"""Text for people: counts, Markdown tables, and text whose control characters are made visible."""
 
 from __future__ import annotations
 
@@ -72,6 +72,15 @@ def markdown_code(text: object) -> str:
         return f"`{line}`"
     fence = "`" * (1 + max(map(len, re.findall("`+", line))))
     return f"{fence} {line} {fence}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "row"), counted(1200, "row")
+    ('1 row', '1,200 rows')
+    """
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[int] = ()) -> str:

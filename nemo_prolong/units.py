@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "B": 2**30, "T": 2**40}
+_LARGEST_FIRST = tuple(reversed(_SUFFIXES.items()))
 _SIZE = re.compile(r"(?P<number>\d[\d_]*(?:\.\d+)?)(?P<suffix>[KMBT]?)", re.IGNORECASE)
 
 
@@ -35,21 +36,27 @@ def parse_size(text: int | str) -> int:
 
 
 def format_tokens(count: int) -> str:
-    """Return ``count`` with the largest binary suffix that divides it exactly, else rounded to three digits.
+    """Return ``count`` to three digits in its largest binary unit; below 10K all digits, unless it is a multiple of 1K.
 
-    >>> format_tokens(65536), format_tokens(524288), format_tokens(1000)
-    ('64K', '512K', '1000')
+    >>> [format_tokens(count) for count in (65_536, 1000, 811_100, 1_950_000, 20 * 2**30)]
+    ['64K', '1000', '792K', '1.86M', '20B']
     """
-    for suffix in ("T", "B", "M", "K"):
-        unit = _SUFFIXES[suffix]
-        if count >= unit and count % unit == 0:
-            return f"{count // unit}{suffix}"
-    for suffix in ("T", "B", "M", "K"):
-        unit = _SUFFIXES[suffix]
-        if count >= 10 * unit:
-            value = count / unit
-            return f"{value:.3g}{suffix}" if value < 100 else f"{value:.0f}{suffix}"
-    return str(count)
+    if count < 10 * _SUFFIXES["K"] and count % _SUFFIXES["K"]:
+        return str(count)
+    suffix, unit = next(((suffix, unit) for suffix, unit in _LARGEST_FIRST if count >= unit), ("", 1))
+    amount = count / unit
+    return f"{amount:.3g}{suffix}" if amount < 100 else f"{amount:.0f}{suffix}"
+
+
+def exact_tokens(count: int) -> str:
+    """Return ``count`` as it is typed, with the largest suffix that divides it: what ``parse_size`` reads back.
+
+    >>> exact_tokens(2**21 + 2**10), exact_tokens(1_950_000)
+    ('2049K', '1950000')
+    """
+    fitting = ((suffix, unit) for suffix, unit in _LARGEST_FIRST if count >= unit and count % unit == 0)
+    suffix, unit = next(fitting, ("", 1))
+    return f"{count // unit}{suffix}"
 
 
 def format_bytes(count: int) -> str:

@@ -1,14 +1,14 @@
 """Show what is in a data directory, a row set or some of its rows: ``python scripts/inspect_data.py DIR [ROW ...]``."""
 
 import argparse
-import os
 import signal
 import sys
 
-from nemo_prolong.data.inspect import show
-from nemo_prolong.data.row_text import View
 from nemo_prolong.data.verify import verify
 from nemo_prolong.errors import ProlongError
+from nemo_prolong.report.terminal.layout import open_console
+from nemo_prolong.report.terminal.row_sets import describe
+from nemo_prolong.report.terminal.rows import RowView
 
 EXAMPLES = """\
 examples:
@@ -41,19 +41,20 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.stdout.reconfigure(errors="backslashreplace")
     args = arguments()
-    color = sys.stdout.isatty() and not args.no_color and "NO_COLOR" not in os.environ
-    view = View(args.tokenizer, max(args.tokens, 0), args.full, color)
     try:
-        sys.exit(print_verification(args.directory) if args.verify else print_blocks(args, view))
+        sys.exit(print_verification(args.directory) if args.verify else print_description(args))
     except ProlongError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
 
 
-def print_blocks(args: argparse.Namespace, view: View) -> int:
+def print_description(args: argparse.Namespace) -> int:
     """Print a directory or its rows; return the exit code."""
-    for block in show(args.directory, args.rows, view):
-        print(block, end="\n\n", flush=True)
+    console = open_console(color=not args.no_color)
+    view = RowView(args.tokenizer, max(args.tokens, 0), args.full, console.color_system is not None)
+    for part in describe(args.directory, args.rows, view):
+        console.print(part, soft_wrap=True)
+        console.print()
     return 0
 
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from nemo_prolong.errors import ProlongError
+from nemo_prolong.report.terminal.layout import open_console
 from nemo_prolong.report.terminal.lineage import chain_of, describe_chain
 
 
@@ -12,7 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="run directory, such as runs/sft")
     try:
-        print(describe_chain(chain_of(parser.parse_args().run)), end="")
+        open_console().print(describe_chain(chain_of(parser.parse_args().run)), soft_wrap=True)
     except ProlongError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)

@@ -6,16 +6,19 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.live import Live
 
 from nemo_prolong.errors import ProlongError
+from nemo_prolong.report.terminal.layout import open_console
 from nemo_prolong.report.terminal.watch import RunWatch
+
+PIPED_WIDTH = 120
+"""Columns of a frame in a pipe."""
 
 
 def watch(run: Path, seconds: float, once: bool) -> None:
     """Print one frame, or renew it until the run is over."""
-    state, console = RunWatch(run), Console()
+    state, console = RunWatch(run), open_console(piped_width=PIPED_WIDTH)
     if once:
         console.print(state.frame())
         return

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_prolong.errors import DataError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 ELLIPSIS = "\u2026"
 Boundary = tuple[int, int, int]
 """Start of the document before, the position itself, end of the document after."""
+IntArray = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Decoder:
         self._special = {number: token.content for number, token in added.items() if token.special}
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True) if tokenizer is not None else None
 
-    def __call__(self, ids: np.ndarray, mask: np.ndarray | None = None) -> list[Part]:
+    def __call__(self, ids: IntArray, mask: IntArray | None = None) -> list[Part]:
         """Decode ``ids`` [N] in runs of one kind; ``mask`` [N] is nonzero on targets."""
         if not len(ids):
             return []
@@ -66,32 +68,49 @@ class Decoder:
 
     def _text(self, ids: list[int], special: bool) -> str:
         if special:
-            return self._special[ids[0]]
+            return str(self._special[ids[0]])
         if self._tokenizer is None:
             return " ".join(map(str, ids)) + " "
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
 
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load ``tokenizer.json``, given itself or its directory.
+
+    Raises:
+        DataError: If there is none.
+    """
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        return Tokenizer.from_buffer(file.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+        rule = f"is no tokenizer: {file.name} cannot be read ({reason})."
+        raise DataError(f"tokenizer={path}", rule, "Give a directory that holds a tokenizer.json.") from error
+
+
 @dataclass(frozen=True)
-class PackedRow:
+class StoredRow:
     """One stored row.
 
     Attributes:
-        ids: Tokens [L].
+        ids: Tokens [S].
         spans: (start, end) of every document, int64 [D, 2].
         domain: Empty where the row has none.
-        mask: Nonzero on targets [L], or None.
+        mask: Nonzero on targets [S], or None.
         problems: What training would refuse, for a person.
     """
 
-    ids: np.ndarray
-    spans: np.ndarray
+    ids: IntArray
+    spans: NDArray[np.int64]
     domain: str
-    mask: np.ndarray | None
+    mask: IntArray | None
     problems: list[str]
 
     @classmethod
-    def of(cls, row: dict[str, Any], where: str) -> PackedRow:
+    def of(cls, row: dict[str, Any], where: str) -> StoredRow:
         """Read the columns of a row; a row without ``indices`` is one document.
 
         Raises:
@@ -120,7 +139,7 @@ class PackedRow:
         return list(zip([starts[0], *starts], [*starts, ends[-1]], [*ends, ends[-1]], strict=True))
 
 
-def _spans(indices: Any, length: int, problems: list[str]) -> np.ndarray:
+def _spans(indices: Any, length: int, problems: list[str]) -> NDArray[np.int64]:
     """Return document spans int64 [D, 2] cut to the row; what is wrong with them is said in ``problems``."""
     if indices is None:
         return np.array([[0, length]], np.int64)
@@ -135,79 +154,19 @@ def _spans(indices: Any, length: int, problems: list[str]) -> np.ndarray:
     return np.clip(spans, 0, length)
 
 
-def beginning(packed: PackedRow, tokens: int, decode: Decoder) -> list[Part]:
+def beginning(row: StoredRow, tokens: int, decode: Decoder) -> list[Part]:
     """Return the first ``tokens`` of a row, with an ellipsis where it goes on."""
-    parts = decode(packed.ids[:tokens], None if packed.mask is None else packed.mask[:tokens])
-    return [*parts, Part(ELLIPSIS, False, False)] if len(packed.ids) > tokens else parts
+    parts = decode(row.ids[:tokens], None if row.mask is None else row.mask[:tokens])
+    return [*parts, Part(ELLIPSIS, False, False)] if len(row.ids) > tokens else parts
 
 
-def around(
-    packed: PackedRow, boundary: Boundary, context_tokens: int, decode: Decoder
-) -> tuple[list[Part], list[Part]]:
+def around(row: StoredRow, boundary: Boundary, context_tokens: int, decode: Decoder) -> tuple[list[Part], list[Part]]:
     """Return what stands before and after a boundary, each from one document, with an ellipsis where it is cut."""
     start, position, end = boundary
     first, last = max(start, position - context_tokens), min(end, position + context_tokens)
-    mask = packed.mask
+    mask = row.mask
     before, after = (
-        decode(packed.ids[a:b], None if mask is None else mask[a:b]) for a, b in ((first, position), (position, last))
+        decode(row.ids[a:b], None if mask is None else mask[a:b]) for a, b in ((first, position), (position, last))
     )
     cut = Part(ELLIPSIS, False, None)
     return [cut, *before] if first > start else before, [*after, cut] if last < end else after
-
-
-_WRITTEN_OUT = {
-    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-    for code in (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-}
-"""Control characters, and those that turn the direction of writing; tab and newline stay."""
-
-
-def visible(text: str) -> str:
-    """Return ``text`` with every character written out that would control a terminal."""
-    return text.translate(_WRITTEN_OUT)
-
-
-@dataclass(frozen=True)
-class View:
-    """How to show rows.
-
-    Attributes:
-        tokenizer: ``tokenizer.json`` or its directory; empty takes the one that the manifest names.
-        context_tokens: Tokens shown on either side of a document boundary.
-        full: Show all of a row's text and all of its documents.
-        color: Mark with colours; otherwise targets stand in double brackets.
-    """
-
-    tokenizer: str = ""
-    context_tokens: int = 24
-    full: bool = False
-    color: bool = False
-
-    def bold(self, text: str) -> str:
-        """Mark a heading."""
-        return self._colored("1", text)
-
-    def soft(self, text: str) -> str:
-        """Mark what is secondary."""
-        return self._colored("2", text)
-
-    def warning(self, text: str) -> str:
-        """Mark a problem."""
-        return self._colored("1;31", text)
-
-    def text(self, parts: Sequence[Part], newline: str) -> str:
-        """Return parts with special tokens and targets marked, line ends written as ``newline``."""
-        if self.color:
-            return "".join(self._part(part, newline) for part in parts)
-        runs = itertools.groupby(parts, key=lambda part: bool(part.target))
-        texts = [(target, visible("".join(part.text for part in run))) for target, run in runs]
-        return "".join(f"[[{text}]]" if target else text for target, text in texts).replace("\n", newline)
-
-    def _part(self, part: Part, newline: str) -> str:
-        text = visible(part.text).replace("\n", newline)
-        codes = [*(["36"] if part.special else []), *(["30;42"] if part.target else [])]
-        # Each line by itself: a pager starts every line without colour.
-        return "\n".join(self._colored(";".join(codes), line) for line in text.split("\n")) if codes else text
-
-    def _colored(self, codes: str, text: str) -> str:
-        return f"\x1b[{codes}m{text}\x1b[0m" if self.color and text else text

@@ -8,10 +8,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nemo_prolong.data.inspect import count_words, known_facts, open_row_set, read_manifest
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.mds.index import ShardEntry
+from nemo_prolong.data.row_sets import known_facts, open_row_set, read_manifest
 from nemo_prolong.errors import DataError
+from nemo_prolong.text import counted
 
 _HASH_BLOCK_BYTES = 2**22
 
@@ -47,7 +48,7 @@ def _verify_row_set(reader: MdsReader, entry: dict[str, Any]) -> Iterator[str | 
         problems += 1
         yield error
     if not problems:
-        words = f"whole, {count_words(len(reader), 'row')} in {count_words(len(reader.shards), 'shard')}"
+        words = f"whole, {counted(len(reader), 'row')} in {counted(len(reader.shards), 'shard')}"
         yield f"{reader.directory}: {words}" + (", as in the manifest" if entry.get("shards") else "")
 
 
@@ -60,7 +61,7 @@ def _differences(reader: MdsReader, entry: dict[str, Any]) -> Iterator[DataError
     if files.keys() != known.keys() or len(reader) != entry.get("rows"):
         yield DataError(
             f"{reader.directory}/index.json",
-            f"lists {count_words(len(reader), 'row')} in {count_words(len(files), 'shard')}, "
+            f"lists {counted(len(reader), 'row')} in {counted(len(files), 'shard')}, "
             f"the manifest {entry.get('rows')} in {len(known)}.",
             "Copy or prepare the row set again.",
         )

@@ -1,1 +1,1 @@
-"""Run directories as one offline HTML file and ``summary.json``. Needs no torch and no plotting library."""
+"""What people read: the training report and the data card as offline pages, and views for a terminal. Never torch."""

@@ -31,14 +31,8 @@ def count(value: float | None) -> str:
 
 
 def tokens(value: int | None) -> str:
-    """Return an amount of tokens to three digits in its largest binary unit: ``792K``, ``1.86M``, ``20B``."""
-    if value is None:
-        return MISSING
-    for suffix, unit in (("T", 2**40), ("B", 2**30), ("M", 2**20), ("K", 2**10)):
-        if value >= unit:
-            amount = value / unit
-            return f"{amount:.3g}{suffix}" if amount < 100 else f"{amount:.0f}{suffix}"
-    return str(value)
+    """Return an amount of tokens: ``792K``, ``1.86M``, ``20B``."""
+    return MISSING if value is None else format_tokens(value)
 
 
 def base(value: float | None) -> str:
@@ -56,11 +50,11 @@ def tick(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) and value < 1e6 else f"{value:g}"
 
 
-def percent(value: float | None) -> str:
-    """Return a fraction as a whole percentage, or one decimal where that matters."""
+def percent(value: float | None, decimals: int = 1) -> str:
+    """Return a fraction as a whole percentage, or with up to so many decimals where they matter."""
     if value is None or not math.isfinite(value):
         return MISSING
-    return f"{100 * value:.1f}".removesuffix(".0") + "%"
+    return f"{100 * value:.{decimals}f}".rstrip("0").rstrip(".") + "%"
 
 
 def span(start: int, end: int) -> str:

@@ -8,6 +8,7 @@ from typing import get_args
 
 from nemo_prolong.config.rules.constraints import CONSTRAINTS, Attention, Platform, broken_rules, dotted
 from nemo_prolong.config.schema import CpCommType, KernelBackend
+from nemo_prolong.text import markdown_table
 
 BEGIN = "<!-- made by scripts/constraints.py; do not edit -->"
 END = "<!-- end of what scripts/constraints.py made -->"
@@ -80,16 +81,16 @@ def _tables() -> Iterator[str]:
         )
 
 
-def _table(title: str, rows: list[Attention]) -> Iterator[str]:
+def _table(title: str, attentions: list[Attention]) -> Iterator[str]:
     yield from ("", f"### {title}", "")
-    yield (
-        "| `precision` | `fp8_recipe` | attention | " + " | ".join(f"`{e}`" if e else "CP 1" for e in EXCHANGES) + " |"
-    )
-    yield "| --- " * (3 + len(EXCHANGES)) + "|"
-    for row in rows:
-        cells = [_verdict(replace(row, cp_comm_type=exchange)) for exchange in EXCHANGES]
-        recipe = f"`{row.fp8_recipe}`" if row.compute.startswith("fp8") else "-"
-        yield f"| `{row.compute}` | {recipe} | {row.dtype.upper()} `{row.layout}` | {' | '.join(cells)} |"
+    head = ["`precision`", "`fp8_recipe`", "attention", *(f"`{e}`" if e else "CP 1" for e in EXCHANGES)]
+    yield markdown_table(head, map(_row, attentions))
+
+
+def _row(attention: Attention) -> list[str]:
+    recipe = f"`{attention.fp8_recipe}`" if attention.compute.startswith("fp8") else "-"
+    verdicts = [_verdict(replace(attention, cp_comm_type=exchange)) for exchange in EXCHANGES]
+    return [f"`{attention.compute}`", recipe, f"{attention.dtype.upper()} `{attention.layout}`", *verdicts]
 
 
 def _verdict(attention: Attention) -> str:

@@ -13,7 +13,7 @@ from nemo_prolong.config.commands import train_command
 from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.schema import RunConfig, Transition
 from nemo_prolong.errors import ConfigError
-from nemo_prolong.units import format_tokens
+from nemo_prolong.units import exact_tokens
 
 _MAX_DEGREE = 64
 """Largest degree offered as a remedy."""
@@ -267,11 +267,6 @@ def nearest_multiple(value: int, of: int) -> int:
 def nearest_divisor(value: int, of: int) -> int:
     """Return the divisor of ``of`` closest to ``value``; the smaller of two."""
     return _closest(value, [number for number in range(1, of + 1) if of % number == 0])
-
-
-def exact_tokens(count: int) -> str:
-    """Return a count as it is typed: ``64K`` where that is exact, else all digits."""
-    return format_tokens(count) if count % 1024 == 0 else str(count)
 
 
 def _closest(value: int, candidates: Sequence[int]) -> int:

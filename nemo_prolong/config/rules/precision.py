@@ -7,9 +7,10 @@ engine's to find out. Each function returns the errors it finds.
 from __future__ import annotations
 
 from nemo_prolong.config.rules.constraints import constraint_findings
-from nemo_prolong.config.rules.layout import exact_tokens, nearest_multiple
+from nemo_prolong.config.rules.layout import nearest_multiple
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import ConfigError
+from nemo_prolong.units import exact_tokens
 
 _FP8_TILE = 16
 """FP8 matrix products need dimensions that are multiples of this."""

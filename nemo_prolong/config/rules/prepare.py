@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from nemo_prolong.config.prepare_schema import INSTALLATION_CHAT, Packing, PrepareConfig, RowSet, SourceFormat
-from nemo_prolong.config.rules.layout import exact_tokens
 from nemo_prolong.errors import ConfigError
+from nemo_prolong.units import exact_tokens
 
 INSTALLATION_DOMAINS = ("code_by_repo", "reference", "docs", INSTALLATION_CHAT)
 """What ``format=installation`` can read."""

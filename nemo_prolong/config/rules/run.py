@@ -7,11 +7,12 @@ from pathlib import PurePosixPath
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.keys import all_keys, nearest_key
-from nemo_prolong.config.rules.layout import exact_tokens, layout_findings
+from nemo_prolong.config.rules.layout import layout_findings
 from nemo_prolong.config.rules.memory import memory_findings
 from nemo_prolong.config.rules.precision import precision_findings
 from nemo_prolong.config.schema import RunConfig, Stage, Transition
 from nemo_prolong.errors import ConfigError
+from nemo_prolong.units import exact_tokens
 
 _PROPORTION_TOLERANCE = 1e-6
 

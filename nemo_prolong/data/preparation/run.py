@@ -18,7 +18,6 @@ from pathlib import Path
 import tokenizers
 
 from nemo_prolong.config.prepare_schema import PrepareConfig
-from nemo_prolong.data.inspect import sample_row
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.miniature.installation import Installation
 from nemo_prolong.data.preparation.catalog import (
@@ -52,6 +51,7 @@ from nemo_prolong.data.preparation.shards import ShardTask, forget_files, read_e
 from nemo_prolong.data.preparation.token_store import TOKEN_DTYPE, TokenUnit
 from nemo_prolong.data.preparation.work_directory import TOKENIZER, WorkDirectory, existing_manifest
 from nemo_prolong.data.preparation.workers import disk_errors, run_tasks
+from nemo_prolong.data.samples import sample_row
 from nemo_prolong.errors import DataError
 from nemo_prolong.records.data_manifest import MANIFEST, SAMPLES, DataManifest, RowSetFacts, Sample, Samples
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens

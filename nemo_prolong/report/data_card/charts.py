@@ -34,7 +34,7 @@ class HistogramSeries:
 
 
 @dataclass(frozen=True)
-class Histogram:
+class HistogramChart:
     """Bars side by side in buckets.
 
     Attributes:

@@ -11,7 +11,7 @@ from nemo_prolong.records.data_manifest import DataManifest, DomainSplit, RowSet
 from nemo_prolong.report import numbers
 from nemo_prolong.report.charts import Axis
 from nemo_prolong.report.data_card.charts import (
-    Histogram,
+    HistogramChart,
     HistogramSeries,
     Segment,
     StackedBar,
@@ -26,8 +26,8 @@ from nemo_prolong.report.data_card.tables import (
     reason_words,
     taken_tokens,
 )
+from nemo_prolong.report.pages import HALF, NARROW, WIDE, Figure, LegendEntry
 from nemo_prolong.report.scales import token_ticks
-from nemo_prolong.report.training.figures import HALF, NARROW, WIDE, Figure, LegendEntry
 from nemo_prolong.units import format_tokens
 
 _DOCUMENTS, _TOKENS, _REPEATED, _OUTLINE = 0, 2, 1, -1
@@ -72,7 +72,7 @@ def _length_figure(name: str, facts: DomainSplit, buckets: range, high: float) -
         _length_series(_TOKENS, tokens, "tokens", buckets, name),
     ]
     edges = [format_tokens(2**bucket) for bucket in (*buckets, buckets.stop)]
-    chart = Histogram(
+    chart = HistogramChart(
         f"Document lengths of {name}", "Document length, tokens", edges, share_axis("Share", high, 4), series
     )
     caption = f"{numbers.count(facts.documents)} documents, {numbers.tokens(facts.tokens)} tokens."

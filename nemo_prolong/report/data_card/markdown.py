@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from nemo_prolong.records.data_manifest import DataManifest, Samples
 from nemo_prolong.report.data_card import tables
 from nemo_prolong.report.data_card.page import headline_tiles, sample_facts, subtitle, title
-from nemo_prolong.report.training.tables import Table
+from nemo_prolong.report.tables import Table
+from nemo_prolong.text import markdown_table
 
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~&#$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.")
 _LINE_END = "\u21b5"
@@ -68,9 +69,8 @@ def _samples(samples: Samples) -> Iterator[str]:
         yield "## Samples"
     for path, sample in first:
         yield f"### {escape(path)}, row {sample.row}: {escape(sample_facts(sample))}"
-        lines = ["| Position | Before | After |", "|---:|:---|:---|"]
-        lines += [f"| {b.position:,} | {escape(b.before)} | {escape(b.after)} |" for b in sample.boundaries]
-        yield "\n".join(lines)
+        boundaries = [(f"{b.position:,}", escape(b.before), escape(b.after)) for b in sample.boundaries]
+        yield markdown_table(["Position", "Before", "After"], boundaries, right=[0])
 
 
 def _optional(heading: str, table: Table | None) -> list[str]:
@@ -78,14 +78,8 @@ def _optional(heading: str, table: Table | None) -> list[str]:
 
 
 def _table(table: Table) -> str:
-    lines = [
-        f"| {' | '.join(escape(text) for text in table.head)} |",
-        f"|{'|'.join(':---' if column in table.words else '---:' for column in range(len(table.head)))}|",
-    ]
-    for row in table.rows:
-        texts = [f"*{escape(cell.text)}*" if cell.beyond else escape(cell.text) for cell in row]
-        lines.append(f"| {' | '.join(texts)} |")
-    return "\n".join(lines)
+    rows = [[f"*{escape(cell.text)}*" if cell.beyond else escape(cell.text) for cell in row] for row in table.rows]
+    return markdown_table(list(map(escape, table.head)), rows, set(range(len(table.head))) - table.words)
 
 
 def _fenced(text: str, language: str) -> str:

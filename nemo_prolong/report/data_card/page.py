@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from nemo_prolong.data.epochs import MAX_EPOCHS
@@ -16,10 +14,8 @@ from nemo_prolong.records.data_manifest import DataManifest, MaskedPart, Sample,
 from nemo_prolong.report import numbers
 from nemo_prolong.report.data_card import figures, tables
 from nemo_prolong.report.data_card.charts import strip
-from nemo_prolong.report.training.figures import NARROW, WIDE
-from nemo_prolong.report.training.html import Tile
-
-_PAGE = Path(__file__).parents[1] / "page"
+from nemo_prolong.report.pages import NARROW, WIDE, Tile, render_page
+from nemo_prolong.text import counted
 
 
 @dataclass(frozen=True)
@@ -46,16 +42,9 @@ class ShownSample:
 
 def render(manifest: DataManifest, samples: Samples, manifest_sha256: str) -> str:
     """Return the whole page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_PAGE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    styles = "".join((_PAGE / name).read_text("utf-8") for name in ("report.css", "data_card.css"))
-    return environment.get_template("data_card.html").render(
-        style=Markup(styles),  # noqa: S704 - files of this package
+    return render_page(
+        "data_card.html",
+        ["report.css", "data_card.css"],
         title=title(manifest),
         subtitle=subtitle(manifest),
         tiles=headline_tiles(manifest),
@@ -97,11 +86,8 @@ def title(manifest: DataManifest) -> str:
 def subtitle(manifest: DataManifest) -> str:
     """Return what the directory is, in a sentence."""
     stages = f" for {tables.listed(manifest.stages)}" if manifest.stages else ""
-    sources, sets = len(manifest.sources), len(manifest.row_sets)
-    return (
-        f"{sources} source{'s' if sources != 1 else ''}, packed into {sets} row set{'s' if sets != 1 else ''}{stages}; "
-        f"a tokenizer of {manifest.vocab_size:,} tokens."
-    )
+    sources, row_sets = counted(len(manifest.sources), "source"), counted(len(manifest.row_sets), "row set")
+    return f"{sources}, packed into {row_sets}{stages}; a tokenizer of {manifest.vocab_size:,} tokens."
 
 
 def headline_tiles(manifest: DataManifest) -> list[Tile]:
@@ -161,8 +147,7 @@ def _shown_sample(sample: Sample, unfold: bool) -> ShownSample:
 
 def sample_facts(sample: Sample) -> str:
     """Return what a row is, in words."""
-    documents = len(sample.spans)
-    words = f"{sample.tokens:,} tokens, {documents:,} document{'s' if documents != 1 else ''}"
+    words = f"{sample.tokens:,} tokens, {counted(len(sample.spans), 'document')}"
     return f"{words}, {sample.domain}" if sample.domain else words
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from nemo_prolong.data.epochs import MAX_EPOCHS
 from nemo_prolong.records.data_manifest import DataManifest, LengthHistogram, RowSetFacts, StageFacts
 from nemo_prolong.report import numbers
-from nemo_prolong.report.training.tables import Cell, Table
+from nemo_prolong.report.tables import Cell, Table
 from nemo_prolong.units import format_bytes, format_tokens
 
 MAX_FILES = 20

@@ -1,1 +1,1 @@
-"""Views of runs and rows for a terminal."""
+"""Views for a terminal: a run while it trains, a chain of runs, row sets and their rows."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, StageManifest
 from nemo_prolong.report import numbers
+from nemo_prolong.report.terminal.layout import Lines, facts, plain
 from nemo_prolong.report.training.read import read_metrics
 from nemo_prolong.report.training.tables import transition_words
+from nemo_prolong.text import escaped
 from nemo_prolong.units import format_tokens
 
 
@@ -65,19 +72,20 @@ def _step(path: str, manifest: StageManifest) -> LineageStep:
     )
 
 
-def describe_chain(chain: list[LineageStep]) -> str:
-    """Return the chain as text, a paragraph for each run."""
-    return "\n\n".join(_describe(step) for step in chain) + "\n"
+def describe_chain(chain: Sequence[LineageStep]) -> RenderableType:
+    """Return the chain to be printed, a paragraph for each run."""
+    paragraphs = [[*_describe(step), Text()] for step in chain]
+    return Group(*itertools.chain.from_iterable(paragraphs[:-1]), *paragraphs[-1][:-1])
 
 
-def _describe(step: LineageStep) -> str:
+def _describe(step: LineageStep) -> list[RenderableType]:
     manifest = step.manifest
     if manifest is None:
         what = "Hugging Face directory" if step.path.startswith(HF_PREFIX) else "its stage.json is not there"
-        return f"{step.path}  ({what})"
+        return [plain(f"{step.path}  ({what})")]
     losses = f"{numbers.loss(step.first_loss)} -> {numbers.loss(step.last_loss)}"
     software = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    facts = {
+    values = {
         "took": _took(manifest.parent),
         "steps": f"{manifest.step:,} of {manifest.train_iters:,}, {manifest.status}",
         "tokens": f"{numbers.tokens(manifest.consumed_train_tokens)} in rows of {format_tokens(manifest.seq_length)}",
@@ -88,8 +96,7 @@ def _describe(step: LineageStep) -> str:
         "data": f"{manifest.data.root}, manifest {(manifest.data.manifest_sha256 or numbers.MISSING)[:12]}",
         "software": f"{software}; commit {(manifest.git_commit or numbers.MISSING)[:12]}",
     }
-    lines = [f"{manifest.stage}  {step.path}"]
-    return "\n".join(lines + [f"  {name:<9} {value}" for name, value in facts.items()])
+    return [Text.assemble(plain(manifest.stage, "bold"), f"  {escaped(step.path)}"), Lines(facts(values), indent=2)]
 
 
 def _took(parent: ParentRecord | None) -> str:

@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.run_log import EventRecord, GroupLoss, MetricsRecord, StepRecord, ValidationRecord, goodput
 from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.report import numbers
+from nemo_prolong.report.terminal.layout import facts, plain
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
 
 RECENT_STEPS = 20
@@ -82,7 +83,7 @@ class RunWatch:
         title = (
             f"{manifest.name}: {manifest.stage}, {manifest.model.name}, rows of {format_tokens(manifest.seq_length)}"
         )
-        return Panel(Group(*parts), title=Text(title), title_align="left")
+        return Panel(Group(*parts), title=plain(title), title_align="left")
 
     def _progress(self, steps: Sequence[StepRecord], now: float) -> RenderableType:
         done, total = (steps[-1].step if steps else 0), self.manifest.train_iters
@@ -121,7 +122,7 @@ class RunWatch:
             "goodput": numbers.percent(self._goodput()),
             "memory": format_bytes(last.memory_bytes) if last.memory_bytes else numbers.MISSING,
         }
-        return _facts(rows)
+        return facts(rows)
 
     def _goodput(self) -> float | None:
         found = goodput(self._metrics.records, self._events.records)
@@ -140,7 +141,7 @@ def _training(steps: Sequence[StepRecord], recent: Sequence[StepRecord], records
         "filled": numbers.percent(_fill(recent)),
         "skipped steps": f"{last.skipped_steps:,}",
     }
-    return _facts(rows)
+    return facts(rows)
 
 
 def _losses(title: str, recent: Sequence[StepRecord], key: str) -> Table | None:
@@ -152,21 +153,21 @@ def _losses(title: str, recent: Sequence[StepRecord], key: str) -> Table | None:
             sums[name] = GroupLoss(before.loss_sum + group.loss_sum, before.target_tokens + group.target_tokens)
     if not sums:
         return None
-    table = Table(f"loss by {title}", "", "tokens", box=None, pad_edge=False, header_style="dim")
+    result = Table(f"loss by {title}", "", "tokens", box=None, pad_edge=False, header_style="dim")
     for name, group in sums.items():
         mean = group.mean if group.target_tokens else None
-        table.add_row(Text(name), numbers.loss(mean), numbers.tokens(group.target_tokens))
-    return table
+        result.add_row(plain(name), numbers.loss(mean), numbers.tokens(group.target_tokens))
+    return result
 
 
 def _events(events: Sequence[EventRecord]) -> Table:
-    table = Table("last events", "step", "", "", box=None, pad_edge=False, header_style="dim")
+    result = Table("last events", "step", "", "", box=None, pad_edge=False, header_style="dim")
     for event in events[-SHOWN_EVENTS:]:
         clock = datetime.fromtimestamp(event.time).strftime("%H:%M:%S")
-        table.add_row(clock, f"{event.step:,}", Text(event.event), Text(event.detail))
+        result.add_row(clock, f"{event.step:,}", plain(event.event), plain(event.detail))
     if not events:
-        table.add_row(numbers.MISSING, "", "", "")
-    return table
+        result.add_row(numbers.MISSING, "", "", "")
+    return result
 
 
 def _curve(losses: Sequence[float]) -> Text:
@@ -181,13 +182,6 @@ def _curve(losses: Sequence[float]) -> Text:
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
     curve = "".join(_BLOCKS[round((mean - low) * scale)] for mean in means)
     return Text.assemble(("loss ", "dim"), f"{means[0]:.3f} ", (curve, "cyan"), f" {means[-1]:.3f}")
-
-
-def _facts(rows: Mapping[str, str]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(Text(name, style="dim"), value)
-    return table
 
 
 def _values(records: Iterable[StepRecord], key: str) -> list[float]:

@@ -1,1 +1,1 @@
-"""Run directories to one offline HTML page and ``summary.json``."""
+"""The training report: run directories to one offline HTML page and ``summary.json``."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from markupsafe import Markup
@@ -14,44 +13,17 @@ from nemo_prolong.records.evaluation import PerplexityResult, RecallEntry, Recal
 from nemo_prolong.records.run_log import StepRecord
 from nemo_prolong.report import numbers, svg
 from nemo_prolong.report.charts import Axis, Band, Bar, BarChart, LineChart, Point, Series
+from nemo_prolong.report.pages import HALF, NARROW, WIDE, Figure, LegendEntry
 from nemo_prolong.report.scales import log_ticks, round_step, round_ticks, token_ticks
 from nemo_prolong.report.training.read import EvaluatedModel, Lineage, StageRun
 from nemo_prolong.report.training.summary import WARMUP_STEPS, median_tokens_per_second, steady_throughput
 from nemo_prolong.report.training.telemetry import WINDOW_FRACTION, WINDOW_STEPS, changes, last_position
+from nemo_prolong.text import counted
 from nemo_prolong.units import format_tokens
 
-WIDE, HALF, NARROW = 1032.0, 500.0, 360.0
-"""Widths in pixels: the page, half of it, a phone. Every figure is drawn twice, so that type never shrinks."""
 MAX_CURVE_POINTS = 400
 SMOOTHING_FRACTION = 0.05
 """Share of a stage's steps that one point of the smoothed loss averages."""
-
-
-@dataclass(frozen=True)
-class LegendEntry:
-    """A swatch and what it stands for."""
-
-    swatch: Markup
-    label: str
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart at two widths with its words.
-
-    Attributes:
-        title: What is shown, as a heading.
-        caption: How it was measured.
-        wide: SVG for a screen.
-        narrow: SVG for a phone.
-        legend: Empty where labels are on the chart itself.
-    """
-
-    title: str
-    caption: str
-    wide: Markup
-    narrow: Markup
-    legend: list[LegendEntry] = field(default_factory=list)
 
 
 # ---- loss -----------------------------------------------------------------------------------------------------------
@@ -335,8 +307,7 @@ def _throughput_bar(style: int, stage: StageRun) -> Bar | None:
     if not rates or median is None:
         return None
     low, high = (rates[round(q * (len(rates) - 1))] for q in (0.1, 0.9))
-    ranks = stage.manifest.world_size
-    where = f" \u00b7 {ranks} rank{'s' if ranks != 1 else ''}"
+    where = f" \u00b7 {counted(stage.manifest.world_size, 'rank')}"
     label = f"{stage.label} \u00b7 {format_tokens(stage.manifest.seq_length)}{where}"
     title = f"{stage.label}: median {median:,.0f} tokens/s over {len(rates)} steps, {low:,.0f} to {high:,.0f}"
     return Bar(label, style, median, low, high, f"{median:,.0f} tokens/s", title)

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-import jinja2
-from markupsafe import Markup
 
 from nemo_prolong.config.schema import ReportConfig, Stage
 from nemo_prolong.report import numbers
+from nemo_prolong.report.pages import Tile, render_page
 from nemo_prolong.report.svg import NUM_STYLES
 from nemo_prolong.report.training import tables, telemetry_tables
 from nemo_prolong.report.training.figures import figures_of
 from nemo_prolong.report.training.read import Lineage, StageRun
 from nemo_prolong.report.training.summary import describe_machine
+from nemo_prolong.text import counted
 from nemo_prolong.units import format_seconds, format_tokens
-
-_PAGE = Path(__file__).parents[1] / "page"
 
 
 @dataclass(frozen=True)
@@ -40,27 +36,12 @@ class LineageBox:
     style: int
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One headline number with what it means."""
-
-    value: str
-    title: str
-    detail: str
-
-
 def render(lineage: Lineage, cfg: ReportConfig) -> str:
     """Return the whole page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_PAGE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     models = lineage.evaluated
-    return environment.get_template("report.html").render(
-        style=Markup((_PAGE / "report.css").read_text("utf-8")),  # noqa: S704 - a file of this package
+    return render_page(
+        "report.html",
+        ["report.css"],
         title=_title(lineage.stages),
         subtitle=_subtitle(lineage),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -103,7 +84,7 @@ def _subtitle(lineage: Lineage) -> str:
     walls = [stage.wall_seconds for stage in stages if stage.wall_seconds is not None]
     took = f" in {format_seconds(sum(walls))} of wall time" if len(walls) == len(stages) else ""
     names = ", ".join(stage.label for stage in stages)
-    return f"{len(stages)} stage{'s' if len(stages) != 1 else ''} ({names}), {trained} training tokens{took}."
+    return f"{counted(len(stages), 'stage')} ({names}), {trained} training tokens{took}."
 
 
 def headline_tiles(lineage: Lineage) -> list[Tile]:

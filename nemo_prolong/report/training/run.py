@@ -1,4 +1,4 @@
-"""Write the report: ``report.training.html``, and ``summary.json`` beside it."""
+"""Write the report: ``report.html``, and ``summary.json`` beside it."""
 
 from __future__ import annotations
 

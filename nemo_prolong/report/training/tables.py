@@ -4,39 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from nemo_prolong.config.schema import ReportConfig, Transition
 from nemo_prolong.records.evaluation import RecallEntry
 from nemo_prolong.report import numbers
+from nemo_prolong.report.tables import Cell, Table, text_cells
 from nemo_prolong.report.training.read import EvaluatedModel, ExportedModel, Lineage, StageRun
 from nemo_prolong.report.training.summary import finite, summarize_stage
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value; whether it lies beyond what the model was trained on; whether it repeats the cell above it."""
-
-    text: str
-    beyond: bool = False
-    repeats: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose first column names the row; all other columns are aligned right unless ``words``.
-
-    Attributes:
-        head: Column titles.
-        rows: As many cells as ``head``.
-        words: Columns (by index) that hold words.
-    """
-
-    head: list[str]
-    rows: list[list[Cell]]
-    words: frozenset[int] = frozenset({0})
 
 
 def results_table(stages: Sequence[StageRun]) -> Table:
@@ -248,11 +224,6 @@ def _script(name: str, settings: dict[str, Any]) -> str:
 
 def _override(value: Any) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
-
-
-def text_cells(*texts: Any) -> list[Cell]:
-    """Return plain cells."""
-    return [Cell(str(value)) for value in texts]
 
 
 def logit_difference_words(value: float | None) -> str:

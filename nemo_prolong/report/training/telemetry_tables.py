@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from nemo_prolong.report import numbers
+from nemo_prolong.report.tables import Cell, Table, text_cells
 from nemo_prolong.report.training.read import StageRun
 from nemo_prolong.report.training.summary import finite, median_tokens_per_second
-from nemo_prolong.report.training.tables import Cell, Table, text_cells
 from nemo_prolong.report.training.telemetry import (
     WINDOW_FRACTION,
     WINDOW_STEPS,

@@ -104,6 +104,14 @@ def test_names_with_brackets_are_not_taken_for_markup(tree, run):
     assert "[bold]demo[/nothing]" in text and "rows [1, 2] [/closed]" in text
 
 
+def test_control_characters_of_a_run_never_reach_the_terminal(tree, run):
+    tree.edit_manifest(0, name="de\x1b[2Jmo")
+    line = {"time": 1.79e9, "step": 3, "event": "e\x9b", "detail": "d\x1b]0;title\x07"}
+    (run / "events.jsonl").write_text(json.dumps(line) + "\n")
+    text = text_of(RunWatch(run))
+    assert "de\\x1b[2Jmo" in text and "e\\x9b" in text and "d\\x1b]0;title\\x07" in text
+
+
 def test_records_of_an_earlier_version_are_shown_without_what_they_lack(run):
     kept = ("step", "loss", "grad_norm", "learning_rate", "real_tokens", "row_tokens", "consumed_train_tokens",
             "step_seconds", "memory_bytes", "time")  # fmt: skip

@@ -1,143 +1,33 @@
-import json
+"""What scripts/inspect_data.py shows of a data directory, a row set and its rows."""
+
+import os
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from nemo_prolong.data.inspect import load_tokenizer, sample_row, show
-from nemo_prolong.data.mds import MdsReader, MdsWriter
-from nemo_prolong.data.row_text import View
-from nemo_prolong.data.verify import verify
+from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.data.mds import MdsWriter
+from nemo_prolong.data.row_text import load_tokenizer
 from nemo_prolong.errors import DataError
+from nemo_prolong.report.terminal.row_sets import describe
+from nemo_prolong.report.terminal.rows import RowView
+from tests.support.stored_rows import COLUMNS, MASKED, TOKENIZER, document, ids, packed, write_data, write_rows
+from tests.support.terminal import printed
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "inspect_data.py"
-COLUMNS = {"input_ids": "ndarray:uint32", "indices": "ndarray:uint32", "domain": "str", "length": "uint64"}
-MASKED = {**COLUMNS, "mask": "ndarray:uint8"}
-
-
-def byte_tokenizer():
-    """Return a tokenizer whose tokens are bytes, then BOS 256 and EOS 257."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={char: number for number, char in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<bos>", "<eos>"])
-    tokenizer.encode_special_tokens = True  # text that looks like a special token stays text
-    return tokenizer
-
-
-TOKENIZER = byte_tokenizer()
-BOS, EOS = 256, 257
-
-
-def ids(text):
-    return TOKENIZER.encode(text).ids
-
-
-def packed(*documents, **changes):
-    """Return a row of documents given as lists of ids."""
-    ends = np.cumsum([len(document) for document in documents])
-    row = {
-        "input_ids": np.array([number for document in documents for number in document], np.uint32),
-        "indices": np.stack([ends - [len(document) for document in documents], ends], axis=1).astype(np.uint32),
-        "domain": "docs", "length": int(ends[-1]), **changes,
-    }  # fmt: skip
-    return {name: value for name, value in row.items() if value is not None}
-
-
-def document(text):
-    return [BOS, *ids(text), EOS]
-
-
-def write_rows(directory, rows, columns=COLUMNS):
-    with MdsWriter(directory, columns) as writer:
-        for row in rows:
-            writer.write(row)
+SCRIPT = CONFIG_DIR.parent / "scripts" / "inspect_data.py"
 
 
 @pytest.fixture
 def data(tmp_path):
-    """A data directory of two row sets, one with masks."""
-    root = tmp_path / "data"
-    docs = [packed(document("first one"), document("second")), packed(document("third text, alone"))]
-    chat = packed(document("ask"), document("tell"), mask=np.array([0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0], np.uint8))
-    write_rows(root / "docs-19", docs)
-    write_rows(root / "deep" / "chat-11", [chat], MASKED)
-    (root / "tokenizer").mkdir()
-    TOKENIZER.save(str(root / "tokenizer" / "tokenizer.json"))
-    entries = {}
-    for path, rows, tokens in (("docs-19", 2, 38), ("deep/chat-11", 1, 11)):
-        shards = {
-            shard.raw.name: {"bytes": shard.raw.num_bytes, "sha256": shard.raw.hashes["sha256"]}
-            for shard in MdsReader(root / path).shards
-        }
-        entries[path] = {
-            "domain": "docs", "split": "train", "packing": "concat", "seq_length": tokens // rows, "rows": rows,
-            "documents": 3, "tokens": tokens, "fill": 0.99951, "input_tokens": 2 * tokens,
-            "dropped_tokens": {"last_row": tokens}, "shards": shards,
-        }  # fmt: skip
-    manifest = {"format": 2, "seed": 42, "tokenizer": "tokenizer", "vocab_size": 258, "row_sets": entries}
-    (root / "manifest.json").write_text(json.dumps(manifest))
-    return root
+    return write_data(tmp_path / "data")
 
 
-def shown(directory, *rows, **view):
-    return "\n".join(show(directory, rows, View(**view)))
-
-
-# ---- samples --------------------------------------------------------------------------------------------------------
-
-
-def test_a_sample_has_the_text_on_both_sides_of_every_boundary():
-    sample = sample_row(packed(document("one"), document("two")), 7, TOKENIZER)
-    assert (sample["row"], sample["domain"], sample["tokens"]) == (7, "docs", 10)
-    assert sample["spans"] == [[0, 5], [5, 10]] and sample["masked_text"] is None
-    sides = [(b["position"], b["before"], b["after"]) for b in sample["boundaries"]]
-    assert sides == [(0, "", "<bos>one<eos>"), (5, "<bos>one<eos>", "<bos>two<eos>"), (10, "<bos>two<eos>", "")]
-    json.dumps(sample, allow_nan=False)
-
-
-def test_text_that_looks_like_a_special_token_is_not_marked_as_one():
-    boundary = sample_row(packed(document("say <eos> twice")), 0, TOKENIZER)["boundaries"][0]
-    marked = [boundary["after"][start:end] for start, end in boundary["after_special"]]
-    assert boundary["after"] == "<bos>say <eos> twice<eos>"
-    assert marked == ["<bos>", "<eos>"] and boundary["after_special"][1] == [20, 25]
-
-
-def test_the_masked_text_of_a_sample_marks_targets():
-    sample = sample_row(packed(document("ask"), mask=np.array([0, 0, 0, 1, 1], np.uint8)), 0, TOKENIZER)
-    assert sample["masked_text"] == [
-        {"text": "<bos>", "special": True, "target": False},
-        {"text": "as", "special": False, "target": False},
-        {"text": "k", "special": False, "target": True},
-        {"text": "<eos>", "special": True, "target": True},
-    ]
-
-
-def test_long_text_is_cut_with_an_ellipsis_and_many_boundaries_are_a_few():
-    sample = sample_row(packed(*[document("x" * 50)] * 30), 0, TOKENIZER)
-    assert [b["position"] for b in sample["boundaries"]] == [0, 52, 104, 156, 208, 1560]
-    assert sample["boundaries"][1]["before"] == "\u2026" + "x" * 31 + "<eos>"
-    assert sample["boundaries"][1]["after"] == "<bos>" + "x" * 31 + "\u2026"
-    assert sample["boundaries"][1]["before_special"] == [[32, 37]]
-
-
-@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=6), min_size=1, max_size=5))
-def test_a_sample_gives_back_the_text_of_short_documents_and_where_their_special_tokens_are(texts):
-    sample = sample_row(packed(*map(document, texts)), 0, TOKENIZER)
-    wrapped = [f"<bos>{text}<eos>" for text in texts]
-    assert [b["after"] for b in sample["boundaries"]] == [*wrapped, ""]
-    assert [b["before"] for b in sample["boundaries"]] == ["", *wrapped]
-    for boundary in sample["boundaries"][1:]:
-        assert [boundary["before"][a:b] for a, b in boundary["before_special"]] == ["<bos>", "<eos>"]
-
-
-# ---- show -----------------------------------------------------------------------------------------------------------
+def shown(directory, *rows, width=None, **view):
+    """Return what a pipe gets, or a terminal if there are colours."""
+    return printed(*describe(directory, rows, RowView(**view)), color=view.get("color", False), width=width)
 
 
 def test_a_data_directory_is_shown_as_a_table_of_its_row_sets(data):
@@ -187,7 +77,7 @@ def test_targets_are_bracketed_in_plain_text_and_coloured_on_a_terminal(data):
     assert "<bos>as[[k<eos>]]<bos>tel[[l]]<eos>" in shown(chat, "0")
     assert "3 targets (27.27%)" in shown(chat, "0")
     coloured = shown(chat, "0", color=True)
-    assert "\x1b[30;42mk\x1b[0m\x1b[36;30;42m<eos>\x1b[0m" in coloured and "[[" not in coloured
+    assert "\x1b[36m<bos>\x1b[0mas\x1b[30;42mk\x1b[0m\x1b[30;42m<eos>\x1b[0m" in coloured and "[[" not in coloured
 
 
 def test_control_characters_of_the_data_never_reach_the_terminal(tmp_path):
@@ -197,6 +87,38 @@ def test_control_characters_of_the_data_never_reach_the_terminal(tmp_path):
     text = shown(tmp_path / "rows", "0", tokenizer=str(path))
     assert "a\\x1b[2Jb\\u202ec\u21b5d\\x9b" in text and "x\\x1by" in text
     assert "\x1b" not in shown(tmp_path / "rows") + shown(tmp_path / "rows", "0", full=True, tokenizer=str(path))
+
+
+def test_brackets_of_the_data_are_no_markup(tmp_path):
+    text = "[b]a[/no] :smile:"
+    write_rows(tmp_path / "rows", [packed(document(text), domain="[red]d[/]")])
+    TOKENIZER.save(str(tmp_path / "tokenizer.json"))
+    for color in (False, True):
+        row = shown(tmp_path / "rows", "0", tokenizer=str(tmp_path / "tokenizer.json"), color=color)
+        assert text in row and "[red]d[/]" in row
+    assert "[red]d[/]" in shown(tmp_path / "rows", color=True)
+
+
+def test_text_keeps_its_tabs_and_is_never_wrapped(tmp_path):
+    text = "a\tb" + " word" * 60
+    write_rows(tmp_path / "rows", [packed(document(text))])
+    TOKENIZER.save(str(tmp_path / "tokenizer.json"))
+    for color in (False, True):
+        full = shown(tmp_path / "rows", "0", full=True, tokenizer=str(tmp_path / "tokenizer.json"), color=color)
+        assert text in full
+
+
+def test_every_line_of_a_target_is_coloured_by_itself(tmp_path):
+    write_rows(tmp_path / "rows", [packed(ids("a\nb"), mask=np.ones(3, np.uint8))], MASKED)
+    TOKENIZER.save(str(tmp_path / "tokenizer.json"))
+    text = shown(tmp_path / "rows", "0", full=True, tokenizer=str(tmp_path / "tokenizer.json"), color=True)
+    assert "\x1b[30;42ma\x1b[0m\n\x1b[30;42mb\x1b[0m\n" in text
+
+
+def test_a_narrow_terminal_folds_facts_and_leaves_tables_whole(data):
+    summary = shown(data / "docs-19", color=True, width=50).splitlines()
+    assert max(len(re.sub(r"\x1b\[[\d;]*m", "", line)) for line in summary[1:-3]) <= 50
+    assert "99.95%      50%" in shown(data, color=True, width=50)
 
 
 def test_published_rows_without_manifest_and_length_are_shown_as_ids(tmp_path):
@@ -283,45 +205,6 @@ def test_rows_without_tokens_and_damaged_manifests_are_refused(data, tmp_path):
         shown(data)
 
 
-# ---- verification ---------------------------------------------------------------------------------------------------
-
-
-def test_a_whole_directory_verifies_with_a_line_per_row_set(data):
-    assert list(verify(data)) == [
-        f"{data / 'docs-19'}: whole, 2 rows in 1 shard, as in the manifest",
-        f"{data / 'deep/chat-11'}: whole, 1 row in 1 shard, as in the manifest",
-    ]
-    assert "as in the manifest" in next(iter(verify(data / "docs-19")))
-
-
-def test_a_changed_byte_is_found_and_the_other_row_sets_are_still_checked(data):
-    shard = data / "docs-19" / "shard.00000.mds"
-    content = bytearray(shard.read_bytes())
-    content[-3] ^= 1
-    shard.write_bytes(content)
-    findings = list(verify(data))
-    assert isinstance(findings[0], DataError) and "shard.00000.mds" in str(findings[0])
-    assert "sha256" in str(findings[0]).lower()
-    assert "chat-11: whole, 1 row in 1 shard" in findings[-1]
-
-
-def test_a_row_set_that_was_written_anew_differs_from_the_manifest(data):
-    for file in (data / "docs-19").iterdir():
-        file.unlink()
-    (data / "docs-19").rmdir()
-    write_rows(data / "docs-19", [packed(document("other text"))])
-    texts = [str(finding) for finding in verify(data / "docs-19") if isinstance(finding, DataError)]
-    assert "index.json: lists 1 row in 1 shard, the manifest 2 in 1." in texts[0]
-    assert "shard.00000.mds: has the SHA-256 " in texts[1] and ", the manifest says " in texts[1]
-
-
-def test_a_missing_row_set_is_an_error_among_the_others(data):
-    (data / "docs-19" / "index.json").unlink()
-    findings = list(verify(data))
-    assert isinstance(findings[0], DataError) and "docs-19" in str(findings[0])
-    assert isinstance(findings[1], str)
-
-
 # ---- the script -----------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +217,14 @@ def test_the_script_shows_rows_without_colour_in_a_pipe(data):
     result = run(data / "deep" / "chat-11", "0", "--tokens", "2")
     assert result.returncode == 0 and result.stderr == ""
     assert "\u2026[[k<eos>]]" in result.stdout and "\x1b" not in result.stdout
+
+
+def test_the_script_does_not_wrap_what_goes_into_a_pipe(data):
+    environment = {**os.environ, "COLUMNS": "40"}
+    command = [sys.executable, str(SCRIPT), str(data)]
+    lines = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.splitlines()
+    assert lines[2].startswith("row set") and lines[2].endswith("dropped")
+    assert not any(line.endswith(" ") for line in lines)
 
 
 def test_the_script_ends_with_the_code_of_the_error_and_one_line(data):

@@ -163,7 +163,7 @@ def test_smoothing_averages_over_a_twentieth_of_the_steps():
 
 
 def test_chart_colours_come_from_the_page_so_that_they_follow_the_theme(lineage):
-    css = (Path(__file__).parents[2] / "nemo_prolong/report/page/report.css").read_text()
+    css = (Path(__file__).parents[3] / "nemo_prolong/report/page/report.css").read_text()
     for figure in all_figures(lineage):
         assert not re.search(r'(fill|stroke|style)="', str(figure.wide))
         for classes in re.findall(r'class="([^"]+)"', str(figure.wide)):

@@ -11,10 +11,11 @@ import pytest
 from nemo_prolong.config.cli import CONFIG_DIR
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.report.terminal.lineage import chain_of, describe_chain
+from tests.support.terminal import printed
 
 
 def paragraphs(run):
-    return describe_chain(chain_of(run)).strip().split("\n\n")
+    return printed(describe_chain(chain_of(run))).strip().split("\n\n")
 
 
 def test_a_chain_holds_every_stage_from_the_first_on(tree):
@@ -53,6 +54,11 @@ def test_a_run_without_metrics_has_dashes(tree):
     assert "\u2013 -> \u2013, validation \u2013" in paragraphs(tree.runs[0])[0]
 
 
+def test_what_a_run_recorded_neither_formats_nor_controls_the_terminal(tree):
+    tree.edit_manifest(0, versions={"[bold]torch[/x]": "2.13\x1b[2J"})
+    assert "[bold]torch[/x] 2.13\\x1b[2J; commit" in paragraphs(tree.runs[0])[0]
+
+
 def test_a_circle_ends(tree):
     tree.edit_manifest(0, parent={"path": tree.runs[1], "step": 1, "transition": "weights"})
     assert len(chain_of(tree.runs[1])) == 2
@@ -66,6 +72,6 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path):
 def test_the_script_prints_the_chain(tree):
     script = CONFIG_DIR.parent / "scripts" / "lineage.py"
     done = subprocess.run([sys.executable, str(script), tree.runs[3]], capture_output=True, text=True, check=True)
-    assert done.stdout == describe_chain(chain_of(tree.runs[3]))
+    assert done.stdout == printed(describe_chain(chain_of(tree.runs[3])))
     refused = subprocess.run([sys.executable, str(script), "nowhere"], capture_output=True, text=True, check=False)
     assert refused.returncode == 4 and refused.stderr.startswith("nowhere: a run directory has a stage.json")
