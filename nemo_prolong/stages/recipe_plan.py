@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_prolong.config.cli import compose
+from nemo_prolong.config.compose import compose
 from nemo_prolong.config.recipe_schema import RecipeConfig
 from nemo_prolong.config.rules import check_world
 from nemo_prolong.config.schema import ExportConfig, RunConfig

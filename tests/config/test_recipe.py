@@ -8,8 +8,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from nemo_prolong.config.cli import CONFIG_DIR
-from nemo_prolong.config.hydra_errors import experiments
+from nemo_prolong.config.compose import CONFIG_DIR
+from nemo_prolong.config.experiments import experiments
 from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.rules import check
 from nemo_prolong.config.schema import (
@@ -21,8 +21,8 @@ from nemo_prolong.config.schema import (
     Transition,
 )
 
-EXPERIMENTS = experiments([CONFIG_DIR], RunConfig)
-DATA_EXPERIMENTS = experiments([CONFIG_DIR], PrepareConfig)
+EXPERIMENTS = experiments([CONFIG_DIR], "train")
+DATA_EXPERIMENTS = experiments([CONFIG_DIR], "prepare_data")
 ENTRY_POINTS = {
     "evaluate": EvaluateConfig,
     "export": ExportConfig,

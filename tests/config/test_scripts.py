@@ -16,14 +16,15 @@ import pytest
 import yaml
 
 from nemo_prolong.config import cli as app
-from nemo_prolong.config.cli import CONFIG_DIR, hydra_script
-from nemo_prolong.config.hydra_errors import experiments
+from nemo_prolong.config.cli import hydra_script
+from nemo_prolong.config.compose import CONFIG_DIR
+from nemo_prolong.config.experiments import experiments
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig
 from nemo_prolong.errors import CheckpointError
 
 REPOSITORY = CONFIG_DIR.parent
 TRAIN = REPOSITORY / "scripts" / "train.py"
-ALL_EXPERIMENTS = ", ".join(experiments([CONFIG_DIR], RunConfig))
+ALL_EXPERIMENTS = ", ".join(experiments([CONFIG_DIR], "train"))
 TP = "parallelism.tensor_model_parallel_size"
 
 REFUSALS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tiny import VOCAB_SIZE
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.data.mds import MdsWriter
 
 SCRIPT = CONFIG_DIR.parent / "scripts" / "recipe.py"

@@ -16,7 +16,7 @@ import pytest
 from fake_checkpoint import write_checkpoint
 from recipe_tools import SCRIPT, STAGES, STEPS, recipe_command, write_recipe_data
 
-from nemo_prolong.config.cli import compose
+from nemo_prolong.config.compose import compose
 from nemo_prolong.config.recipe_schema import RecipeConfig
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.files import write_json_atomically

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny import write_data
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 
 TRAIN = CONFIG_DIR.parent / "scripts" / "train.py"
 PROBE = f"""

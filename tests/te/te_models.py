@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from layouts import build, enter, sharded, te
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.load import load
 from nemo_prolong.config.schema import KernelBackend, RunConfig
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from export_tools import Workspace, export_config
 from serving_tools import target_config
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.schema import ModelConfig
 
 
