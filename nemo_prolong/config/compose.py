@@ -20,6 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from nemo_prolong.config.defaults import register_defaults
 from nemo_prolong.config.experiments import check_experiment, experiments
 from nemo_prolong.config.hydra_errors import COMPOSITION_ERRORS, explain
 from nemo_prolong.config.load import load
@@ -31,6 +32,9 @@ T = TypeVar("T", bound=Section)
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
 """The configuration files of this checkout, wherever a script is started from."""
+
+# Whoever composes the files of CONFIG_DIR needs the defaults that they name.
+register_defaults()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from nemo_prolong.errors import ConfigError
 Location = tuple[str | int, ...]
 """Path of a value as pydantic reports it: ``("data", "mixture", 0, "path")``."""
 
+MISSING = "???"
+"""What stands for a value that must be given, in the words of OmegaConf."""
+
 
 def dotted(location: Location) -> str:
     """Return a location as it is typed on the command line.

@@ -27,7 +27,7 @@ class DataConfig(Section):
     """Tokenizer directory (``transformers`` format), relative to ``data.root`` or absolute."""
     mixture: list[MixtureEntry] = Field(min_length=1)
     """Training directories; proportions sum to 1."""
-    validation: list[str] = []
+    validation: list[str] = Field(default=[])
     """Directories of packed rows for the validation loss, relative to ``data.root``."""
     apply_instruct_masks: bool = False
     """Train only on tokens whose ``mask`` column is 1."""

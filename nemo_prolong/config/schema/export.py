@@ -45,7 +45,7 @@ class ExportConfig(Section):
     """Run directory to export."""
     output: str
     """Hugging Face directory to write; must not exist unless ``overwrite``."""
-    dtype: Literal["bf16", "fp32"] = "bf16"
+    dtype: Literal["bf16", "fp32"] = "fp32"
     """Number format of the exported weights."""
     overwrite: bool = False
     """Replace ``output`` if it is an earlier export."""

@@ -12,7 +12,7 @@ class ReportConfig(Section):
 
     runs: list[str] = Field(min_length=1)
     """Run directories in the order of the stages."""
-    exported: str | None = None
-    """Exported directory to report on."""
+    exported: str | None
+    """Exported directory to report on; null for none."""
     output: str
     """HTML file to write; ``summary.json`` goes beside it."""

@@ -122,7 +122,7 @@ class ClusterConfig(Section):
 class ResumeConfig(Section):
     """What may be different when a run goes on; a new run ignores it."""
 
-    allow: list[str] = []
+    allow: list[str] = Field(default=[])
     """Keys or sections whose new values are taken although the run was started with others: optim.lr, ..."""
 
 
@@ -135,8 +135,8 @@ class RunConfig(Section):
     """Directory of the run below ``runs_dir``."""
     runs_dir: str = "runs"
     """Directory that holds the runs."""
-    parent: str | None = None
-    """Run directory the stage starts from, or ``hf:DIR`` for a Hugging Face directory."""
+    parent: str | None
+    """Run directory the stage starts from, or ``hf:DIR`` for a Hugging Face directory. null starts from nothing."""
     transition: Transition
     """What is taken from the parent."""
     seed: Annotated[int, Field(ge=0)] = 42
