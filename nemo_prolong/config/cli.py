@@ -104,8 +104,8 @@ def _print_help(
 
 
 def _print_config(request: Request[T], arguments: Namespace) -> None:
-    """Print a configuration that passes the checks, without its secrets."""
-    request.load()
+    """Print a configuration that breaks no rule, without its secrets; values may be missing."""
+    request.check_what_is_given()
     with request.hydra() as composer, redirect_stdout(StringIO()) as printed:
         overrides, package = list(request.overrides), arguments.package
         composer.show_cfg(request.config_name, overrides, arguments.cfg, package, arguments.resolve)

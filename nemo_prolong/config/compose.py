@@ -22,9 +22,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_prolong.config.defaults import register_defaults
 from nemo_prolong.config.experiments import check_experiment, experiments
+from nemo_prolong.config.findings import NothingGivenError, raise_all
 from nemo_prolong.config.hydra_errors import COMPOSITION_ERRORS, explain
+from nemo_prolong.config.incomplete import load_incomplete
 from nemo_prolong.config.load import load
-from nemo_prolong.config.rules import check
+from nemo_prolong.config.rules import check, findings
 from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError
 
@@ -113,6 +115,15 @@ class Request(Generic[T]):
         typed = load(cfg, self.schema)
         check(typed)
         return typed, overrides
+
+    def check_what_is_given(self) -> None:
+        """Check a configuration that may still lack values.
+
+        Raises:
+            ConfigError: For everything that cannot be composed, or breaks a rule whatever the missing values will be.
+        """
+        found = findings(load_incomplete(self.compose()[0], self.schema))
+        raise_all([error for error in found if not isinstance(error, NothingGivenError)])
 
 
 def compose(schema: type[T], script: str, arguments: Sequence[str]) -> T:

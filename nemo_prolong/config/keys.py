@@ -65,6 +65,20 @@ def field_at(schema: type[Section], location: Location) -> FieldInfo | None:
     return section.model_fields.get(names[-1]) if section and names else None
 
 
+def without_entries(schema: type[Section], location: Location) -> Location:
+    """Return the list or dict that ``location`` lies in, or ``location`` where it lies in none.
+
+    >>> from nemo_prolong.config.schema import RunConfig
+    >>> without_entries(RunConfig, ("data", "mixture", 0, "path"))
+    ('data', 'mixture')
+    """
+    for depth in range(1, len(location)):
+        field = field_at(schema, location[:depth])
+        if field is not None and _is_collection(field.annotation):
+            return location[:depth]
+    return location
+
+
 def all_keys(schema: type[Section], prefix: str = "") -> Iterator[str]:
     """Yield every key of ``schema`` with its full path, sections before their keys."""
     for name, field in schema.model_fields.items():

@@ -15,6 +15,10 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 """A share that leaves something over."""
 
 
+class MissingValueError(LookupError):
+    """A value was read that the configuration does not have yet; see ``config.incomplete``."""
+
+
 class Section(BaseModel):
     """Base of every section: immutable, no unknown keys, attribute docstrings are the help texts."""
 
