@@ -57,6 +57,7 @@ def stage_config(bench: Bench, name: str, **changes: Any) -> RunConfig:
         "stage": "base",
         "name": name,
         "runs_dir": str(bench.scratch / "runs"),
+        "parent": None,
         "transition": "scratch",
         "seq_length": SEQ_LENGTH // scale,
         "model": _model(bench),

@@ -1,8 +1,7 @@
-"""What every script of ``scripts/`` calls: compose with Hydra, load strictly, check, then run the task.
+"""What every script of ``scripts/`` calls: compose the configuration, check it, then run the task.
 
-Hydra only composes here: it makes no directory, does not change the working directory and leaves logging alone. A
-mistake of the user ends in one message on stderr and the exit code of ``nemo_prolong.errors``, without a traceback and
-before torch is imported; anything else keeps its traceback.
+A mistake of the user ends in one message on stderr and the exit code of ``nemo_prolong.errors``, without a traceback
+and before torch is imported. Anything else keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,34 +9,26 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
-from nemo_prolong.config.hydra_errors import COMPOSITION_ERRORS, check_experiment, explain
-from nemo_prolong.config.load import load
-from nemo_prolong.config.rules import check
+from nemo_prolong.config.compose import Request
 from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError, ProlongError
 from nemo_prolong.redaction import redact
 
 T = TypeVar("T", bound=Section)
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
-"""The configuration files of this checkout, wherever a script is started from."""
-
 
 def hydra_script(
     schema: type[T],
-    config_name: str,
+    script: str,
     task: Callable[[T, list[str]], None],
     description: str,
     examples: Sequence[str],
@@ -47,7 +38,7 @@ def hydra_script(
 
     Args:
         schema: What the configuration must be.
-        config_name: Entry point in ``conf/``, without ``.yaml``.
+        script: Name of the script without ``.py``, which is that of its entry point in ``conf/``.
         task: Called with the typed configuration and the overrides as they were typed.
         description: What the script does, for ``--help``.
         examples: Command lines worth copying, for ``--help``.
@@ -55,47 +46,23 @@ def hydra_script(
             by itself.
     """
     try:
-        args = get_args_parser().parse_args()
-        _refuse_what_hydra_must_not_do(args)
-        if args.help or args.cfg:
-            # A reader such as `head` may close the pipe early, which is no mistake.
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        if args.help:
+        parser = get_args_parser()
+        arguments = parser.parse_args()
+        _refuse(arguments)
+        request = Request.of(schema, script, arguments)
+        if arguments.help:
+            _end_quietly_with_the_reader()
             sys.stdout.write(_help_text(description, examples))
-            chosen = any(override.startswith("+exp=") for override in args.overrides)
-            with _arguments(*([] if chosen else help_overrides), *sys.argv[1:]):
-                _hydra_main(schema, config_name, args, _ignore)
-        elif args.cfg:
-            # Only a configuration that passes the checks is printed.
-            with _arguments(*_config_flags(args), *args.overrides):
-                load_command_line(schema, config_name, args)
-            with redirect_stdout(StringIO()) as printed:
-                _hydra_main(schema, config_name, args, _ignore)
-            sys.stdout.write(redact(printed.getvalue()))
-        elif args.hydra_help or args.info or args.shell_completion:
-            _hydra_main(schema, config_name, args, _ignore)
+            _print_help(request, parser, arguments, help_overrides)
+        elif arguments.cfg:
+            _end_quietly_with_the_reader()
+            _print_config(request, arguments)
+        elif arguments.hydra_help or arguments.info or arguments.shell_completion:
+            _print_of_hydra(request, parser, arguments)
         else:
-            task(*load_command_line(schema, config_name, args))
+            task(*request.load())
     except ProlongError as error:
         _exit_with(error)
-
-
-def load_command_line(schema: type[T], config_name: str, args: Namespace) -> tuple[T, list[str]]:
-    """Return the checked configuration of ``sys.argv`` and the overrides typed there.
-
-    Raises:
-        ConfigError: For everything that cannot be composed, loaded or run.
-    """
-    composed: list[tuple[DictConfig, list[str]]] = []
-
-    def keep(cfg: DictConfig) -> None:
-        composed.append((cfg, list(HydraConfig.get().overrides.task)))
-
-    _hydra_main(schema, config_name, args, keep)
-    cfg, overrides = composed[0]
-    typed = load(cfg, schema)
-    check(typed)
-    return typed, overrides
 
 
 def typed_config_dir() -> list[str]:
@@ -104,81 +71,61 @@ def typed_config_dir() -> list[str]:
     return ["--config-dir", directory] if directory else []
 
 
-def compose(schema: type[T], config_name: str, arguments: Sequence[str]) -> T:
-    """Return the checked configuration that a script of this project would get from these arguments.
-
-    Args:
-        schema: What the configuration must be.
-        config_name: Entry point in ``conf/``, without ``.yaml``.
-        arguments: What would be typed after the script.
-
-    Raises:
-        ConfigError: For everything that cannot be composed, loaded or run.
-    """
-    with _arguments(*arguments):
-        return load_command_line(schema, config_name, get_args_parser().parse_args())[0]
-
-
-def _hydra_main(
-    schema: type[Section], config_name: str, args: Namespace, receive: Callable[[DictConfig], None]
-) -> None:
-    """Run Hydra on ``sys.argv`` and hand it ``receive`` as its task; explain what it cannot compose."""
-    directories = [Path(args.config_path or CONFIG_DIR), *([Path(args.config_dir)] if args.config_dir else [])]
-    check_experiment(schema, args.overrides, directories)
-    main = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)
-    try:
-        with _full_hydra_errors():
-            main(receive)()
-    except COMPOSITION_ERRORS as error:
-        raise explain(error, schema, args.overrides, directories) from error
-
-
-def _ignore(cfg: DictConfig) -> None:
-    """Do nothing with a configuration that Hydra itself prints."""
-
-
-def _refuse_what_hydra_must_not_do(args: Namespace) -> None:
-    multirun = ["--multirun"] if args.multirun else [o for o in args.overrides if o.startswith("hydra.mode=")]
+def _refuse(arguments: Namespace) -> None:
+    """Refuse flags that a script must not follow, and those that do not go together."""
+    overrides = arguments.overrides
+    multirun = ["--multirun"] if arguments.multirun else [o for o in overrides if o.startswith("hydra.mode=")]
     if multirun:
         rule = "one process trains one stage: its parallel state cannot be built twice."
         raise ConfigError(multirun[0], rule, "Start one command per run.")
-    if args.experimental_rerun:
+    if arguments.experimental_rerun:
         raise ConfigError(
             "--experimental-rerun",
             "unpickles a file, which could run any code.",
             "Repeat the command instead; <run>/overrides.txt holds what was typed.",
         )
+    if arguments.resolve and not (arguments.cfg or arguments.help):
+        raise ConfigError("--resolve", "changes what --cfg and --help print.", "Add --cfg job.")
+    does = {"--run": arguments.run, "--cfg": arguments.cfg, "--info": arguments.info}
+    chosen = [flag for flag, value in {**does, "--shell-completion": arguments.shell_completion}.items() if value]
+    if len(chosen) > 1:
+        raise ConfigError(" ".join(chosen), "a script does one of them.", f"Keep one, e.g. {chosen[0]}.")
 
 
-def _config_flags(args: Namespace) -> list[str]:
-    """Return the flags that say where configuration files are, as they were typed."""
-    flags = {"--config-path": args.config_path, "--config-name": args.config_name, "--config-dir": args.config_dir}
-    return [part for flag, value in flags.items() if value is not None for part in (flag, value)]
+def _print_help(
+    request: Request[T], parser: ArgumentParser, arguments: Namespace, help_overrides: Sequence[str]
+) -> None:
+    """Print groups and keys."""
+    if not any(override.startswith("+exp=") for override in request.overrides):
+        request = replace(request, overrides=(*help_overrides, *request.overrides))
+    with request.hydra() as composer:
+        typed = Namespace(overrides=list(request.overrides), resolve=arguments.resolve)
+        composer.app_help(request.config_name, parser, typed)
 
 
-@contextmanager
-def _arguments(*arguments: str) -> Iterator[None]:
-    """Let Hydra see other command-line arguments: it reads ``sys.argv`` only."""
-    typed = sys.argv
-    sys.argv = [typed[0], *arguments]
-    try:
-        yield
-    finally:
-        sys.argv = typed
+def _print_config(request: Request[T], arguments: Namespace) -> None:
+    """Print a configuration that breaks no rule, without its secrets; values may be missing."""
+    request.check_what_is_given()
+    with request.hydra() as composer, redirect_stdout(StringIO()) as printed:
+        overrides, package = list(request.overrides), arguments.package
+        composer.show_cfg(request.config_name, overrides, arguments.cfg, package, arguments.resolve)
+    sys.stdout.write(redact(printed.getvalue()))
 
 
-@contextmanager
-def _full_hydra_errors() -> Iterator[None]:
-    """Make Hydra raise its errors instead of printing them and exiting."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
+def _print_of_hydra(request: Request[T], parser: ArgumentParser, arguments: Namespace) -> None:
+    """Print what Hydra says about itself, or what a shell completes."""
+    with request.hydra() as composer:
+        if arguments.hydra_help:
+            composer.hydra_help(request.config_name, parser, arguments)
+        elif arguments.info:
+            composer.show_info(arguments.info, request.config_name, list(request.overrides))
         else:
-            os.environ["HYDRA_FULL_ERROR"] = before
+            composer.shell_completion(request.config_name, list(request.overrides))
+
+
+def _end_quietly_with_the_reader() -> None:
+    """Let a reader such as ``head`` close the pipe early, which is no mistake."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def _help_text(description: str, examples: Sequence[str]) -> str:

@@ -28,6 +28,10 @@ class ConfigErrors(ConfigError):
         return "\n".join(str(error) for error in self.errors)
 
 
+class NothingGivenError(ConfigError):
+    """Nothing is set where one of several keys must be; ``--cfg`` prints such a configuration as it is."""
+
+
 def raise_all(errors: Sequence[ConfigError]) -> None:
     """Raise ``errors`` as one exception; do nothing when there are none.
 

@@ -9,60 +9,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import yaml
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException, SearchPathException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_prolong.config.experiments import EXPERIMENT_GROUP
 from nemo_prolong.config.keys import location_of, nearest_name, unknown_key
-from nemo_prolong.config.prepare_schema import PrepareConfig
-from nemo_prolong.config.recipe_schema import RecipeConfig
 from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 """What Hydra raises while it composes when the user, not the software, is wrong."""
 
-_EXPERIMENTS = "exp"
-_DATA_EXPERIMENTS = "data/"
-_RECIPES = "recipe"
-_TRAIN = "scripts/train.py"
-_SCRIPTS: dict[type[Section], str] = {PrepareConfig: "scripts/prepare_data.py", RecipeConfig: "scripts/recipe.py"}
 
-
-def explain(
-    error: Exception, schema: type[Section], overrides: Sequence[str], config_dirs: Sequence[Path]
-) -> ConfigError:
+def explain(error: Exception, schema: type[Section], overrides: Sequence[str], available: Sequence[str]) -> ConfigError:
     """Return ``error`` as a ``ConfigError``.
 
     Args:
         error: One of ``COMPOSITION_ERRORS``, raised by Hydra while composing.
         schema: Schema of the configuration, for the nearest key.
         overrides: What was typed on the command line.
-        config_dirs: Directories that hold the groups, for the names of the experiments.
+        available: Names of the experiments for this script.
     """
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if isinstance(error, MissingConfigException):
-        return _missing_file(error, schema, overrides, config_dirs)
+        return _missing_file(error, schema, overrides, available)
     if isinstance(error, yaml.MarkedYAMLError):
         return _bad_yaml(error)
     text = str(error).strip()
-    if isinstance(error, SearchPathException):
-        return ConfigError("--config-dir", f"{text.rstrip('.')}.", "Give a directory that exists.")
-    known = _wrong_choice(text, schema, overrides, config_dirs) or _wrong_form(text, overrides)
+    known = _wrong_choice(text, schema, overrides, available) or _wrong_form(text, overrides)
     return known or _anything_else(error, overrides)
 
 
 def _wrong_choice(
-    text: str, schema: type[Section], overrides: Sequence[str], config_dirs: Sequence[Path]
+    text: str, schema: type[Section], overrides: Sequence[str], available: Sequence[str]
 ) -> ConfigError | None:
     """Explain a choice or key that is missing, unknown or given twice; None if ``text`` says something else."""
     if match := re.search(r"You must specify '(.+?)'", text):
-        return _missing_choice(match[1], text, overrides, experiments(config_dirs, schema))
+        return _missing_choice(match[1], text, overrides, available)
     if match := re.search(r"Could not override '(.+?)'\.", text):
-        return _no_such_key(match[1], text, schema, overrides, experiments(config_dirs, schema))
+        return _no_such_key(match[1], text, schema, overrides, available)
     if match := re.search(r"Multiple values for (\w+)", text):
         typed = [override for override in overrides if override.lstrip("+").startswith(f"{match[1]}=")]
         return ConfigError(" ".join(typed), f"only one {match[1]} can be chosen.", f"Keep one, e.g. {typed[0]}.")
@@ -83,47 +71,6 @@ def _wrong_form(text: str, overrides: Sequence[str]) -> ConfigError | None:
     return None
 
 
-def experiments(config_dirs: Sequence[Path], schema: type[Section]) -> list[str]:
-    """Return the names of the experiments for a script, as they are typed after ``+exp=``.
-
-    Args:
-        config_dirs: Directories that hold the groups.
-        schema: What the script reads; those below ``data/`` are for ``PrepareConfig``, those whose last name begins
-            with ``recipe`` for ``RecipeConfig``, all others for ``RunConfig``.
-    """
-    names: set[str] = set()
-    for directory in config_dirs:
-        root = directory / _EXPERIMENTS
-        names.update(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
-    script = _SCRIPTS.get(schema, _TRAIN)
-    return sorted(name for name in names if _script_of(name) == script)
-
-
-def _script_of(experiment: str) -> str:
-    if experiment.startswith(_DATA_EXPERIMENTS):
-        return _SCRIPTS[PrepareConfig]
-    return _SCRIPTS[RecipeConfig] if experiment.rpartition("/")[2].startswith(_RECIPES) else _TRAIN
-
-
-def check_experiment(schema: type[Section], overrides: Sequence[str], config_dirs: Sequence[Path]) -> None:
-    """Refuse an experiment that is for another script.
-
-    Raises:
-        ConfigError: If there is one among ``overrides``.
-    """
-    for override in overrides:
-        name = override.removeprefix("+exp=")
-        script = _script_of(name)
-        if name == override or script == _SCRIPTS.get(schema, _TRAIN) or not _exists(name, config_dirs):
-            continue
-        available = ", ".join(experiments(config_dirs, schema))
-        raise ConfigError(override, f"is an experiment of {script}.", f"Type +exp=NAME, one of: {available}.")
-
-
-def _exists(experiment: str, config_dirs: Sequence[Path]) -> bool:
-    return any((directory / _EXPERIMENTS / f"{experiment}.yaml").is_file() for directory in config_dirs)
-
-
 def _unreadable(error: OverrideParseException) -> ConfigError:
     reason = str(error.message).splitlines()[0].rstrip(".")
     key, equals, value = error.override.partition("=")
@@ -132,14 +79,14 @@ def _unreadable(error: OverrideParseException) -> ConfigError:
 
 
 def _missing_file(
-    error: MissingConfigException, schema: type[Section], overrides: Sequence[str], config_dirs: Sequence[Path]
+    error: MissingConfigException, schema: type[Section], overrides: Sequence[str], available: Sequence[str]
 ) -> ConfigError:
     """Explain a group option or an experiment that has no file."""
     wanted = error.missing_cfg_file or ""
     group, _, name = wanted.rpartition("/")
     where = re.match(r"In '(.+?)'", str(error))
-    if wanted.split("/")[0] == _EXPERIMENTS:
-        return _no_such_experiment(wanted.partition("/")[2], experiments(config_dirs, schema))
+    if wanted.split("/")[0] == EXPERIMENT_GROUP:
+        return _no_such_experiment(wanted.partition("/")[2], available)
     if not group:
         rule = str(error).strip().splitlines()[0].rstrip(".")
         return ConfigError(f"--config-name {name}" if name else "--config-path", f"{rule}.", _see_help())
@@ -166,7 +113,7 @@ def _missing_choice(group: str, text: str, overrides: Sequence[str], available: 
     if not any(override.startswith("+exp=") for override in overrides):
         for override in overrides:
             key, _, value = override.lstrip("+").partition("=")
-            if key.split("/")[0] == _EXPERIMENTS:
+            if key.split("/")[0] == EXPERIMENT_GROUP:
                 return _experiment_without_plus(key, value, available)
             if value in available:
                 return ConfigError(override, f"no such group as {key}.", f"Did you mean +exp={value}?")
@@ -183,7 +130,7 @@ def _no_such_key(
 ) -> ConfigError:
     """Explain ``key=value`` where no such key or group can be overridden."""
     value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == key), None)
-    if key.split("/")[0] == _EXPERIMENTS and value is not None:
+    if key.split("/")[0] == EXPERIMENT_GROUP and value is not None:
         return _experiment_without_plus(key, value, available)
     error = unknown_key(schema, location_of(key), value)
     if where := re.match(r"In '(.+?)'", text):

@@ -16,6 +16,9 @@ from nemo_prolong.errors import ConfigError
 Location = tuple[str | int, ...]
 """Path of a value as pydantic reports it: ``("data", "mixture", 0, "path")``."""
 
+MISSING = "???"
+"""What stands for a value that must be given, in the words of OmegaConf."""
+
 
 def dotted(location: Location) -> str:
     """Return a location as it is typed on the command line.
@@ -60,6 +63,20 @@ def field_at(schema: type[Section], location: Location) -> FieldInfo | None:
     names = [part for part in location if isinstance(part, str)]
     section = section_at(schema, tuple(names[:-1]))
     return section.model_fields.get(names[-1]) if section and names else None
+
+
+def without_entries(schema: type[Section], location: Location) -> Location:
+    """Return the list or dict that ``location`` lies in, or ``location`` where it lies in none.
+
+    >>> from nemo_prolong.config.schema import RunConfig
+    >>> without_entries(RunConfig, ("data", "mixture", 0, "path"))
+    ('data', 'mixture')
+    """
+    for depth in range(1, len(location)):
+        field = field_at(schema, location[:depth])
+        if field is not None and _is_collection(field.annotation):
+            return location[:depth]
+    return location
 
 
 def all_keys(schema: type[Section], prefix: str = "") -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.keys import (
+    MISSING,
     Location,
     dotted,
     field_at,
@@ -30,8 +32,6 @@ from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError
 
 T = TypeVar("T", bound=Section)
-
-_MISSING = "???"
 
 _KINDS = {
     "int_type": ("must be a whole number", "N"),
@@ -68,19 +68,37 @@ def load(cfg: DictConfig, schema: type[T]) -> T:
         ConfigError: If a key is unknown or missing, a value has the wrong type or breaks its own bounds, or an
             interpolation cannot be resolved. All of them in one message, one line each.
     """
-    values = _resolved(cfg, schema)
+    document, unset, details = read(cfg, schema)
+    raise_all([*(_must_be_set(schema, location) for location in unset), *explain_all(schema, details)])
+    return schema.model_validate_json(document, strict=True)
+
+
+def read(cfg: DictConfig, schema: type[Section]) -> tuple[str, list[Location], list[ErrorDetails]]:
+    """Return the values that are given, where one is still ``???``, and what pydantic finds besides.
+
+    Args:
+        cfg: A composed configuration; interpolations are resolved here.
+        schema: The section it must be.
+
+    Returns:
+        The values as JSON, which is the strict form that still reads an enum from its text; the locations of ``???``;
+        pydantic's findings, those of keys that are not there among them.
+
+    Raises:
+        ConfigError: If an interpolation cannot be resolved.
+    """
+    document = json.dumps(_without_missing(_resolved(cfg, schema)), default=str)
     unset = [location_of(key) for key in sorted(OmegaConf.missing_keys(cfg))]
-    errors = [_must_be_set(schema, location) for location in unset]
     try:
-        # JSON mode is the strict one that still reads an enum from its text.
-        typed = schema.model_validate_json(json.dumps(_without_missing(values), default=str), strict=True)
+        schema.model_validate_json(document, strict=True)
     except ValidationError as error:
-        details = [detail for detail in error.errors(include_url=False) if detail["loc"] not in unset]
-        errors += [_explain(schema, detail) for detail in details]
-        raise_all(errors)
-        raise AssertionError("pydantic raised without an error") from error
-    raise_all(errors)
-    return typed
+        return document, unset, [detail for detail in error.errors(include_url=False) if detail["loc"] not in unset]
+    return document, unset, []
+
+
+def explain_all(schema: type[Section], details: Iterable[ErrorDetails]) -> list[ConfigError]:
+    """Return pydantic's findings as errors in the words of this project."""
+    return [_explain(schema, detail) for detail in details]
 
 
 def format_value(value: Any) -> str:
@@ -120,7 +138,7 @@ def _explain_interpolation(cfg: DictConfig, schema: type[Section], error: OmegaC
 def _without_missing(values: Any) -> Any:
     """Drop keys that are still ``???``; they are reported on their own."""
     if isinstance(values, dict):
-        return {key: _without_missing(value) for key, value in values.items() if value != _MISSING}
+        return {key: _without_missing(value) for key, value in values.items() if value != MISSING}
     if isinstance(values, list):
         return [_without_missing(value) for value in values]
     return values

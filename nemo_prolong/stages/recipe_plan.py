@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_prolong.config.cli import compose
+from nemo_prolong.config.compose import compose
 from nemo_prolong.config.recipe_schema import RecipeConfig, RecipeStage
 from nemo_prolong.config.rules import check_world
 from nemo_prolong.config.schema import ExportConfig, RunConfig

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.recipe_schema import RecipeConfig
 from nemo_prolong.errors import EXIT_PREEMPTED
 from nemo_prolong.stages.recipe_plan import RecipePlan, plan_recipe

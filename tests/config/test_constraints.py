@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.rules import check_platform
 from nemo_prolong.config.rules.constraint_table import (

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.rules import check, check_world, findings, world_size_from_environment
 from nemo_prolong.config.rules.layout import nearest_divisor, nearest_multiple
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig

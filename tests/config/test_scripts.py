@@ -14,16 +14,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from nemo_prolong.config import cli as app
-from nemo_prolong.config.cli import CONFIG_DIR, hydra_script
-from nemo_prolong.config.hydra_errors import experiments
+from nemo_prolong.config.cli import hydra_script
+from nemo_prolong.config.compose import CONFIG_DIR
+from nemo_prolong.config.defaults import ENTRY_POINTS
+from nemo_prolong.config.experiments import declared_script, experiments
+from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig
 from nemo_prolong.errors import CheckpointError
 
 REPOSITORY = CONFIG_DIR.parent
 TRAIN = REPOSITORY / "scripts" / "train.py"
-ALL_EXPERIMENTS = ", ".join(experiments([CONFIG_DIR], RunConfig))
+ALL_EXPERIMENTS = ", ".join(experiments([CONFIG_DIR], "train"))
 TP = "parallelism.tensor_model_parallel_size"
 
 REFUSALS = {
@@ -80,8 +83,17 @@ REFUSALS = {
     "found. Give a directory that exists.",
     "--config-name=trian": "--config-name trian: Cannot find primary config 'trian'. Check that it's in your config "
     "search path. Run the script with --help to see all groups and keys.",
-    "+exp=stage1 --cfg=job": "parent=???: must be set and has no default. "
-    "Set parent=VALUE (run directory the stage starts from, or hf:DIR for a Hugging Face directory).",
+    "--cfg=job": f"+exp=???: an experiment must be chosen. Type +exp=NAME, one of: {ALL_EXPERIMENTS}.",
+    "+exp=stage1 seq_lenght=4K --cfg=job": "seq_lenght=4K: no such key in the configuration. "
+    "Did you mean seq_length=4K?",
+    "+exp=stage1 seq_length=65540 optim.lr=fast --cfg=job": "optim.lr=fast: must be a number. "
+    "Set optim.lr=X (peak learning rate).",
+    "+exp=stage1 seq_length=65540 --cfg=job": "seq_length=65540: must be a multiple of 8 (both 2*CP and CP*TP). "
+    "Set seq_length=64K, or parallelism.context_parallel_size=1.",
+    "+exp=mini/base --resolve": "--resolve: changes what --cfg and --help print. Add --cfg job.",
+    "+exp=mini/base --run --cfg=job": "--run --cfg: a script does one of them. Keep one, e.g. --run.",
+    "--config-path=/no/such/place": "--config-path: Primary config directory not found. "
+    "Run the script with --help to see all groups and keys.",
 }
 
 
@@ -180,22 +192,99 @@ def test_a_reader_that_closes_the_pipe_of_the_help_sees_no_traceback():
     assert done.stdout == "Train one " and done.stderr == ""
 
 
-def test_cfg_job_prints_the_whole_configuration_of_stage_2_and_runs_nothing(run_train):
-    code, printed, message = run_train_without_exit(run_train, "+exp=stage2", "--cfg", "job")
-    assert (code, message) == (0, "")
-    cfg = yaml.safe_load(printed)
+def test_cfg_job_prints_all_of_stage_2_and_runs_nothing(monkeypatch, capsys, tmp_path):
+    cfg = printed_config(monkeypatch, capsys, tmp_path, "train", "+exp=stage2")
     assert (cfg["seq_length"], cfg["train"]["global_batch_size"], cfg["stage"]) == ("512K", 16, "stage2")
     assert next(iter(cfg)) == "stage"
 
 
-def run_train_without_exit(run_train, *arguments: str) -> tuple[int, str, str]:
-    """``--cfg`` returns normally: add the exit that the interpreter would make."""
-    original = app.hydra_script
-    try:
-        app.hydra_script = lambda *a, **k: sys.exit(original(*a, **k) or 0)
-        return run_train(*arguments)
-    finally:
-        app.hydra_script = original
+def printed_config(monkeypatch, capsys, directory: Path, script: str, *arguments: str) -> dict:
+    """Run a script with ``--cfg job`` from an empty directory; return what it prints, which is all it may do."""
+    monkeypatch.chdir(directory)
+    path = REPOSITORY / "scripts" / f"{script}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments, "--cfg", "job"])
+    runpy.run_path(str(path), run_name="__main__")
+    printed, message = capsys.readouterr()
+    assert (message, list(directory.iterdir())) == ("", [])
+    return yaml.safe_load(printed)
+
+
+INCOMPLETE = {
+    "train +exp=stage1": {"parent"},
+    "launch +exp=stage1": {"parent"},
+    "train +exp=mini/base tracker=mlflow name=???": {"name", "tracker.mlflow.tracking_uri"},
+    "prepare_data": {"output", "sources", "row_sets"},
+    "prepare_data +exp=data/prolong_64k output=???": {"output"},
+    "recipe": {"stages"},
+    "evaluate rows=???": {"rows"},
+    "export run=???": {"run"},
+    "report output=???": {"output"},
+}
+
+
+@pytest.mark.parametrize("typed", INCOMPLETE)
+def test_cfg_job_prints_what_is_missing_as_question_marks(typed, monkeypatch, capsys, tmp_path):
+    cfg = printed_config(monkeypatch, capsys, tmp_path, *typed.split())
+    assert OmegaConf.missing_keys(OmegaConf.create(cfg)) == INCOMPLETE[typed]
+
+
+def test_a_script_of_which_cfg_printed_a_configuration_without_a_tokenizer_refuses_to_run_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", "+exp=data/prolong_64k"])
+    with pytest.raises(SystemExit) as end:
+        hydra_script(PrepareConfig, "prepare_data", lambda cfg, overrides: None, "", [])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("tokenizer.path=null: there is no tokenizer, and nothing says what ")
+
+
+def test_a_value_of_hydra_s_own_can_be_referred_to(monkeypatch):
+    name = "name=${hydra:runtime.choices.precision}"
+    cfg, overrides = compose(monkeypatch, "+exp=mini/base", name, "hydra.verbose=true")
+    assert (cfg.name, overrides) == ("fp32", ["+exp=mini/base", name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--info searchpath +exp=mini/base", f"| main     | file://{CONFIG_DIR} |"),
+        ("--hydra-help", "Hydra (1.3.8)"),
+        ("--cfg hydra +exp=mini/base", "    name: train"),
+        ("--cfg all +exp=mini/base -p optim", "# @package optim"),
+        ("--shell-completion query=bash", "model=mini"),
+    ],
+)
+def test_what_hydra_prints_of_itself_is_still_there(arguments, line):
+    typed = "python scripts/train.py model="
+    environment = {**plain_environment(), "COMP_LINE": typed, "COMP_POINT": str(len(typed))}
+    command = [sys.executable, str(TRAIN), *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert line in done.stdout and done.stderr == ""
+
+
+def own_experiment(directory: Path, header: str) -> Path:
+    """Write an experiment of a user's own below ``directory``."""
+    path = directory / "exp" / "data" / "own.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"# @package _global_\n{header}defaults:\n  - /exp/mini/base\n")
+    return path
+
+
+@pytest.mark.parametrize("header", ["", "# @script train\n"])
+def test_an_experiment_is_for_the_script_that_its_header_names_whatever_it_is_called(header, monkeypatch, tmp_path):
+    own_experiment(tmp_path, header)
+    cfg, _ = compose(monkeypatch, "+exp=data/own", "--config-dir", str(tmp_path))
+    assert cfg.name == "demo/base"
+
+
+def test_an_experiment_is_refused_for_what_its_header_says(monkeypatch, tmp_path, capsys):
+    own_experiment(tmp_path, "# @script export\n")
+    with pytest.raises(SystemExit):
+        compose(monkeypatch, "+exp=data/own", "--config-dir", str(tmp_path))
+    assert capsys.readouterr().err.startswith("+exp=data/own: is an experiment of scripts/export.py. Type +exp=NAME, ")
+
+
+def test_every_experiment_of_this_repository_says_which_script_it_is_for():
+    files = [path for path in (CONFIG_DIR / "exp").rglob("*.yaml") if declared_script(path) not in ENTRY_POINTS]
+    assert files == []
 
 
 def compose(monkeypatch, *arguments: str) -> tuple[RunConfig, list[str]]:

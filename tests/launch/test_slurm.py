@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.load import load
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.launch.slurm import render_sbatch

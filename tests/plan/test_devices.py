@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.plan.devices import dense_peak_flops_per_second
 from nemo_prolong.plan.flops import training_flops, training_flops_of_sums, training_flops_per_token

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.plan.flops import training_flops, training_flops_per_token
 from nemo_prolong.plan.model_size import model_size

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_prolong.config.cli import compose
+from nemo_prolong.config.compose import compose
 from nemo_prolong.config.recipe_schema import RecipeConfig
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from nemo_prolong import logs, redaction
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.redaction import redact, redact_values
 
 CANARY = "cAnArY0123456789"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from tests.support.tiny import write_data
 
 TRAIN = CONFIG_DIR.parent / "scripts" / "train.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.data.mds import MdsWriter
 from tests.support.tiny import VOCAB_SIZE
 

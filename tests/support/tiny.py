@@ -53,6 +53,7 @@ def tiny_config(data_root: Path, runs_dir: Path, **changes: Any) -> RunConfig:
         "stage": "base",
         "name": "tiny",
         "runs_dir": str(runs_dir),
+        "parent": None,
         "transition": "scratch",
         "seq_length": SEQ_LENGTH,
         "model": {

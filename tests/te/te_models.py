@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.load import load
 from nemo_prolong.config.schema import KernelBackend, RunConfig
 from tests.support.te_layouts import build, enter, sharded, te

@@ -6,16 +6,27 @@ cluster. Whether a parent, a data directory or a run directory exists is the bus
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
 from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.rules.constraints import Platform, constraint_findings
 from nemo_prolong.config.rules.evaluate import evaluate_findings
 from nemo_prolong.config.rules.layout import check_world, world_size_from_environment
 from nemo_prolong.config.rules.memory import memory_findings
-from nemo_prolong.config.rules.prepare import prepare_findings
-from nemo_prolong.config.rules.run import run_findings
+from nemo_prolong.config.rules.prepare import PREPARE_RULES
+from nemo_prolong.config.rules.run import RUN_RULES
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig, Section
+from nemo_prolong.config.schema.base import MissingValueError
 from nemo_prolong.errors import ConfigError
+
+_RULES: dict[type[Section], Sequence[Callable[[Any], Iterable[ConfigError]]]] = {
+    RunConfig: RUN_RULES,
+    PrepareConfig: PREPARE_RULES,
+    EvaluateConfig: (evaluate_findings,),
+}
 
 __all__ = ["check", "check_platform", "check_world", "findings", "world_size_from_environment"]
 
@@ -43,11 +54,12 @@ def check_platform(cfg: RunConfig, platform: Platform) -> None:
 
 
 def findings(cfg: Section) -> list[ConfigError]:
-    """Return every broken rule of a configuration of any script; sections without cross-field rules have none."""
-    if isinstance(cfg, RunConfig):
-        return run_findings(cfg)
-    if isinstance(cfg, PrepareConfig):
-        return prepare_findings(cfg)
-    if isinstance(cfg, EvaluateConfig):
-        return evaluate_findings(cfg)
-    return []
+    """Return every broken rule of a configuration of any script; sections without cross-field rules have none.
+
+    A rule that needs a missing value of an incomplete configuration cannot be judged, and is left out.
+    """
+    found: list[ConfigError] = []
+    for rule in next((rules for schema, rules in _RULES.items() if isinstance(cfg, schema)), ()):
+        with suppress(MissingValueError):
+            found += rule(cfg)
+    return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nemo_prolong.config.commands import train_command
 from nemo_prolong.config.findings import raise_all
@@ -20,19 +20,6 @@ _MAX_DEGREE = 64
 
 _RANKS_PER_NODE = 8
 """GPUs of a usual node, when the configuration plans none."""
-
-
-def layout_findings(cfg: RunConfig) -> list[ConfigError]:
-    """Return every conflict between lengths, model shape and layout that can be seen without starting a rank."""
-    return [
-        *_shape(cfg),
-        *_tensor_parallel(cfg),
-        *_pipeline_parallel(cfg),
-        *_context_parallel(cfg),
-        *_seq_length(cfg),
-        *_vocab_padding(cfg),
-        *_planned_world(cfg),
-    ]
 
 
 def check_world(cfg: RunConfig, world_size: int, overrides: Sequence[str] = ()) -> None:
@@ -251,6 +238,18 @@ def _vocab_padding(cfg: RunConfig) -> list[ConfigError]:
     )
     nearest = math.gcd(model.make_vocab_size_divisible_by, model.vocab_size // tp)
     return [_finding("model.make_vocab_size_divisible_by", model.make_vocab_size_divisible_by, rule, nearest)]
+
+
+LAYOUT_RULES: tuple[Callable[[RunConfig], list[ConfigError]], ...] = (
+    _shape,
+    _tensor_parallel,
+    _pipeline_parallel,
+    _context_parallel,
+    _seq_length,
+    _vocab_padding,
+    _planned_world,
+)
+"""Rules between lengths, model shape and layout that can be checked without starting a rank."""
 
 
 def _finding(path: str, value: int, rule: str, nearest: int) -> ConfigError:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
+from nemo_prolong.config.findings import NothingGivenError
 from nemo_prolong.config.prepare_schema import INSTALLATION_CHAT, Packing, PrepareConfig, RowSet, SourceFormat
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.units import exact_tokens
@@ -15,21 +16,11 @@ INSTALLATION_DOMAINS = ("code_by_repo", "reference", "docs", INSTALLATION_CHAT)
 _RESERVED = ("tokenizer",)
 
 
-def prepare_findings(cfg: PrepareConfig) -> list[ConfigError]:
-    """Return every broken rule."""
-    found = [*_tokenizer(cfg), *_sources(cfg), *_stages(cfg)]
-    paths = [row_set.path for row_set in cfg.row_sets]
-    for index, row_set in enumerate(cfg.row_sets):
-        where = f"row_sets[{index}]"
-        found += [*_path(where, row_set, paths[:index]), *_domains(where, row_set, cfg), *_packing(where, row_set)]
-    return found
-
-
 def _tokenizer(cfg: PrepareConfig) -> Iterator[ConfigError]:
     tokenizer = cfg.tokenizer
     trained = tokenizer.vocab_size is not None and tokenizer.train_bytes is not None
     if tokenizer.path is None and not trained:
-        yield ConfigError(
+        yield NothingGivenError(
             "tokenizer.path=null",
             "there is no tokenizer, and nothing says what to train.",
             "Set tokenizer.path to the directory of the model, or tokenizer.vocab_size and tokenizer.train_bytes.",
@@ -72,6 +63,15 @@ def _sources(cfg: PrepareConfig) -> Iterator[ConfigError]:
                 "an installation is read up to one size, the same for all its domains.",
                 "Set the same max_bytes, such as 8M, for every source with format=installation.",
             )
+
+
+def _row_sets(cfg: PrepareConfig) -> Iterator[ConfigError]:
+    paths = [row_set.path for row_set in cfg.row_sets]
+    for index, row_set in enumerate(cfg.row_sets):
+        where = f"row_sets[{index}]"
+        yield from _path(where, row_set, paths[:index])
+        yield from _domains(where, row_set, cfg)
+        yield from _packing(where, row_set)
 
 
 def _path(where: str, row_set: RowSet, earlier: list[str]) -> Iterator[ConfigError]:
@@ -151,3 +151,7 @@ def _stages(cfg: PrepareConfig) -> Iterator[ConfigError]:
             yield ConfigError(
                 f"stages.{name}", "the row sets of one stage have one seq_length.", "Use row sets of one length."
             )
+
+
+PREPARE_RULES: tuple[Callable[[PrepareConfig], Iterator[ConfigError]], ...] = (_tokenizer, _sources, _stages, _row_sets)
+"""Rules of a preparation, in the order in which they are reported."""

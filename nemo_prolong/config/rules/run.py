@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.keys import all_keys, nearest_key
-from nemo_prolong.config.rules.layout import layout_findings
+from nemo_prolong.config.rules.layout import LAYOUT_RULES
 from nemo_prolong.config.rules.memory import memory_findings
 from nemo_prolong.config.rules.precision import precision_findings
 from nemo_prolong.config.schema import RunConfig, Stage, Transition
@@ -15,24 +16,6 @@ from nemo_prolong.errors import ConfigError
 from nemo_prolong.units import exact_tokens
 
 _PROPORTION_TOLERANCE = 1e-6
-
-
-def run_findings(cfg: RunConfig) -> list[ConfigError]:
-    """Return every broken rule of a stage."""
-    return [
-        *_name(cfg),
-        *_parent(cfg),
-        *_advertised_length(cfg),
-        *_resume(cfg),
-        *_mixture(cfg),
-        *_masks(cfg),
-        *_batch(cfg),
-        *_validation(cfg),
-        *_schedule(cfg),
-        *layout_findings(cfg),
-        *precision_findings(cfg),
-        *memory_findings(cfg),
-    ]
 
 
 def _name(cfg: RunConfig) -> list[ConfigError]:
@@ -139,3 +122,20 @@ def _schedule(cfg: RunConfig) -> list[ConfigError]:
         remedy = f"Set optim.lr_warmup_iters={steps // 10} (10%)."
         found.append(ConfigError(f"optim.lr_warmup_iters={optim.lr_warmup_iters}", rule, remedy))
     return found
+
+
+RUN_RULES: tuple[Callable[[RunConfig], list[ConfigError]], ...] = (
+    _name,
+    _parent,
+    _advertised_length,
+    _resume,
+    _mixture,
+    _masks,
+    _batch,
+    _validation,
+    _schedule,
+    *LAYOUT_RULES,
+    precision_findings,
+    memory_findings,
+)
+"""Rules of a stage, in the order in which they are reported."""

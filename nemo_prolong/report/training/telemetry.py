@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nemo_prolong.records.run_log import Groups, StepRecord
+from nemo_prolong.records.run_log import GroupLoss, Groups, StepRecord
 from nemo_prolong.report.training.read import StageRun
 
 WINDOW_FRACTION = 0.05

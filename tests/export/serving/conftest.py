@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.schema import ModelConfig
 from tests.support.export_tools import Workspace, export_config
 from tests.support.serving_tools import target_config

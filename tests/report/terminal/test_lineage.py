@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.report.terminal.lineage import chain_of, describe_chain
 from tests.support.terminal import printed

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from nemo_prolong.config.cli import CONFIG_DIR
+from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.data.row_text import load_tokenizer
 from nemo_prolong.errors import DataError

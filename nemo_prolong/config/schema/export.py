@@ -1,0 +1,57 @@
+"""The configuration of ``scripts/export.py``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from nemo_prolong.config.schema.base import Section, Size
+
+
+class ExportTargetConfig(Section):
+    """What an exported model is prepared for, and where it is published."""
+
+    format: Literal["hf", "trtllm", "vllm", "trtllm_engine_checkpoint"] = "hf"
+    """A Hugging Face directory alone, with what a server needs to start, or the files of TensorRT-LLM <= 1.2."""
+    quantization: Literal["fp8"] | None = None
+    """FP8 weights and KV cache by ModelOpt, calibrated on rows of the run's own data; null keeps bf16."""
+    calibration_rows: PositiveInt = 64
+    """Packed training rows that calibration runs over."""
+    calibration_length: Size = 32768
+    """Tokens of a document that calibration sees; longer documents are cut."""
+    gpu: str = "h100_80gb"
+    """Device that serves; its memory sizes the server's settings."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs that share every layer of one server."""
+    pipeline_parallel_size: PositiveInt = 1
+    """GPUs that share the layers in order; of trtllm_engine_checkpoint only."""
+    max_batch_size: PositiveInt = 1
+    """Requests of the whole advertised length that are in memory at a time."""
+    max_num_tokens: Size = 8192
+    """Prompt tokens computed in one step; longer prompts are cut into such chunks."""
+    push_to_hub: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
+    """Repository ORG/NAME on the Hugging Face Hub that receives the verified directory."""
+    hub_private: bool = True
+    """Make a repository that does not exist yet private."""
+    hub_dry_run: bool = False
+    """Print what would be sent to the Hub, and send nothing."""
+
+
+class ExportConfig(Section):
+    """The configuration of ``scripts/export.py``."""
+
+    run: str
+    """Run directory to export."""
+    output: str
+    """Hugging Face directory to write; must not exist unless ``overwrite``."""
+    dtype: Literal["bf16", "fp32"] = "fp32"
+    """Number format of the exported weights."""
+    overwrite: bool = False
+    """Replace ``output`` if it is an earlier export."""
+    verify: bool = True
+    """Compare every tensor and the logits with the Megatron model; a difference refuses the export."""
+    max_shard_bytes: Size = 5 * 2**30
+    """Largest safetensors file."""
+    export: ExportTargetConfig = ExportTargetConfig()
+    """What the directory is prepared for, and where it is published."""

@@ -1,0 +1,89 @@
+"""How a model is laid out over ranks, in which number formats and with which kernels."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from nemo_prolong.config.schema.base import Section
+
+CpCommType = Literal["p2p", "all_gather", "a2a", "a2a+p2p"]
+"""How context-parallel ranks exchange keys and values, in Megatron's words."""
+
+
+class KernelBackend(StrEnum):
+    """Which implementation of the layers runs: ours in plain torch, or Transformer Engine."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    TE = "te"
+
+
+class ParallelismConfig(Section):
+    """How a model is laid out over ranks; data parallel takes what is left of the world size."""
+
+    tensor_model_parallel_size: PositiveInt = 1
+    """Ranks that share each layer's matrices (TP)."""
+    pipeline_model_parallel_size: PositiveInt = 1
+    """Ranks that share the layers (PP)."""
+    context_parallel_size: PositiveInt = 1
+    """Ranks that share each row's tokens (CP)."""
+    sequence_parallel: bool = False
+    """Split norm and dropout activations over the TP ranks; needs TP > 1."""
+    cp_comm_type: CpCommType = "p2p"
+    """Exchange between CP ranks. Transformer Engine 2.9 masks documents with p2p only."""
+    hierarchical_context_parallel_sizes: list[PositiveInt] | None = None
+    """With a2a+p2p: ranks that exchange heads, and ranks of the ring around them; their product is CP."""
+    num_nodes: PositiveInt = 1
+    """Machines the stage is planned for."""
+    ranks_per_node: PositiveInt = 1
+    """GPUs (or CPU processes) per machine it is planned for."""
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model: TP x PP x CP."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
+    def planned_world_size(self) -> int:
+        """Ranks the stage is planned for."""
+        return self.num_nodes * self.ranks_per_node
+
+
+class RecomputeConfig(Section):
+    """What is computed again in the backward pass instead of kept."""
+
+    recompute_granularity: Literal["full", "selective"] | None = None
+    """full computes whole layers again, selective the modules of recompute_modules."""
+    recompute_method: Literal["uniform", "block"] | None = None
+    """With full: every block of layers, or only the first ones of each pipeline stage."""
+    recompute_num_layers: PositiveInt | None = None
+    """With full: layers per block."""
+    recompute_modules: list[Literal["core_attn", "layernorm", "mlp"]] | None = None
+    """With selective: parts of every layer to compute again. Only mlp saves something here."""
+    distribute_saved_activations: bool = False
+    """With full: keep the input of a block split over the TP ranks; sequence parallel already does."""
+
+
+class OffloadConfig(Section):
+    """What is moved to the host's memory between forward and backward pass; needs Transformer Engine."""
+
+    cpu_offloading: bool = False
+    """Move the activations that the first layers keep; not with recomputation, nor with PP > 1."""
+    cpu_offloading_num_layers: Annotated[int, Field(ge=0)] = 0
+    """Layers whose activations are moved: at least 1, and fewer than the model has."""
+
+
+class PrecisionConfig(Section):
+    """Number formats and kernels."""
+
+    compute: Literal["fp32", "bf16", "fp8", "fp8_attention"]
+    """Number format; fp8 is FP8 matrix products and BF16 attention."""
+    fp8_recipe: Literal["tensorwise", "delayed", "blockwise"] = "tensorwise"
+    """Scaling of FP8 matrix products; mxfp8 is not here because it needs Blackwell."""
+    backend: KernelBackend = KernelBackend.AUTO
+    """auto takes Transformer Engine on a GPU where it is installed, else torch."""
+    recompute: RecomputeConfig = RecomputeConfig()
+    offload: OffloadConfig = OffloadConfig()

@@ -1,0 +1,168 @@
+"""The configuration of ``scripts/train.py``: one stage of the recipe."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from nemo_prolong.config.schema.base import Fraction, Section, Size
+from nemo_prolong.config.schema.data import DataConfig
+from nemo_prolong.config.schema.layout import ParallelismConfig, PrecisionConfig
+from nemo_prolong.config.schema.model import ModelConfig
+from nemo_prolong.config.schema.tracker import TrackerConfig
+
+
+class Stage(StrEnum):
+    """The stages of the recipe in their order."""
+
+    BASE = "base"
+    STAGE1 = "stage1"
+    STAGE2 = "stage2"
+    SFT = "sft"
+
+
+class Transition(StrEnum):
+    """What a stage takes from its parent."""
+
+    SCRATCH = "scratch"
+    WEIGHTS = "weights"
+    WEIGHTS_AND_OPTIMIZER = "weights_and_optimizer"
+
+
+class TrainConfig(Section):
+    """Length and batch of the stage, and its rhythm."""
+
+    train_iters: PositiveInt
+    """Optimizer steps."""
+    global_batch_size: PositiveInt
+    """Packed rows per optimizer step, over all data-parallel ranks."""
+    micro_batch_size: PositiveInt = 1
+    """Packed rows per rank and forward pass; packing wants 1."""
+    val_check_interval: Annotated[int, Field(ge=0)] = 0
+    """Steps between validations; 0 never validates."""
+    limit_val_batches: PositiveInt = 1
+    """Global batches per validation."""
+    log_every_n_steps: PositiveInt = 1
+    """Steps between progress lines; every step is in ``metrics.jsonl`` regardless."""
+    deterministic: bool = True
+    """Ask torch for deterministic kernels where there is a choice."""
+    loss_average: Literal["global", "per_device"] = "global"
+    """global is the mean over the target tokens of the global batch; per_device is ProLong's mean of the means of the
+    devices, for ablation."""
+
+
+class OptimConfig(Section):
+    """AdamW with linear warmup and cosine decay."""
+
+    lr: Annotated[float, Field(gt=0.0)]
+    """Peak learning rate."""
+    min_lr: Annotated[float, Field(ge=0.0)]
+    """Learning rate at the last step."""
+    lr_warmup_iters: Annotated[int, Field(ge=0)]
+    """Steps of linear warmup."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """Decay of matrices; norms and biases have none."""
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    adam_eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    clip_grad: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest global gradient norm; 0 never clips."""
+    use_distributed_optimizer: bool = True
+    """Shard optimizer state over the DP x CP ranks."""
+
+
+class CheckpointConfig(Section):
+    """When state is saved and how much is kept."""
+
+    save_interval_steps: PositiveInt
+    """Steps between checkpoints; the last step is always saved."""
+    save_interval_minutes: PositiveFloat | None = None
+    """Most minutes between checkpoints; null saves by steps only."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints kept; older ones are deleted."""
+    keep_every_steps: PositiveInt | None = None
+    """Checkpoints of multiples of this step are never deleted; null keeps none beyond ``keep_last``."""
+    async_save: bool | None = None
+    """Write while training goes on; null does so where there is a GPU."""
+    max_failed_saves: PositiveInt = 3
+    """Saves that may fail in a row, on a full disk say, before training stops."""
+
+
+class FaultsConfig(Section):
+    """What is done about steps that would harm the model, and about ranks that hang."""
+
+    spike_sigmas: Annotated[float, Field(gt=0.0)] | None = 6.0
+    """A step whose loss or gradient norm is this many standard deviations above the mean of the last steps is skipped;
+    null skips only what is NaN or infinite."""
+    spike_window_steps: Annotated[int, Field(ge=2)] = 128
+    """Steps that mean and deviation are taken of; none is a spike before there are as many."""
+    max_skipped_in_a_row: PositiveInt = 8
+    """Skipped steps in a row after which training stops."""
+    hang_seconds: Annotated[float, Field(gt=0.0)] | None = 1800.0
+    """Time without the end of a step, a validation or a save after which a rank ends itself; null never does."""
+
+
+class ClusterConfig(Section):
+    """Where a stage is submitted: what ``scripts/launch.py`` writes into the job file. Training does not read it."""
+
+    partition: str | None = None
+    """Slurm partition; null leaves it to the cluster."""
+    account: str | None = None
+    """Slurm account to charge; null leaves it to the cluster."""
+    time_limit: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")] = "04:00:00"
+    """Wall time of one job, HH:MM:SS or D-HH:MM:SS; the stage goes on in the next job."""
+    signal_seconds: PositiveInt = 120
+    """How long before the end of a job the stage is asked to save and stop."""
+    container_image: str | None = None
+    """Image for pyxis; null runs on the host."""
+
+
+class ResumeConfig(Section):
+    """What may be different when a run goes on; a new run ignores it."""
+
+    allow: list[str] = Field(default=[])
+    """Keys or sections whose new values are taken although the run was started with others: optim.lr, ..."""
+
+
+class RunConfig(Section):
+    """One stage of the recipe: the configuration of ``scripts/train.py``."""
+
+    stage: Stage
+    """Which stage this is."""
+    name: str
+    """Directory of the run below ``runs_dir``."""
+    runs_dir: str = "runs"
+    """Directory that holds the runs."""
+    parent: str | None
+    """Run directory the stage starts from, or ``hf:DIR`` for a Hugging Face directory. null starts from nothing."""
+    transition: Transition
+    """What is taken from the parent."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Seed of initial weights and data order."""
+    seq_length: Size
+    """Tokens in one packed row. Set here and nowhere else."""
+    advertised_context_length: Size | None = None
+    """Context the exported model claims; by default the longest row in the chain of stages."""
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    parallelism: ParallelismConfig
+    precision: PrecisionConfig
+    optim: OptimConfig
+    checkpoint: CheckpointConfig
+    resume: ResumeConfig = ResumeConfig()
+    faults: FaultsConfig = FaultsConfig()
+    tracker: TrackerConfig = TrackerConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def run_dir(self) -> str:
+        """Directory of everything this run writes."""
+        return f"{self.runs_dir}/{self.name}"
+
+    @property
+    def global_batch_tokens(self) -> int:
+        """Row tokens per optimizer step, pads included."""
+        return self.train.global_batch_size * self.seq_length
