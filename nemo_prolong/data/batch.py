@@ -1,8 +1,11 @@
 """A packed row on its way to the model: as the data set makes it, as the loader hands it on, as one rank trains on it.
 
-``PackedRow`` -> ``collate_rows`` -> ``PackedBatch`` -> ``packed_data_step`` -> ``RankBatch``. They are frozen
-dataclasses: the loader's worker processes send them through shared memory without a copy of a tensor, and NeMo, which
-hands a micro-batch on without looking into it, cannot take one for the tuple that Lightning's iterator wraps around it.
+``PackedRow`` -> ``collate_rows`` -> ``PackedBatch`` -> ``packed_data_step`` -> ``RankBatch``.
+
+All are frozen dataclasses. The loader's worker processes hand their tensors over in shared memory, as they would those
+of a dict. NeMo passes a micro-batch on without looking into it, but its data steps take a tuple for what Lightning's
+iterator yields, so a named tuple would lose all but its first field. The loader does not pin memory: torch pins what is
+in dicts, tuples and lists, and of other classes only those with a method ``pin_memory``.
 """
 
 from __future__ import annotations
