@@ -111,7 +111,7 @@ class RowSet(Section):
     """validation holds documents that no training row contains."""
 
 
-class PlannedStage(Section):
+class PreparedStage(Section):
     """A stage that the rows are for; the data card compares what there is with what it takes."""
 
     data: DataConfig
@@ -142,5 +142,5 @@ class PrepareConfig(Section):
     """Largest shard."""
     cache: str | None = None
     """Directory for copies of remote and compressed shards; null takes ``~/.cache/nemo_prolong/shards``."""
-    stages: dict[str, PlannedStage] = Field(default_factory=dict)
+    stages: dict[str, PreparedStage] = Field(default_factory=dict)
     """Stages that train on these rows, for the data card."""

@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from nemo_prolong.config.prepare_schema import PlannedStage
+from nemo_prolong.config.prepare_schema import PreparedStage
 from nemo_prolong.data.order import GlobalOrder
 from nemo_prolong.data.preparation.catalog import PlannedSource
 from nemo_prolong.data.preparation.rows import PackedSet
@@ -130,7 +130,7 @@ def row_set_sha256(index: bytes, shards: dict[str, ShardFacts]) -> str:
 
 
 def stage_facts(
-    stages: dict[str, PlannedStage], rows: dict[str, int], seq_lengths: dict[str, int]
+    stages: dict[str, PreparedStage], rows: dict[str, int], seq_lengths: dict[str, int]
 ) -> dict[str, StageFacts]:
     """Return, per stage, how many rows it takes from each row set and how often it walks through it.
 
@@ -142,7 +142,7 @@ def stage_facts(
     return {name: _stage_facts(stage, rows, seq_lengths) for name, stage in stages.items()}
 
 
-def _stage_facts(stage: PlannedStage, rows: dict[str, int], seq_lengths: dict[str, int]) -> StageFacts:
+def _stage_facts(stage: PreparedStage, rows: dict[str, int], seq_lengths: dict[str, int]) -> StageFacts:
     mixture = stage.data.mixture
     order = GlobalOrder([rows[entry.path] for entry in mixture], [entry.proportion for entry in mixture], 0)
     num_rows = -(-stage.tokens // seq_lengths[mixture[0].path])

@@ -48,7 +48,7 @@ def perplexity_table(models: Sequence[EvaluatedModel]) -> Table | None:
         values = {bucket.span: bucket.perplexity for bucket in result.buckets}
         row = [Cell(numbers.significant(values.get(span)), model.is_beyond_training(span[1])) for span in spans]
         rows.append([*text_cells(model.label, result.backend), *row])
-    return Table(["Model", "Through", *(numbers.span(*span) for span in spans)], rows, frozenset({0, 1}))
+    return Table(["Model", "Backend", *(numbers.span(*span) for span in spans)], rows, frozenset({0, 1}))
 
 
 _RECALL_MEASURES: list[tuple[str, Callable[[RecallEntry], str]]] = [
