@@ -64,7 +64,7 @@ def chat_encoder(config: EncoderConfig) -> ChatEncoder:
     return ChatEncoder(text_encoder(config), config.chat_template)
 
 
-def settle_tokenizer(
+def copy_or_train_tokenizer(
     cfg: PrepareConfig, sources: Sequence[PlannedSource], directory: Path, partial: Path
 ) -> EncoderConfig:
     """Copy or train the tokenizer into ``directory``, unless it is there.

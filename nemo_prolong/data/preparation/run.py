@@ -33,8 +33,8 @@ from nemo_prolong.data.preparation.catalog import (
 from nemo_prolong.data.preparation.documents import HoldOut, UnitTask
 from nemo_prolong.data.preparation.encoders import (
     EncoderConfig,
+    copy_or_train_tokenizer,
     forget_encoders,
-    settle_tokenizer,
     text_encoder,
     tokenizer_sha256,
 )
@@ -111,7 +111,7 @@ def _build(
     cfg: PrepareConfig, work: WorkDirectory, sources: Sequence[PlannedSource], identity: str, command: str
 ) -> DataManifest:
     """Do what is not done yet and return the manifest."""
-    encoder = settle_tokenizer(cfg, sources, work.data / TOKENIZER, work.root / "tokenizer.partial")
+    encoder = copy_or_train_tokenizer(cfg, sources, work.data / TOKENIZER, work.root / "tokenizer.partial")
     units = _tokenize(cfg, work, sources, encoder)
     packed = _pack(cfg, units)
     tasks = {one.row_set.path: _shard_tasks(cfg, work, one, [u for _, own in units for u in own]) for one in packed}

@@ -29,6 +29,7 @@ from nemo.lightning.io.pl import MegatronCheckpointIO
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
 
+from nemo_prolong.files import synced_file
 from nemo_prolong.records.checkpoint.manifest import COMMON_FILE, FORMAT_FILE, METADATA_FILE, WEIGHTS
 from nemo_prolong.records.checkpoint.verify import MEGATRON_FORMAT
 
@@ -105,17 +106,13 @@ class PlannedSave:
 
     def write_common(self) -> None:
         """Write what is not sharded; on rank 0."""
-        with (self.checkpoint / COMMON_FILE).open("wb") as file:
+        with synced_file(self.checkpoint / COMMON_FILE) as file:
             torch.save(self.common, file)
-            file.flush()
-            os.fsync(file.fileno())
 
     def write_format(self) -> None:
         """Write what tells Megatron that this is a distributed checkpoint; on rank 0."""
-        with (self.checkpoint / FORMAT_FILE).open("w") as file:
-            json.dump(MEGATRON_FORMAT, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with synced_file(self.checkpoint / FORMAT_FILE) as file:
+            file.write(json.dumps(MEGATRON_FORMAT).encode())
 
 
 _libc = ctypes.CDLL(None)
