@@ -59,8 +59,8 @@ class FileFacts(_Record):
 class Rejection(_Record):
     """Documents left out for one reason."""
 
-    documents: int = 0
-    bytes: int = 0
+    documents: int
+    bytes: int
 
     def __add__(self, other: Rejection) -> Rejection:
         return Rejection(documents=self.documents + other.documents, bytes=self.bytes + other.bytes)

@@ -57,7 +57,7 @@ def _source_facts(planned: PlannedSource, units: Sequence[TokenUnit]) -> SourceF
     files = [file for unit in units for file in unit.facts.files]
     rejected: dict[str, Rejection] = {}
     for reason, count in ((r, c) for unit in units for r, c in unit.facts.rejected.items()):
-        rejected[reason] = rejected.get(reason, Rejection()) + count
+        rejected[reason] = rejected.get(reason, Rejection(documents=0, bytes=0)) + count
     examples = [example for unit in units for example in unit.facts.rejected_examples]
     return SourceFacts(
         domain=planned.configured.domain,

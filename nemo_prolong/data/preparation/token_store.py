@@ -130,7 +130,7 @@ class TokenWriter:
 
     def reject(self, rejected: Rejected) -> None:
         """Count a document that is left out."""
-        before = self._rejected.get(rejected.reason, Rejection())
+        before = self._rejected.get(rejected.reason, Rejection(documents=0, bytes=0))
         self._rejected[rejected.reason] = before + Rejection(documents=1, bytes=rejected.num_bytes)
         if len(self._examples) < _EXAMPLES:
             self._examples.append(
