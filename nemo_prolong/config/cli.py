@@ -98,15 +98,15 @@ def _print_help(
     """Print groups and keys."""
     if not any(override.startswith("+exp=") for override in request.overrides):
         request = replace(request, overrides=(*help_overrides, *request.overrides))
-    with request.hydra() as composer:
+    with request.composer() as composer:
         typed = Namespace(overrides=list(request.overrides), resolve=arguments.resolve)
         composer.app_help(request.config_name, parser, typed)
 
 
 def _print_config(request: Request[T], arguments: Namespace) -> None:
-    """Print a configuration that breaks no rule, without its secrets; values may be missing."""
+    """Print a configuration that breaks no rule, without its secrets. Values may be missing."""
     request.check_what_is_given()
-    with request.hydra() as composer, redirect_stdout(StringIO()) as printed:
+    with request.composer() as composer, redirect_stdout(StringIO()) as printed:
         overrides, package = list(request.overrides), arguments.package
         composer.show_cfg(request.config_name, overrides, arguments.cfg, package, arguments.resolve)
     sys.stdout.write(redact(printed.getvalue()))
@@ -114,7 +114,7 @@ def _print_config(request: Request[T], arguments: Namespace) -> None:
 
 def _print_of_hydra(request: Request[T], parser: ArgumentParser, arguments: Namespace) -> None:
     """Print what Hydra says about itself, or what a shell completes."""
-    with request.hydra() as composer:
+    with request.composer() as composer:
         if arguments.hydra_help:
             composer.hydra_help(request.config_name, parser, arguments)
         elif arguments.info:

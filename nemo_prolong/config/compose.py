@@ -72,7 +72,7 @@ class Request(Generic[T]):
         return cls(schema, script, arguments.config_name or script, tuple(arguments.overrides), config_dirs)
 
     @contextmanager
-    def hydra(self) -> Iterator[Any]:
+    def composer(self) -> Iterator[Any]:
         """Give Hydra over the files of this request, for as long as it is needed.
 
         Raises:
@@ -81,10 +81,10 @@ class Request(Generic[T]):
         check_experiment(self.script, self.overrides, self.config_dirs)
         try:
             with hydra.initialize_config_dir(str(self.config_dirs[0]), job_name=self.script, version_base="1.3"):
-                found = GlobalHydra.instance().hydra
+                composer = GlobalHydra.instance().hydra
                 for directory in self.config_dirs[1:]:
-                    _add_directory(found, directory)
-                yield found
+                    _add_directory(composer, directory)
+                yield composer
         except COMPOSITION_ERRORS as error:
             available = experiments(self.config_dirs, self.script)
             raise explain(error, self.schema, self.overrides, available) from error
@@ -95,7 +95,7 @@ class Request(Generic[T]):
         Raises:
             ConfigError: If it cannot be composed.
         """
-        with self.hydra():
+        with self.composer():
             cfg = hydra.compose(self.config_name, list(self.overrides), return_hydra_config=True)
         # So that ${hydra:...} can be resolved.
         HydraConfig.instance().set_config(cfg)
