@@ -1,12 +1,14 @@
-"""Train a stage and write down who asks for the value of a tensor: ``host_wait_program.py CONFIG OUTPUT``, rank 0's.
+"""Train stages and write down who asks for the value of a tensor, on rank 0: ``host_wait_program.py CASES.json``.
+
+A case is ``{"config": RunConfig, "ranks": int, "output": path}``; its ranks are forks of this process.
 
 On a GPU every such question makes the host wait until the device has caught up, and the device idle until the host has.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import sys
 import traceback
 from collections import Counter
@@ -21,6 +23,7 @@ from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine import train_stage
 from nemo_prolong.engine.patches import prepare
 from nemo_prolong.records.run_directory import RunDirectory
+from tests.support.fork_ranks import run_ranks
 
 # What reads a tensor on the host, or makes a tensor whose size depends on values.
 QUESTIONS = (
@@ -51,18 +54,27 @@ class HostWaits(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def main() -> None:
-    """Train under the mode."""
-    cfg = RunConfig(**json.loads(Path(sys.argv[1]).read_text()))
+def watch(case: dict[str, Any], rank: int) -> None:
+    """Train under the mode, as one rank."""
+    cfg = RunConfig(**case["config"])
     Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
-    # Before the mode: patches of torch.Tensor are not what is looked at.
-    prepare()
     waits = HostWaits()
     with waits:
         train_stage(cfg, RunDirectory(cfg.run_dir), None, None)
-    if os.environ.get("RANK", "0") == "0":
+    if rank == 0:
         rows = [[in_micro_batch, place, count] for (in_micro_batch, place), count in waits.found.items()]
-        Path(sys.argv[2]).write_text(json.dumps(rows))
+        Path(case["output"]).write_text(json.dumps(rows))
+
+
+def main() -> None:
+    """Watch every case."""
+    prepare()
+    import nemo_prolong.engine.training.stage_training  # noqa: F401 - imported here for all forks
+
+    for case in json.loads(Path(sys.argv[1]).read_text()):
+        if any(run_ranks(functools.partial(watch, case), case["ranks"], case["output"])):
+            logs = (Path(f"{case['output']}.rank{rank}.log") for rank in range(case["ranks"]))
+            sys.exit("\n".join(f"{log}\n{log.read_text()[-4000:]}" for log in logs))
 
 
 if __name__ == "__main__":

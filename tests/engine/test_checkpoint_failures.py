@@ -25,23 +25,35 @@ REASONS = {
 }
 SAVED = (2, 8, 14, 18)
 INTERVAL_STEPS = 2
+# Two stages that save at every second step.
+TIMEOUT_SECONDS = 600
+pytestmark = pytest.mark.timeout(TIMEOUT_SECONDS)
 
 
-@pytest.fixture(
-    scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["waiting", "in_background"]
-)
-def failing_run(request: pytest.FixtureRequest, workspace: Path, make_config: Callable[..., Any]) -> dict[str, Any]:
-    """One launch of two ranks; the faults are in the program."""
-    name = f"failing_{request.param}"
-    checkpoint = {"save_interval_steps": INTERVAL_STEPS, "async_save": request.param}
-    cfg = make_config(name=name, train={"train_iters": 30}, checkpoint=checkpoint)
-    path, result = workspace / f"{name}.json", workspace / f"{name}.result"
-    path.write_text(json.dumps(cfg.model_dump(mode="json")))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run_program([*launcher, "-m", PROGRAM, str(path), str(result)])
-    ranks = [json.loads(Path(f"{result}.{rank}").read_text()) for rank in range(2)]
-    events = [json.loads(line) for line in (Path(cfg.run_dir) / "events.jsonl").read_text().splitlines()]
-    return {"ranks": ranks, "events": events, "run": Path(cfg.run_dir), "background": request.param}
+@pytest.fixture(scope="module")
+def failing_runs(workspace: Path, make_config: Callable[..., Any]) -> dict[bool, dict[str, Any]]:
+    """Stages of two ranks whose saves wait, and are in the background; the faults are in the program."""
+    cases = {}
+    for background in (False, True):
+        checkpoint = {"save_interval_steps": INTERVAL_STEPS, "async_save": background}
+        cfg = make_config(name=f"failing_{background}", train={"train_iters": 30}, checkpoint=checkpoint)
+        cases[background] = {"config": cfg.model_dump(mode="json"), "result": f"{cfg.run_dir}.result"}
+    path = workspace / "failing.json"
+    path.write_text(json.dumps(list(cases.values())))
+    run_program([sys.executable, "-m", PROGRAM, str(path)], timeout_seconds=TIMEOUT_SECONDS)
+    found = {}
+    for background, case in cases.items():
+        run = workspace / f"failing_{background}"
+        ranks = [json.loads(Path(f"{case['result']}.{rank}").read_text()) for rank in range(2)]
+        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        found[background] = {"ranks": ranks, "events": events, "run": run, "background": background}
+    return found
+
+
+@pytest.fixture(params=[False, True], ids=["waiting", "in_background"])
+def failing_run(request: pytest.FixtureRequest, failing_runs: dict[bool, dict[str, Any]]) -> dict[str, Any]:
+    """One of them."""
+    return failing_runs[request.param]
 
 
 @pytest.mark.distributed

@@ -35,18 +35,28 @@ OF_CPU_KERNELS = {"attention.py _document_calls"}
 Waits = dict[bool, dict[str, int]]
 
 
-def watch(cfg: Any, workspace: Path, launcher: tuple[str, ...] = ()) -> Waits:
-    """Return how often each place asked, outside and between the micro-batches of ``STEPS`` steps."""
-    config, output = workspace / f"{cfg.name}.json", workspace / f"{cfg.name}.waits.json"
-    config.write_text(cfg.model_dump_json())
-    run_program([sys.executable, *launcher, "-m", PROGRAM, str(config), str(output)])
-    rows = json.loads(output.read_text())
-    return {inside: {place: count for where, place, count in rows if where == inside} for inside in (False, True)}
+@pytest.fixture(scope="module")
+def waits_by_ranks(make_config: Callable[..., Any], workspace: Path) -> dict[int, Waits]:
+    """How often each place asked, outside and between the micro-batches of ``STEPS`` steps, on 1 and 2 ranks."""
+    cases = {}
+    for ranks in (1, 2):
+        name, layout = f"waits_cp{ranks}", {"context_parallel_size": ranks}
+        cfg = make_config(name=name, train={"train_iters": STEPS}, parallelism=layout)
+        output = str(workspace / f"{name}.waits.json")
+        cases[ranks] = {"config": cfg.model_dump(mode="json"), "ranks": ranks, "output": output}
+    path = workspace / "waits.json"
+    path.write_text(json.dumps(list(cases.values())))
+    run_program([sys.executable, "-m", PROGRAM, str(path)])
+    rows = {ranks: json.loads(Path(case["output"]).read_text()) for ranks, case in cases.items()}
+    return {
+        ranks: {inside: {place: count for where, place, count in found if where == inside} for inside in (False, True)}
+        for ranks, found in rows.items()
+    }
 
 
 @pytest.fixture(scope="module")
-def one_rank(make_config: Callable[..., Any], workspace: Path) -> Waits:
-    return watch(make_config(name="waits", train={"train_iters": STEPS}), workspace)
+def one_rank(waits_by_ranks: dict[int, Waits]) -> Waits:
+    return waits_by_ranks[1]
 
 
 def test_between_micro_batches_only_rows_on_the_host_are_looked_at(one_rank: Waits) -> None:
@@ -65,11 +75,8 @@ def test_our_own_sums_are_asked_for_at_the_end_of_a_step_and_a_fixed_number_of_t
 
 
 @pytest.mark.distributed
-def test_nor_do_ranks_that_share_a_row_wait_between_micro_batches(
-    make_config: Callable[..., Any], workspace: Path
-) -> None:
-    cfg = make_config(name="waits_cp2", train={"train_iters": STEPS}, parallelism={"context_parallel_size": 2})
-    waits = watch(cfg, workspace, ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"))
+def test_nor_do_ranks_that_share_a_row_wait_between_micro_batches(waits_by_ranks: dict[int, Waits]) -> None:
+    waits = waits_by_ranks[2]
     assert waits[True].keys() <= OF_HOST_ROWS
     assert waits[True]["partition.py of_row"] > 0
 

@@ -37,6 +37,11 @@ def test_a_source_file_is_short_ascii_and_made_of_short_functions(file):
     assert long_functions(source) == {}
 
 
+def test_tests_import_what_they_share_from_one_package():
+    changing = [file.name for file in (ROOT / "tests").rglob("*.py") if "sys.path." + "insert" in file.read_text()]
+    assert changing == []
+
+
 def test_no_large_file_is_tracked():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [ROOT / name for name in listed.stdout.split("\0") if name]

@@ -1,7 +1,8 @@
-"""Hierarchical context-parallel groups on 4 gloo ranks; ``groups_program.py OUTPUT``, started by torchrun."""
+"""Hierarchical context-parallel groups on 4 gloo ranks, forks of this process; ``groups_program.py OUTPUT``."""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch.distributed as dist
 
 from nemo_prolong.engine.patches import prepare
 from nemo_prolong.engine.patches.process_groups import hierarchical_context_parallel
+from tests.support.fork_ranks import run_ranks
+
+RANKS = 4
 
 
-def main(output: Path) -> None:
+def form_groups(output: Path, rank: int) -> None:
     """Form the groups as NeMo does, and write what every rank finds in them."""
-    prepare()
     from megatron.core import parallel_state
 
     dist.init_process_group("gloo")
@@ -23,16 +26,24 @@ def main(output: Path) -> None:
         parallel_state.initialize_model_parallel(context_parallel_size=4)
     found = {"ranks": [], "sums": [], "cp": dist.get_process_group_ranks(parallel_state.get_context_parallel_group())}
     for group in parallel_state.get_hierarchical_context_parallel_groups():
-        total = torch.tensor(10 ** dist.get_rank())
+        total = torch.tensor(10**rank)
         dist.all_reduce(total, group=group)
         found["ranks"].append(dist.get_process_group_ranks(group))
         found["sums"].append(total.item())
     everyone = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, found)
-    if dist.get_rank() == 0:
+    if rank == 0:
         output.write_text(json.dumps(everyone))
     dist.destroy_process_group()
 
 
+def main() -> None:
+    """Be every rank."""
+    prepare()
+    output = Path(sys.argv[1])
+    if any(run_ranks(functools.partial(form_groups, output), RANKS, str(output))):
+        sys.exit("\n".join(Path(f"{output}.rank{rank}.log").read_text()[-2000:] for rank in range(RANKS)))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()
