@@ -9,8 +9,6 @@ from hypothesis import settings
 
 # One thread each: tests start up to four processes on two cores, and sums keep their order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Megatron's jit-fused functions would be compiled for CUDA.
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A test that reaches for the Hub fails at once and says so.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
