@@ -3,7 +3,7 @@
 import sys
 
 from nemo_prolong.config.cli import hydra_script
-from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.schema.prepare import PrepareConfig
 
 DESCRIPTION = """\
 Turn documents (JSON lines, Parquet, datasets directories, text, repositories, tokenized or packed MDS) into packed rows

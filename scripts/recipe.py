@@ -1,7 +1,7 @@
 """Train a chain of stages and export the last one."""
 
 from nemo_prolong.config.cli import hydra_script, typed_config_dir
-from nemo_prolong.config.recipe_schema import RecipeConfig
+from nemo_prolong.config.schema.recipe import RecipeConfig
 
 DESCRIPTION = """\
 Train the stages of a recipe one after the other and export the last one. Each stage runs as scripts/train.py would run

@@ -13,8 +13,6 @@ from hydra.core.config_store import ConfigStore
 from pydantic import BeforeValidator
 
 from nemo_prolong.config.keys import MISSING
-from nemo_prolong.config.prepare_schema import PrepareConfig
-from nemo_prolong.config.recipe_schema import RecipeConfig
 from nemo_prolong.config.schema import (
     DataConfig,
     EvaluateConfig,
@@ -25,6 +23,8 @@ from nemo_prolong.config.schema import (
     Section,
     WandbConfig,
 )
+from nemo_prolong.config.schema.prepare import PrepareConfig
+from nemo_prolong.config.schema.recipe import RecipeConfig
 from nemo_prolong.units import exact_tokens
 
 ENTRY_POINTS: dict[str, type[Section]] = {

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_prolong.config.compose import compose
-from nemo_prolong.config.recipe_schema import RecipeConfig, RecipeStage
 from nemo_prolong.config.rules import check_world
 from nemo_prolong.config.schema import ExportConfig, RunConfig
+from nemo_prolong.config.schema.recipe import RecipeConfig, RecipeStage
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
 from nemo_prolong.records.checkpoint.verify import choose_checkpoint

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from nemo_prolong.config.compose import CONFIG_DIR
-from nemo_prolong.config.recipe_schema import RecipeConfig
+from nemo_prolong.config.schema.recipe import RecipeConfig
 from nemo_prolong.errors import EXIT_PREEMPTED
 from nemo_prolong.stages.recipe_plan import RecipePlan, plan_recipe
 

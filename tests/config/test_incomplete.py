@@ -7,10 +7,10 @@ from omegaconf import OmegaConf
 
 from nemo_prolong.config.findings import NothingGivenError
 from nemo_prolong.config.incomplete import load_incomplete
-from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.rules import check, findings
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.config.schema.base import MissingValueError
+from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.errors import ConfigError
 
 

@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 
 from nemo_prolong.config.findings import ConfigErrors
 from nemo_prolong.config.load import load
-from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig
+from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.errors import ConfigError
 
 MESSAGES = {

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.rules import check
+from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.errors import ConfigError
 
 SOURCE = {"domain": "docs", "path": "corpus/docs"}

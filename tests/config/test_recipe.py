@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 
 from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.experiments import experiments
-from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.rules import check
 from nemo_prolong.config.schema import (
     EvaluateConfig,
@@ -20,6 +19,7 @@ from nemo_prolong.config.schema import (
     Stage,
     Transition,
 )
+from nemo_prolong.config.schema.prepare import PrepareConfig
 
 EXPERIMENTS = experiments([CONFIG_DIR], "train")
 DATA_EXPERIMENTS = experiments([CONFIG_DIR], "prepare_data")

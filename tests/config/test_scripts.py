@@ -20,8 +20,8 @@ from nemo_prolong.config.cli import hydra_script
 from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.defaults import ENTRY_POINTS
 from nemo_prolong.config.experiments import declared_script, experiments
-from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig
+from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.errors import CheckpointError
 
 REPOSITORY = CONFIG_DIR.parent

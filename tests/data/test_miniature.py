@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.rules import check
+from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.miniature.corpus import DOMAINS, read_corpus, write_corpus
 from nemo_prolong.data.miniature.docstrings import api_entries, conversations, reference_text, topics_text

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nemo_prolong.config.compose import compose
-from nemo_prolong.config.recipe_schema import RecipeConfig
+from nemo_prolong.config.schema.recipe import RecipeConfig
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.files import write_json_atomically

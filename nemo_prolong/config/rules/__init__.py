@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import Any
 
 from nemo_prolong.config.findings import raise_all
-from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.rules.constraints import Platform, constraint_findings
 from nemo_prolong.config.rules.evaluate import evaluate_findings
 from nemo_prolong.config.rules.layout import check_world, world_size_from_environment
@@ -20,6 +19,7 @@ from nemo_prolong.config.rules.prepare import PREPARE_RULES
 from nemo_prolong.config.rules.run import RUN_RULES
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig, Section
 from nemo_prolong.config.schema.base import MissingValueError
+from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.errors import ConfigError
 
 _RULES: dict[type[Section], Sequence[Callable[[Any], Iterable[ConfigError]]]] = {

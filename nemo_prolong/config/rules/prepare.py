@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
 from nemo_prolong.config.findings import NothingGivenError
-from nemo_prolong.config.prepare_schema import INSTALLATION_CHAT, Packing, PrepareConfig, RowSet, SourceFormat
+from nemo_prolong.config.schema.prepare import INSTALLATION_CHAT, Packing, PrepareConfig, RowSet, SourceFormat
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.units import exact_tokens
 

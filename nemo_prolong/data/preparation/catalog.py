@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nemo_prolong.config.prepare_schema import INSTALLATION_CHAT, PrepareConfig, SourceConfig, SourceFormat
+from nemo_prolong.config.schema.prepare import INSTALLATION_CHAT, PrepareConfig, SourceConfig, SourceFormat
 from nemo_prolong.data.miniature.corpus import read_corpus, write_corpus
 from nemo_prolong.data.miniature.installation import Installation
 from nemo_prolong.data.sources import detect_format, plan_units

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.preparation.encoders import EncoderConfig, chat_encoder, text_encoder
 from nemo_prolong.data.preparation.token_store import TokenWriter
 from nemo_prolong.data.preparation.workers import count_progress, disk_errors

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from nemo_prolong.config.prepare_schema import PrepareConfig, TokenizerConfig
+from nemo_prolong.config.schema.prepare import PrepareConfig, TokenizerConfig
 from nemo_prolong.data.preparation.catalog import PlannedSource, cache_of
 from nemo_prolong.data.sources import read_unit
 from nemo_prolong.data.sources.base import Document, Rejected

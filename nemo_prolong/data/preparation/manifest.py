@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from nemo_prolong.config.prepare_schema import PreparedStage
+from nemo_prolong.config.schema.prepare import PreparedStage
 from nemo_prolong.data.order import GlobalOrder
 from nemo_prolong.data.preparation.catalog import PlannedSource
 from nemo_prolong.data.preparation.rows import PackedSet

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_prolong.config.prepare_schema import Packing, PrepareConfig, RowSet
+from nemo_prolong.config.schema.prepare import Packing, PrepareConfig, RowSet
 from nemo_prolong.data.order import permutation
 from nemo_prolong.data.packing import Layout, best_fit, concat, intact, split
 from nemo_prolong.data.preparation.token_store import TokenUnit

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tokenizers
 
-from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.miniature.installation import Installation
 from nemo_prolong.data.preparation.catalog import (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_prolong.config.prepare_schema import SourceConfig, SourceFormat
+from nemo_prolong.config.schema.prepare import SourceConfig, SourceFormat
 from nemo_prolong.data.sources import huggingface, jsonl, mds_rows, repositories, tables, text
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
 from nemo_prolong.data.sources.detection import detect_format

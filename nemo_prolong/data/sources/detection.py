@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from nemo_prolong.config.prepare_schema import SourceConfig, SourceFormat
+from nemo_prolong.config.schema.prepare import SourceConfig, SourceFormat
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.sources.code_files import SOURCE_SUFFIXES, suffix_of
 from nemo_prolong.data.sources.huggingface import hub_splits, is_saved

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
 from nemo_prolong.data.sources.listing import chosen_files, first_files
 from nemo_prolong.data.sources.records import listed

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import zstandard
 
-from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
 from nemo_prolong.data.sources.listing import chosen_files
 from nemo_prolong.data.sources.records import Fields, check_encodable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
-from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import list_files
 from nemo_prolong.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.mds.index import ShardEntry
 from nemo_prolong.data.sources.base import Document, Rejected, Unit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.sources.base import Rejected
 from nemo_prolong.errors import DataError
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
 from nemo_prolong.data.sources.code_files import (
     BUILD_DIRECTORIES,

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
 from nemo_prolong.data.sources.listing import chosen_files
 from nemo_prolong.data.sources.planning import units_of_parts

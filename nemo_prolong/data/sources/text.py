@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.sources.base import Document, Rejected, Unit
 from nemo_prolong.data.sources.listing import chosen_files
 from nemo_prolong.data.sources.planning import units_of_groups

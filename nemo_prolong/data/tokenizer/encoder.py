@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from nemo_prolong.config.prepare_schema import TokenizerConfig
+from nemo_prolong.config.schema.prepare import TokenizerConfig
 from nemo_prolong.data.tokenizer.fast import FastLibrary
 from nemo_prolong.data.tokenizer.structure import find_cutter
 from nemo_prolong.errors import ConfigError, DataError

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.rules import check
+from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.data.preparation.run import prepare
 from tests.support.mixed import ROW_SETS, write_mixed
 

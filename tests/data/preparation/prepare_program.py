@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.data.preparation.run import prepare
 
 if __name__ == "__main__":

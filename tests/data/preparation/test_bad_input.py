@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.data.preparation.run import prepare
 from nemo_prolong.errors import DataError

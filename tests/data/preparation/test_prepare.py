@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from nemo_prolong.config.prepare_schema import PrepareConfig
 from nemo_prolong.config.schema import MixtureEntry
+from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.data.dataset import PackedRowDataset
 from nemo_prolong.data.mds import MdsReader, MdsWriter
 from nemo_prolong.data.preparation.manifest import row_set_sha256

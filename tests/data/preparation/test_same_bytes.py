@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from nemo_prolong.config.prepare_schema import PrepareConfig
+from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.preparation import run as run_module
 from nemo_prolong.data.preparation.run import prepare

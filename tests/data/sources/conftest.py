@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.sources import plan_units, read_unit
 from nemo_prolong.data.sources.base import Document, Rejected
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.data.sources import plan_units
 from nemo_prolong.data.sources.mds_rows import checked_spans

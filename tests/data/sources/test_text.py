@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from nemo_prolong.config.prepare_schema import SourceConfig
+from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.sources import plan_units, read_unit
 from nemo_prolong.errors import DataError
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nemo_prolong.config.prepare_schema import TokenizerConfig
+from nemo_prolong.config.schema.prepare import TokenizerConfig
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.data.tokenizer import encoder as encoder_module
 from nemo_prolong.errors import DataError
