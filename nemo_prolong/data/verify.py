@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,9 +11,8 @@ from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.mds.index import ShardEntry
 from nemo_prolong.data.row_sets import known_facts, open_row_set, read_manifest
 from nemo_prolong.errors import DataError
+from nemo_prolong.files import digest_file
 from nemo_prolong.text import counted
-
-_HASH_BLOCK_BYTES = 2**22
 
 
 def verify(directory: str | Path) -> Iterator[str | DataError]:
@@ -79,8 +77,4 @@ def _shard_sha256(reader: MdsReader, shard: ShardEntry) -> str:
     """Return the hash of a shard's file: that of the index, which was compared, unless a cached copy was."""
     if shard.packed is None and "sha256" in shard.raw.hashes:
         return shard.raw.hashes["sha256"]
-    digest = hashlib.sha256()
-    with Path(reader.directory, (shard.packed or shard.raw).name).open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    return digest_file(Path(reader.directory, (shard.packed or shard.raw).name)).sha256
