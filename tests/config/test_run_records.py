@@ -14,7 +14,7 @@ def line(**record):
     return json.dumps(record) + "\n"
 
 
-def test_new_lines_are_read_once_and_an_unfinished_one_when_it_is_finished(tmp_path):
+def test_new_lines_are_read_once_and_only_when_finished(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = GrowingRecords(path)
     file.refresh()
@@ -59,7 +59,7 @@ def step(number, time, seconds=1.0, **more):
     return {"step": number, "loss": 1.0, "step_seconds": seconds, "time": time, **more}
 
 
-def test_goodput_is_the_time_of_steps_over_the_time_since_the_first_start():
+def test_goodput_is_time_of_steps_over_time_since_the_start():
     events = [{"time": 90.0, "step": 0, "event": "started"}]
     found = goodput(
         [step(1, 101.0), step(2, 102.0), {"step": 2, "val_loss": 1.0, "time": 105.0}, step(3, 110.0)], events
@@ -84,7 +84,7 @@ def test_a_skipped_step_is_lost_and_the_steps_after_it_are_not():
     assert goodput(records, []).useful_seconds == 2.0
 
 
-def test_a_run_that_only_started_has_no_useful_time_and_one_without_records_no_goodput():
+def test_a_run_that_only_started_has_no_useful_time():
     assert goodput([], []) is None
     started = goodput([], [{"time": 5.0, "step": 0, "event": "started"}])
     assert started.fraction == 0.0 and started.wall_seconds == 0.0

@@ -102,7 +102,7 @@ def test_a_sample_has_the_text_on_both_sides_of_every_boundary():
     json.dumps(sample, allow_nan=False)
 
 
-def test_text_that_looks_like_a_special_token_is_not_marked_as_one():
+def test_text_like_a_special_token_is_not_marked_as_one():
     boundary = sample_row(packed(document("say <eos> twice")), 0, TOKENIZER)["boundaries"][0]
     marked = [boundary["after"][start:end] for start, end in boundary["after_special"]]
     assert boundary["after"] == "<bos>say <eos> twice<eos>"
@@ -119,7 +119,7 @@ def test_the_masked_text_of_a_sample_marks_targets():
     ]
 
 
-def test_long_text_is_cut_with_an_ellipsis_and_many_boundaries_are_a_few():
+def test_long_text_and_many_boundaries_are_shortened():
     sample = sample_row(packed(*[document("x" * 50)] * 30), 0, TOKENIZER)
     assert [b["position"] for b in sample["boundaries"]] == [0, 52, 104, 156, 208, 1560]
     assert sample["boundaries"][1]["before"] == "\u2026" + "x" * 31 + "<eos>"
@@ -128,7 +128,7 @@ def test_long_text_is_cut_with_an_ellipsis_and_many_boundaries_are_a_few():
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=6), min_size=1, max_size=5))
-def test_a_sample_gives_back_the_text_of_short_documents_and_where_their_special_tokens_are(texts):
+def test_a_sample_gives_back_short_documents_and_special_tokens(texts):
     sample = sample_row(packed(*map(document, texts)), 0, TOKENIZER)
     wrapped = [f"<bos>{text}<eos>" for text in texts]
     assert [b["after"] for b in sample["boundaries"]] == [*wrapped, ""]
@@ -157,7 +157,7 @@ def test_a_row_set_is_shown_as_a_summary(data):
     assert "targets            27.27% of the tokens" in shown(data / "deep" / "chat-11")
 
 
-def test_a_summary_unpacks_one_of_many_compressed_shards_and_says_so(tmp_path, monkeypatch):
+def test_a_summary_unpacks_one_compressed_shard_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with MdsWriter(tmp_path / "zipped", COLUMNS, shard_bytes=1, compression="zstd") as writer:
         for _ in range(3):
@@ -167,7 +167,7 @@ def test_a_summary_unpacks_one_of_many_compressed_shards_and_says_so(tmp_path, m
     assert "tokens             18 (about: from 1 row)" in text
 
 
-def test_a_row_is_shown_with_its_documents_and_the_text_at_their_boundaries(data):
+def test_a_row_is_shown_with_its_documents_and_boundaries(data):
     lines = shown(data / "docs-19", "0").splitlines()
     assert lines[0] == f"{data / 'docs-19'} row 0 of 2  19 tokens \u00b7 2 documents \u00b7 docs"
     assert lines[1].count("|") == 3 and lines[1].endswith(" 19")
@@ -182,7 +182,7 @@ def test_context_and_full_say_how_much_text_is_shown(data):
     assert "document 2: tokens 11 to 19\n<bos>second<eos>" in full and "third text, alone" in full
 
 
-def test_targets_are_bracketed_in_plain_text_and_coloured_on_a_terminal(data):
+def test_targets_are_bracketed_in_text_and_coloured_on_terminals(data):
     chat = data / "deep" / "chat-11"
     assert "<bos>as[[k<eos>]]<bos>tel[[l]]<eos>" in shown(chat, "0")
     assert "3 targets (27.27%)" in shown(chat, "0")
@@ -190,7 +190,7 @@ def test_targets_are_bracketed_in_plain_text_and_coloured_on_a_terminal(data):
     assert "\x1b[30;42mk\x1b[0m\x1b[36;30;42m<eos>\x1b[0m" in coloured and "[[" not in coloured
 
 
-def test_control_characters_of_the_data_never_reach_the_terminal(tmp_path):
+def test_control_characters_never_reach_the_terminal(tmp_path):
     write_rows(tmp_path / "rows", [packed(document("a\x1b[2Jb\u202ec\nd\x9b"), domain="x\x1by")])
     path = tmp_path / "tokenizer.json"
     TOKENIZER.save(str(path))
@@ -199,7 +199,7 @@ def test_control_characters_of_the_data_never_reach_the_terminal(tmp_path):
     assert "\x1b" not in shown(tmp_path / "rows") + shown(tmp_path / "rows", "0", full=True, tokenizer=str(path))
 
 
-def test_published_rows_without_manifest_and_length_are_shown_as_ids(tmp_path):
+def test_published_rows_without_manifest_are_shown_as_ids(tmp_path):
     columns = {"input_ids": "ndarray:int32", "indices": "ndarray:uint32", "domain": "str"}
     row = packed([5, 6, 7], [8, 9], length=None)
     write_rows(tmp_path / "book", [{**row, "input_ids": row["input_ids"].astype(np.int32)}], columns)
@@ -231,7 +231,7 @@ def test_a_tokenizer_that_is_gone_leaves_the_ids(data):
         ({"mask": np.array([1, 0], np.uint8)}, "mask has shape (2,) for 5 tokens."),
     ],
 )
-def test_a_row_that_training_would_refuse_is_shown_with_the_reason(tmp_path, change, problem):
+def test_a_row_that_training_would_refuse_is_still_shown(tmp_path, change, problem):
     row = packed([1, 2, 3, 4, 5], **change)
     write_rows(tmp_path / "rows", [row], MASKED if "mask" in change else COLUMNS)
     assert problem in shown(tmp_path / "rows", "0")
@@ -294,7 +294,7 @@ def test_a_whole_directory_verifies_with_a_line_per_row_set(data):
     assert "as in the manifest" in next(iter(verify(data / "docs-19")))
 
 
-def test_a_changed_byte_is_found_and_the_other_row_sets_are_still_checked(data):
+def test_a_changed_byte_is_found_and_checking_goes_on(data):
     shard = data / "docs-19" / "shard.00000.mds"
     content = bytearray(shard.read_bytes())
     content[-3] ^= 1
@@ -305,7 +305,7 @@ def test_a_changed_byte_is_found_and_the_other_row_sets_are_still_checked(data):
     assert "chat-11: whole, 1 row in 1 shard" in findings[-1]
 
 
-def test_a_row_set_that_was_written_anew_differs_from_the_manifest(data):
+def test_a_row_set_written_anew_differs_from_the_manifest(data):
     for file in (data / "docs-19").iterdir():
         file.unlink()
     (data / "docs-19").rmdir()
@@ -336,13 +336,13 @@ def test_the_script_shows_rows_without_colour_in_a_pipe(data):
     assert "\u2026[[k<eos>]]" in result.stdout and "\x1b" not in result.stdout
 
 
-def test_the_script_ends_with_the_code_of_the_error_and_one_line(data):
+def test_the_script_ends_with_one_line_and_its_code(data):
     result = run(data / "docs-19", "9")
     assert result.returncode == 3
     assert result.stderr == f"row 9: {data / 'docs-19'} has 2 rows, counted from 0. Give 0 to 1.\n"
 
 
-def test_the_script_verifies_and_fails_where_something_is_wrong(data):
+def test_the_script_verifies_and_fails_on_damage(data):
     assert run(data, "--verify").returncode == 0
     (data / "docs-19" / "shard.00000.mds").write_bytes(b"short")
     result = run(data, "--verify")

@@ -60,7 +60,7 @@ def assert_same_samples(left: dict[str, Any], right: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_nested_shards_without_length_give_the_samples_of_a_directory_of_ours(
+def test_nested_shards_without_length_give_the_samples_of_ours(
     tmp_path: Path, compression: str | None
 ) -> None:
     rows = packed_rows(30)

@@ -57,7 +57,7 @@ assert not torch._dynamo.config.disable
     ],
     ids=["without a fused Adam", "with a fused Adam"],
 )
-def test_on_a_machine_with_a_gpu_nothing_is_patched_but_an_adam_that_cannot_resume(setup: str, check: str) -> None:
+def test_with_a_gpu_only_an_adam_that_cannot_resume_is_patched(setup: str, check: str) -> None:
     run_program([sys.executable, "-c", GPU_PROGRAM.format(setup=setup, check=check)])
 
 

@@ -34,7 +34,7 @@ def test_make_alone_lists_every_target():
     assert targets() == set(phony)
 
 
-def test_the_reader_of_documents_sees_targets_and_skips_variables():
+def test_the_reader_of_documents_sees_targets():
     text = "run `make setup`, or\n\nmake PYTHON=/x/python3.11 clean setup\n\nto make a model"
     assert targets_named_in(text) == {"setup", "clean"}
 
@@ -44,7 +44,7 @@ def test_every_make_target_in_a_document_exists(document):
     assert targets_named_in(document.read_text()) - targets() == set()
 
 
-def test_continuous_integration_runs_the_tests_from_an_empty_environment():
+def test_continuous_integration_starts_from_nothing():
     script = (ROOT / ".ci" / "run").read_text()
     assert re.findall(r"^exec (.*)$", script, flags=re.MULTILINE) == ["make test < /dev/null"]
     plan = make("--dry-run", "--always-make", "test").stdout
@@ -65,7 +65,7 @@ def test_setup_without_a_python_3_11_says_what_to_install(tmp_path):
     assert "make PYTHON=/path/to/python3.11 setup" in result.stderr
 
 
-def test_the_image_installs_the_lock_by_hash_checks_it_and_runs_as_no_root():
+def test_the_image_installs_the_lock_by_hash_and_is_not_root():
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
     text = "\n".join(lines)
     assert "--no-deps --require-hashes -r requirements/gpu-py312.lock" in text
