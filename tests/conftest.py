@@ -21,7 +21,7 @@ settings.register_profile("prolong", deadline=None)
 settings.load_profile("prolong")
 
 # What takes longest starts first, so that no worker is left alone with it at the end.
-_LONGEST_FIRST = ("engine", "export", "stages", "gpu_check", "data")
+_LONGEST_FIRST = ("engine", "export", "stages", "compatibility", "gpu_check", "data")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

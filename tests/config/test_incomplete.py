@@ -42,7 +42,7 @@ def test_a_list_with_an_incomplete_entry_counts_as_missing(load_lacking):
     assert cfg.data.validation == ["validation-512"]
 
 
-def test_a_rule_that_needs_a_missing_value_is_left_out_and_the_others_are_not(load_lacking):
+def test_only_rules_that_need_a_missing_value_are_left_out(load_lacking):
     check(load_lacking("+exp=stage1", "optim.lr=???"))
     cfg = load_lacking("+exp=stage1", "optim.lr=???", "seq_length=65540", "train.micro_batch_size=2")
     assert [error.what for error in findings(cfg)] == ["train.micro_batch_size=2", "seq_length=65540"]
@@ -61,7 +61,7 @@ def test_a_wrong_value_is_refused_although_another_one_is_missing(override, mess
     assert str(refusal.value) == message
 
 
-def test_a_preparation_without_anything_lacks_a_tokenizer_and_breaks_no_rule(compose_config):
+def test_an_empty_preparation_lacks_a_tokenizer_only(compose_config):
     cfg = load_incomplete(compose_config("prepare_data"), PrepareConfig)
     assert [type(error) for error in findings(cfg)] == [NothingGivenError]
 

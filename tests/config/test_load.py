@@ -62,7 +62,7 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("override", MESSAGES)
-def test_a_wrong_value_or_key_is_refused_with_path_rule_and_remedy(override, load_run):
+def test_a_wrong_value_or_key_is_refused_with_its_remedy(override, load_run):
     with pytest.raises(ConfigError) as refusal:
         load_run("+exp=mini/base", override)
     assert str(refusal.value) == MESSAGES[override]
@@ -107,7 +107,7 @@ def test_sizes_are_read_wherever_the_schema_says_size(load_config):
     assert lengths == [65_536, 524_288]
 
 
-def test_numbers_keep_every_digit_from_the_command_line_to_the_schema(load_run):
+def test_numbers_keep_every_digit_from_command_to_schema(load_run):
     cfg = load_run("+exp=mini/base", "optim.lr=1.2345678901234567e-05", "model.rotary_base=128000000")
     assert cfg.optim.lr == 1.2345678901234567e-05
     assert cfg.model.rotary_base == 128_000_000.0
@@ -117,7 +117,7 @@ def test_an_interpolation_takes_the_value_it_points_to(load_run):
     assert load_run("+exp=mini/base", "advertised_context_length=${seq_length}").advertised_context_length == 512
 
 
-def test_an_interpolation_that_cannot_be_resolved_keeps_the_reason(load_run):
+def test_an_unresolved_interpolation_keeps_the_reason(load_run):
     with pytest.raises(ConfigError, match=r"cannot be resolved: .*Environment variable 'NO_SUCH_VARIABLE' not found"):
         load_run("+exp=mini/base", "name=${oc.env:NO_SUCH_VARIABLE}")
 

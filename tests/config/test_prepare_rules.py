@@ -114,7 +114,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_contradicts_itself_is_refused_with_the_rule_and_the_remedy(name: str) -> None:
+def test_contradictions_are_refused_with_rule_and_remedy(name: str) -> None:
     changes, message = REFUSALS[name]
     assert refusal(**changes) == message
 

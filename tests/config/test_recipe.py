@@ -73,7 +73,7 @@ def test_every_experiment_composes_loads_and_passes_the_checks(experiment, load_
 
 
 @pytest.mark.parametrize("experiment", DATA_EXPERIMENTS)
-def test_every_data_experiment_composes_loads_and_passes_the_checks(experiment, load_config):
+def test_every_data_experiment_composes_and_passes_the_rules(experiment, load_config):
     check(load_prepare(load_config, experiment))
 
 
@@ -83,9 +83,7 @@ def load_prepare(load_config, experiment: str) -> PrepareConfig:
 
 
 @pytest.mark.parametrize(("experiment", "stage"), [("data/prolong_64k", "stage1"), ("data/prolong_512k", "stage2")])
-def test_a_data_experiment_writes_the_row_sets_and_tokens_that_its_stage_takes(
-    experiment, stage, load_config, load_run
-):
+def test_a_data_experiment_writes_what_its_stage_takes(experiment, stage, load_config, load_run):
     prepared, cfg = load_prepare(load_config, experiment), load_run(*overrides_for(stage))
     planned = prepared.stages[stage]
     assert planned.data.mixture == cfg.data.mixture and prepared.output == cfg.data.root
@@ -107,19 +105,19 @@ def test_the_data_of_the_miniature_knows_what_each_stage_takes(stage, load_confi
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_every_entry_point_composes_loads_and_passes_the_checks(name, load_config):
+def test_every_entry_point_composes_and_passes_the_rules(name, load_config):
     check(load_config(name, ENTRY_POINTS[name]))
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_a_key_has_the_name_of_a_group_only_where_the_group_is_used_or_hydra_would_look_for_a_file(name):
+def test_a_key_is_named_like_a_group_only_where_it_is_one(name):
     groups = {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
     assert groups & ENTRY_POINTS[name].model_fields.keys() == ({"export"} if name == "export" else set())
     assert groups.isdisjoint(PrepareConfig.model_fields)
 
 
 @pytest.mark.parametrize("target", [path.stem for path in (CONFIG_DIR / "export").iterdir()])
-def test_every_target_of_an_export_composes_with_every_key_written_out(target, load_config, compose_config):
+def test_every_target_of_an_export_composes_with_every_key(target, load_config, compose_config):
     cfg = load_config("export", ExportConfig, f"export={target}")
     check(cfg)
     composed = OmegaConf.to_container(compose_config("export", f"export={target}"))
@@ -128,9 +126,7 @@ def test_every_target_of_an_export_composes_with_every_key_written_out(target, l
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_key_of_the_schema_is_written_out_so_that_it_can_be_overridden_without_a_plus(
-    experiment, compose_config, load_run
-):
+def test_every_key_of_the_schema_is_written_out(experiment, compose_config, load_run):
     composed = OmegaConf.to_container(compose_config("train", *overrides_for(experiment)))
     assert key_set(composed) == key_set(load_run(*overrides_for(experiment)).model_dump(mode="json"))
 
@@ -154,7 +150,7 @@ EXPERIMENT_FILES = [CONFIG_DIR / "exp" / f"{name}.yaml" for name in EXPERIMENTS 
 
 
 @pytest.mark.parametrize("path", ENTRY_FILES + EXPERIMENT_FILES, ids=lambda path: path.stem)
-def test_headers_of_runnable_files_name_purpose_command_gpus_and_parent(path: Path):
+def test_headers_of_runnable_files_name_what_they_need(path: Path):
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     for word in ("Purpose: ", "Command: ", "GPUs", "arent"):
         assert word in header
@@ -187,12 +183,12 @@ def test_a_full_size_stage_trains_on_the_tokens_of_the_recipe(stage, tokens, loa
 
 
 @pytest.mark.parametrize("stage", MIXTURES)
-def test_a_full_size_stage_draws_from_the_published_directories_in_the_published_proportions(stage, load_run):
+def test_a_full_size_stage_draws_the_published_proportions(stage, load_run):
     cfg = load_run(*overrides_for(stage))
     assert {entry.path: entry.proportion for entry in cfg.data.mixture} == MIXTURES[stage]
 
 
-def test_the_full_size_stages_chain_and_sft_keeps_what_stage_2_reached(load_run):
+def test_the_full_size_stages_chain_up_to_sft(load_run):
     stage2, sft = load_run("+exp=stage2"), load_run("+exp=sft")
     assert stage2.parent == load_run(*overrides_for("stage1")).run_dir
     assert sft.parent == stage2.run_dir
@@ -212,7 +208,7 @@ def test_the_vocabulary_of_llama_3_is_padded_at_no_legal_tp(tp, load_run):
     assert load_run("+exp=stage2").model.padded_vocab_size(tp) == 128_256
 
 
-def test_the_paper_s_learning_rate_of_stage_2_is_an_ablation_and_changes_nothing_else(load_run):
+def test_the_learning_rate_of_the_paper_is_an_ablation(load_run):
     script, paper = load_run("+exp=stage2"), load_run("+exp=ablation/stage2_paper_lr")
     assert (paper.optim.lr, paper.optim.min_lr) == (1e-5, 1e-6)
     same = {"name": script.name, "optim": script.optim}
@@ -252,7 +248,7 @@ def test_an_ablation_of_loss_or_precision_changes_nothing_else(ablation, stage, 
         ("stage2_rope_256e6", 2.56e8, 5e9),
     ],
 )
-def test_a_rope_ablation_has_the_base_of_its_name_and_five_billion_tokens(ablation, base, tokens, load_run):
+def test_a_rope_ablation_has_the_base_of_its_name(ablation, base, tokens, load_run):
     cfg = load_run(*overrides_for(f"ablation/{ablation}"))
     assert cfg.model.rotary_base == base
     assert cfg.global_batch_tokens * cfg.train.train_iters == pytest.approx(tokens, rel=0.06)
@@ -271,7 +267,7 @@ def test_a_miniature_file_has_the_keys_of_its_big_brother(stage):
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2", "sft"])
-def test_a_miniature_mixture_gives_each_kind_of_text_the_share_it_has_at_full_size(stage, load_run):
+def test_a_miniature_mixture_has_the_shares_of_full_size(stage, load_run):
     def shares(cfg: RunConfig) -> dict[str, float]:
         kinds = {"thestack": "code", "code_by_repo": "code", "book": "books", "reference": "books"}
         totals: dict[str, float] = {}
@@ -283,7 +279,7 @@ def test_a_miniature_mixture_gives_each_kind_of_text_the_share_it_has_at_full_si
     assert shares(load_run(f"+exp=mini/{stage}")) == pytest.approx(shares(load_run(*overrides_for(stage))))
 
 
-def test_prepare_data_writes_every_directory_that_a_miniature_stage_reads(load_run, load_config):
+def test_prepare_data_writes_what_miniature_stages_read(load_run, load_config):
     prepared = load_prepare(load_config, "data/mini")
     evaluated = load_config("evaluate", EvaluateConfig)
     stages = [load_run(f"+exp=mini/{stage}") for stage in ("base", "stage1", "stage2", "sft")]
@@ -298,7 +294,7 @@ def test_prepare_data_writes_every_directory_that_a_miniature_stage_reads(load_r
     assert evaluated.rows == f"{prepared.output}/validation-8192"
 
 
-def test_the_miniature_stages_chain_and_lie_where_the_other_scripts_look(load_run):
+def test_the_miniature_stages_chain_where_scripts_look(load_run):
     stages = [load_run(f"+exp=mini/{s}") for s in ("base", "stage1", "stage2", "sft")]
     runs = [cfg.run_dir for cfg in stages]
     assert runs == ["runs/demo/base", "runs/demo/stage1", "runs/demo/stage2", "runs/demo/sft"]
@@ -307,7 +303,7 @@ def test_the_miniature_stages_chain_and_lie_where_the_other_scripts_look(load_ru
     assert stages[3].model.rotary_base == stages[2].model.rotary_base
 
 
-def test_what_is_typed_wins_over_the_experiment_and_the_experiment_over_its_groups(load_run):
+def test_what_is_typed_wins_over_experiments_and_these_over_groups(load_run):
     cfg = load_run("+exp=stage2", "parallelism=h100_64_tp4_cp16", "optim.lr=1e-6", "seq_length=256K")
     assert cfg.parallelism.context_parallel_size == 16
     assert (cfg.optim.lr, cfg.optim.lr_warmup_iters, cfg.seq_length) == (1e-6, 250, 262_144)

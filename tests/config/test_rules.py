@@ -208,9 +208,7 @@ MESSAGES = [
     MESSAGES,
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_conflict_between_settings_is_refused_with_the_nearest_valid_setting(
-    experiment, overrides, message, load_run
-):
+def test_a_conflict_is_refused_with_the_nearest_valid_setting(experiment, overrides, message, load_run):
     with pytest.raises(ConfigError) as refusal:
         check(load_run(f"+exp={experiment}", *overrides))
     assert str(refusal.value) == message
@@ -222,7 +220,7 @@ def test_every_precision_of_the_recipe_passes_with_every_stage(compute, load_run
         check(load_run(stage, "parent=runs/parent", f"precision={compute}"))
 
 
-def test_a_sum_of_proportions_that_is_off_by_rounding_only_is_accepted(load_run):
+def test_proportions_off_by_rounding_only_are_accepted(load_run):
     thirds = ",".join(f"{{path:d{n},proportion:0.3333333}}" for n in range(3))
     check(load_run("+exp=mini/base", f"data.mixture=[{thirds}]"))
 
@@ -230,7 +228,7 @@ def test_a_sum_of_proportions_that_is_off_by_rounding_only_is_accepted(load_run)
 # Number of ranks.
 
 
-def test_too_few_ranks_are_refused_with_the_command_that_starts_enough(load_run):
+def test_too_few_ranks_are_refused_with_the_command(load_run):
     typed = ["+exp=mini/stage1", f"{TP}=2"]
     with pytest.raises(ConfigError) as refusal:
         check_world(load_run(*typed), 1, typed)
@@ -240,7 +238,7 @@ def test_too_few_ranks_are_refused_with_the_command_that_starts_enough(load_run)
     )
 
 
-def test_too_few_ranks_for_a_planned_layout_get_the_planned_command(load_run):
+def test_too_few_ranks_for_a_layout_get_the_planned_command(load_run):
     with pytest.raises(ConfigError) as refusal:
         check_world(load_run("+exp=stage2"), 8, ["+exp=stage2"])
     assert str(refusal.value) == (
@@ -249,7 +247,7 @@ def test_too_few_ranks_for_a_planned_layout_get_the_planned_command(load_run):
     )
 
 
-def test_a_batch_that_does_not_divide_over_the_started_ranks_is_refused_with_the_nearest_batch(load_run):
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(load_run):
     with pytest.raises(ConfigError) as refusal:
         check_world(load_run("+exp=mini/stage1", "train.global_batch_size=4"), 3)
     assert str(refusal.value) == (
@@ -259,7 +257,7 @@ def test_a_batch_that_does_not_divide_over_the_started_ranks_is_refused_with_the
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_data_parallel_ranks_that_divide_the_batch_need_no_layout(world_size, load_run):
+def test_ranks_that_divide_the_batch_need_no_layout(world_size, load_run):
     check_world(load_run("+exp=mini/stage1", "train.global_batch_size=4"), world_size)
 
 
@@ -285,7 +283,7 @@ def test_position_buckets_must_ascend(load_config):
 
 
 @given(value=st.integers(1, 10**6), of=st.integers(1, 10**4))
-def test_the_nearest_multiple_is_a_positive_multiple_and_none_is_nearer(value, of):
+def test_the_nearest_multiple_is_positive_and_none_is_nearer(value, of):
     nearest = nearest_multiple(value, of)
     assert nearest % of == 0 and nearest > 0
     assert abs(nearest - value) <= of // 2 or nearest == of
@@ -340,7 +338,7 @@ degrees = st.sampled_from([1, 2, 3, 4, 5, 8, 16])
     compute=st.sampled_from(["fp32", "bf16", "fp8", "fp8_attention"]),
     backend=st.sampled_from(["auto", "torch", "te"]),
 )
-def test_following_the_first_remedy_again_and_again_ends_in_a_configuration_without_findings(
+def test_following_first_remedies_ends_without_findings(
     load_run, seq_length, tp, pp, cp, sequence_parallel, comm, nodes, heads, groups, hidden, ffn, compute, backend
 ):
     cfg = broken(

@@ -115,11 +115,11 @@ def run_train(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("typed", REFUSALS)
-def test_a_mistake_ends_in_one_message_on_stderr_and_exit_code_2(typed, run_train):
+def test_a_mistake_is_one_message_and_exit_code_2(typed, run_train):
     assert run_train(*typed.split()) == (2, "", f"{REFUSALS[typed]}\n")
 
 
-def test_a_size_with_a_word_behind_it_is_refused_with_the_size_as_remedy(run_train):
+def test_a_size_with_a_word_behind_it_is_refused(run_train):
     _, _, message = run_train("+exp=mini/base", "seq_length=64k tokens")
     assert message.startswith("seq_length=64k tokens: is not a size (")
     assert message.endswith(" Set seq_length=64K (tokens in one packed row).\n")
@@ -131,14 +131,14 @@ def test_several_mistakes_are_several_lines_of_one_message(run_train):
     assert [line.split(":")[0] for line in message.splitlines()] == ["seed=b", "train.train_iters=c", "optim.lr=a"]
 
 
-def test_ranks_other_than_the_first_exit_silently_with_the_same_code(run_train, monkeypatch):
+def test_other_ranks_exit_silently_with_the_same_code(run_train, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert run_train("+exp=stag2") == (2, "", "")
     monkeypatch.setenv("RANK", "0")
     assert run_train("+exp=stag2")[2].startswith("+exp=stag2: ")
 
 
-def test_the_refusals_of_a_real_process_have_no_traceback_import_no_torch_and_cost_less_than_two_seconds():
+def test_refusals_are_quick_and_without_traceback_or_torch():
     probe = (
         "import runpy, sys, nemo_prolong.launch.slurm, nemo_prolong.plan.flops\n"
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -162,7 +162,7 @@ def plain_environment() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("script", ["train", "prepare_data", "evaluate", "export", "report", "launch"])
-def test_every_script_explains_itself_with_examples_groups_and_keys(script):
+def test_every_script_explains_itself(script):
     command = [sys.executable, str(REPOSITORY / "scripts" / f"{script}.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=plain_environment(), check=True)
     description, _, rest = done.stdout.partition("\n\nExamples:\n")
@@ -173,7 +173,7 @@ def test_every_script_explains_itself_with_examples_groups_and_keys(script):
 
 
 @pytest.mark.parametrize("script", ["train", "prepare_data", "evaluate", "export", "report", "launch"])
-def test_every_example_of_the_help_is_a_configuration_that_passes_the_checks(script, monkeypatch):
+def test_every_example_of_the_help_passes_the_rules(script, monkeypatch):
     module = runpy.run_path(str(REPOSITORY / "scripts" / f"{script}.py"))
     schema = next(value for value in module.values() if isinstance(value, type) and value.__name__.endswith("Config"))
     name = "train" if schema is RunConfig else script
@@ -185,7 +185,7 @@ def test_every_example_of_the_help_is_a_configuration_that_passes_the_checks(scr
             hydra_script(schema, name, lambda cfg, overrides: None, "", [])
 
 
-def test_a_reader_that_closes_the_pipe_of_the_help_sees_no_traceback():
+def test_a_closed_pipe_of_the_help_is_no_traceback():
     script = Path(__file__).parents[2] / "scripts" / "train.py"
     command = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))} --help | head -c 10"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=plain_environment(), check=True)
@@ -228,7 +228,7 @@ def test_cfg_job_prints_what_is_missing_as_question_marks(typed, monkeypatch, ca
     assert OmegaConf.missing_keys(OmegaConf.create(cfg)) == INCOMPLETE[typed]
 
 
-def test_a_script_of_which_cfg_printed_a_configuration_without_a_tokenizer_refuses_to_run_it(monkeypatch, capsys):
+def test_a_configuration_without_a_tokenizer_is_printed_not_run(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prepare_data.py", "+exp=data/prolong_64k"])
     with pytest.raises(SystemExit) as end:
         hydra_script(PrepareConfig, "prepare_data", lambda cfg, overrides: None, "", [])
@@ -269,7 +269,7 @@ def own_experiment(directory: Path, header: str) -> Path:
 
 
 @pytest.mark.parametrize("header", ["", "# @script train\n"])
-def test_an_experiment_is_for_the_script_that_its_header_names_whatever_it_is_called(header, monkeypatch, tmp_path):
+def test_an_experiment_is_for_the_script_of_its_header(header, monkeypatch, tmp_path):
     own_experiment(tmp_path, header)
     cfg, _ = compose(monkeypatch, "+exp=data/own", "--config-dir", str(tmp_path))
     assert cfg.name == "demo/base"
@@ -295,13 +295,13 @@ def compose(monkeypatch, *arguments: str) -> tuple[RunConfig, list[str]]:
     return received[0]
 
 
-def test_the_task_gets_the_typed_configuration_and_the_overrides_as_typed(monkeypatch):
+def test_the_task_gets_configuration_and_overrides_as_typed(monkeypatch):
     cfg, overrides = compose(monkeypatch, "+exp=mini/stage1", "seq_length=4K", "name=try")
     assert (type(cfg), cfg.seq_length, cfg.name) == (RunConfig, 4096, "try")
     assert overrides == ["+exp=mini/stage1", "seq_length=4K", "name=try"]
 
 
-def test_hydra_leaves_directories_logging_and_the_environment_alone(monkeypatch, tmp_path):
+def test_hydra_leaves_directories_and_logging_alone(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     before = (list(logging.getLogger().handlers), logging.getLogger().level)
@@ -335,9 +335,7 @@ def test_experiments_of_one_s_own_are_found_with_config_dir(monkeypatch, tmp_pat
         ("defaults:\n  - /exp/mini/base\nparent: ${parrent}\n", r"parent=\$\{parrent\}: refers to parrent, which .*"),
     ],
 )
-def test_a_mistake_in_an_experiment_file_is_refused_like_one_on_the_command_line(
-    text, message, monkeypatch, tmp_path, capsys
-):
+def test_a_mistake_in_an_experiment_file_is_refused_too(text, message, monkeypatch, tmp_path, capsys):
     (tmp_path / "exp").mkdir()
     head = "# @package _global_\n" + ("" if "defaults" in text else "defaults:\n  - /exp/mini/base\n  - _self_\n")
     (tmp_path / "exp" / "own.yaml").write_text(head + text)
@@ -358,7 +356,7 @@ def test_an_error_of_another_room_ends_with_its_own_exit_code(monkeypatch, capsy
     assert capsys.readouterr().err == "models=runs/x: no such run. Train it first.\n"
 
 
-def test_a_bug_keeps_its_traceback_even_when_hydra_would_report_its_class(monkeypatch):
+def test_a_bug_keeps_its_traceback_under_hydra(monkeypatch):
     def task(cfg: EvaluateConfig, overrides: list[str]) -> None:
         raise ValueError("a bug")
 

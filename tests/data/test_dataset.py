@@ -74,7 +74,7 @@ def test_the_types_are_those_that_the_engine_expects() -> None:
     assert (type(row.domain), type(row.real_tokens)) == (str, int)
 
 
-def test_a_short_row_is_padded_with_a_document_that_nothing_learns_from() -> None:
+def test_a_short_row_is_padded_with_what_nothing_learns_from() -> None:
     row = build_row(stored_row([7, 5]), RowFormat(16), "row")
     assert row.cu_seqlens.tolist() == [0, 7, 12, 16]
     assert row.tokens[12:].tolist() == row.labels[11:].tolist()[:4] == [0] * 4
@@ -90,7 +90,7 @@ def test_a_row_without_indices_is_one_document() -> None:
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.integers(0, 5), st.data())
-def test_only_masked_tokens_are_targets_and_never_the_first_of_a_document(
+def test_only_masked_tokens_are_targets_but_never_the_first(
     lengths: list[int], padding: int, data: st.DataObject
 ) -> None:
     total = sum(lengths)
@@ -124,7 +124,7 @@ def test_the_mixture_and_its_epochs_are_kept(root: Path) -> None:
     assert dataset.epochs() == {"long": 7.0, "short": 7.5}
 
 
-def test_validation_goes_through_every_row_once_and_alternates_between_the_sets(root: Path) -> None:
+def test_validation_goes_through_every_row_once(root: Path) -> None:
     dataset = ValidationRowDataset(root, ["long", "short"], 16)
     assert len(dataset) == 14
     firsts = [int(dataset[index].tokens[0]) for index in range(14)]
@@ -142,7 +142,7 @@ def test_loader_processes_of_either_kind_give_the_same_batches(root: Path, num_w
     assert all(torch.equal(batch.tokens[0], row.tokens) for batch, row in zip(batches, expected, strict=True))
 
 
-def test_a_batch_is_one_row_with_its_longest_document_as_an_int() -> None:
+def test_a_batch_is_one_row_and_its_longest_document() -> None:
     batch = collate_rows([build_row(stored_row([3, 9, 4]), RowFormat(16), "row")])
     shapes = {name: tuple(value.shape) for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     assert shapes == {
@@ -162,7 +162,7 @@ def test_more_than_one_row_per_batch_is_refused() -> None:
         collate_rows([row, row])
 
 
-def test_rows_that_are_too_long_are_refused_when_the_data_set_is_made(root: Path) -> None:
+def test_rows_that_are_too_long_are_refused_at_once(root: Path) -> None:
     with pytest.raises(DataError, match=r"seq_length=8: .*long row 0 has 16 tokens. Set seq_length=16"):
         PackedRowDataset(root, MIXTURE, 8, seed=0, num_rows=1)
 

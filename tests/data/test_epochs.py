@@ -7,7 +7,7 @@ import pytest
 from nemo_prolong.data.epochs import log_epochs
 
 
-def test_epochs_are_said_and_nothing_more_while_no_row_set_repeats_more_than_the_recipe_does(
+def test_epochs_are_only_said_while_no_row_set_repeats_too_often(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO, logger="nemo_prolong"):
@@ -15,7 +15,7 @@ def test_epochs_are_said_and_nothing_more_while_no_row_set_repeats_more_than_the
     assert [record.getMessage() for record in caplog.records] == ["epochs: books 0.50, textbooks 2.70"]
 
 
-def test_a_row_set_that_repeats_more_than_the_recipe_does_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_row_set_that_repeats_too_much_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="nemo_prolong"):
         log_epochs({"books": 0.5, "textbooks": 2.71, "arxiv": 4.0})
     [record] = caplog.records

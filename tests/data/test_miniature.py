@@ -55,7 +55,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, installation: Installatio
     return output
 
 
-def test_an_installation_becomes_a_data_directory_with_a_tokenizer_of_its_own(prepared: Path) -> None:
+def test_an_installation_becomes_data_with_its_own_tokenizer(prepared: Path) -> None:
     manifest = json.loads((prepared / "manifest.json").read_text())
     assert len(AutoTokenizer.from_pretrained(prepared / "tokenizer")) == manifest["vocab_size"] == 320
     assert {(source["domain"], source["split"]) for source in manifest["sources"]} == {
@@ -106,7 +106,7 @@ def test_repositories_are_held_out_in_all_domains_at_once(installation: Installa
     assert groups["train"] and groups["validation"] and groups["train"].isdisjoint(groups["validation"])
 
 
-def test_no_test_licence_generated_or_minified_file_is_read_and_no_file_twice(installation: Installation) -> None:
+def test_tests_licences_and_generated_files_are_not_read(installation: Installation) -> None:
     corpus = read_corpus(installation, DOMAINS, 4 * 10**6, 0.2, 42)
     texts = [doc.text for documents in corpus.documents.values() for doc in documents]
     assert not any("UNWANTED" in text for text in texts)
@@ -116,7 +116,7 @@ def test_no_test_licence_generated_or_minified_file_is_read_and_no_file_twice(in
     assert package0.count("# file: ") == 6
 
 
-def test_a_repository_gives_at_most_its_fair_share_and_is_cut_at_a_line(installation: Installation) -> None:
+def test_a_repository_gives_at_most_its_fair_share(installation: Installation) -> None:
     corpus = read_corpus(installation, ["code_by_repo"], 64 * 1000, 0.0, 42)
     sizes = [doc.num_bytes for doc in corpus.documents["code_by_repo"]]
     assert len(sizes) == 12 and max(sizes) <= 1000
@@ -157,7 +157,7 @@ def silent(x): ...
     assert api_entries("def broken(:", "pkg/x.py") == []
 
 
-def test_conversations_ask_for_the_signature_and_answer_with_the_docstring() -> None:
+def test_conversations_ask_for_signatures_and_get_docstrings() -> None:
     answer = "Return the window of the buffer, with all that belongs to it, in the order in which it came in. "
     methods = "".join(f'    def m{n}(self):\n        """{answer}{n}"""\n' for n in range(40))
     entries = api_entries(f"class Box:\n{methods}", "pkg.py")

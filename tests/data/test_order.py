@@ -44,7 +44,7 @@ def test_no_prefix_is_a_whole_row_away_from_any_share(weights: list[int]) -> Non
     assert np.abs(counts_in_prefixes(pattern, len(counts)) - exact).max() < 1
 
 
-def test_every_thousand_rows_anywhere_in_a_block_grid_hold_the_mixture() -> None:
+def test_every_thousand_rows_of_a_block_hold_the_mixture() -> None:
     order = GlobalOrder([50] * 10, STAGE1, seed=1)
     drawn = [order.locate(index)[0] for index in range(4000, 5000)]
     assert np.bincount(drawn).tolist() == [300, 300, 100, 100, 40, 40, 30, 30, 30, 30]
@@ -69,7 +69,7 @@ def test_every_epoch_of_every_directory_has_each_row_once(
 
 
 @given(st.integers(0, 10**6))
-def test_a_row_is_found_directly_and_does_not_depend_on_what_was_asked_before(index: int) -> None:
+def test_a_row_does_not_depend_on_what_was_asked_before(index: int) -> None:
     fresh = GlobalOrder([100, 7], [0.7, 0.3], seed=5)
     used = GlobalOrder([100, 7], [0.7, 0.3], seed=5)
     for other in (0, index + 1, 3 * index, 12):
@@ -78,7 +78,7 @@ def test_a_row_is_found_directly_and_does_not_depend_on_what_was_asked_before(in
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_the_rows_of_a_global_batch_are_the_same_for_every_world_size(world_size: int) -> None:
+def test_rows_of_a_global_batch_do_not_depend_on_the_ranks(world_size: int) -> None:
     global_batch_size, steps = 16, 20
     whole = GlobalOrder([30, 11], [0.6, 0.4], seed=3)
     ranks = [GlobalOrder([30, 11], [0.6, 0.4], seed=3) for _ in range(world_size)]
@@ -88,7 +88,7 @@ def test_the_rows_of_a_global_batch_are_the_same_for_every_world_size(world_size
         assert drawn == [whole.locate(index) for index in indices]
 
 
-def test_seeds_directories_and_epochs_have_permutations_of_their_own() -> None:
+def test_seeds_directories_and_epochs_have_own_orders() -> None:
     walks = [permutation(50, *key).tolist() for key in [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)]]
     assert all(sorted(walk) == list(range(50)) for walk in walks)
     assert len({tuple(walk) for walk in walks}) == 4
@@ -113,7 +113,7 @@ def test_positions_of_a_permutation_are_evenly_spread() -> None:
     assert np.bincount(first, minlength=10).min() > 150
 
 
-def test_epochs_count_how_often_each_directory_is_walked_through() -> None:
+def test_epochs_count_how_often_directories_are_walked() -> None:
     order = GlobalOrder([100, 10], [0.5, 0.5], seed=0)
     assert order.epochs(2500) == [12.5, 125.0]
     drawn = [order.locate(index)[0] for index in range(777)]

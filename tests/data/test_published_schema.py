@@ -60,9 +60,7 @@ def assert_same_samples(left: PackedRow, right: PackedRow) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_nested_shards_without_length_give_the_samples_of_a_directory_of_ours(
-    tmp_path: Path, compression: str | None
-) -> None:
+def test_nested_shards_without_length_give_the_samples_of_ours(tmp_path: Path, compression: str | None) -> None:
     rows = packed_rows(30)
     write_published(tmp_path / "theirs", rows, compression)
     with MdsWriter(tmp_path / "ours", {**COLUMNS, "length": "uint64"}) as writer:

@@ -17,7 +17,7 @@ def test_a_sample_has_the_text_on_both_sides_of_every_boundary():
     json.dumps(sample, allow_nan=False)
 
 
-def test_text_that_looks_like_a_special_token_is_not_marked_as_one():
+def test_text_like_a_special_token_is_not_marked_as_one():
     boundary = sample_row(packed(document("say <eos> twice")), 0, TOKENIZER)["boundaries"][0]
     marked = [boundary["after"][start:end] for start, end in boundary["after_special"]]
     assert boundary["after"] == "<bos>say <eos> twice<eos>"
@@ -34,7 +34,7 @@ def test_the_masked_text_of_a_sample_marks_targets():
     ]
 
 
-def test_long_text_is_cut_with_an_ellipsis_and_many_boundaries_are_a_few():
+def test_long_text_and_many_boundaries_are_shortened():
     sample = sample_row(packed(*[document("x" * 50)] * 30), 0, TOKENIZER)
     assert [b["position"] for b in sample["boundaries"]] == [0, 52, 104, 156, 208, 1560]
     assert sample["boundaries"][1]["before"] == "\u2026" + "x" * 31 + "<eos>"
@@ -43,7 +43,7 @@ def test_long_text_is_cut_with_an_ellipsis_and_many_boundaries_are_a_few():
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=6), min_size=1, max_size=5))
-def test_a_sample_gives_back_the_text_of_short_documents_and_where_their_special_tokens_are(texts):
+def test_a_sample_gives_back_short_documents_and_special_tokens(texts):
     sample = sample_row(packed(*map(document, texts)), 0, TOKENIZER)
     wrapped = [f"<bos>{text}<eos>" for text in texts]
     assert [b["after"] for b in sample["boundaries"]] == [*wrapped, ""]

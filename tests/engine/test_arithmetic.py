@@ -36,7 +36,7 @@ def test_products_of_fp32_are_not_made_in_tf32(settings: list[str]) -> None:
     assert [line.split()[0] for line in settings] == ["highest", "highest"]
 
 
-def test_deterministic_training_warns_of_what_cannot_be_repeated_and_asks_cublas(settings: list[str]) -> None:
+def test_deterministic_training_warns_and_asks_cublas(settings: list[str]) -> None:
     assert [line.split()[1::2] for line in settings] == [["1", ":4096:8"], ["0", "None"]]
 
 

@@ -173,9 +173,7 @@ def test_there_are_at_least_forty_damages() -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damage_is_refused_by_file_with_its_reason_and_the_checkpoint_before_is_used(
-    run_dir: Path, damage: str
-) -> None:
+def test_a_damage_is_refused_by_file_with_its_reason(run_dir: Path, damage: str) -> None:
     newest = checkpoint_directory(run_dir, 4)
     assert choose_checkpoint(run_dir).checkpoint == newest
     inflict, file, reason = DAMAGES[damage]
@@ -187,7 +185,7 @@ def test_a_damage_is_refused_by_file_with_its_reason_and_the_checkpoint_before_i
     assert newest.is_dir()
 
 
-def test_the_highest_step_counts_and_the_time_of_files_does_not(run_dir: Path) -> None:
+def test_the_highest_step_counts_not_the_time_of_files(run_dir: Path) -> None:
     for path in [checkpoint_directory(run_dir, 2), *checkpoint_directory(run_dir, 2).rglob("*")]:
         os.utime(path, (2e9, 2e9))
     assert choose_checkpoint(run_dir).checkpoint == checkpoint_directory(run_dir, 4)
@@ -201,7 +199,7 @@ def test_reading_a_run_warns_of_the_damaged_checkpoint_and_why(run_dir: Path, ca
     assert warning.getMessage() == f"refused {shard}: {CHANGED}"
 
 
-def test_a_damage_after_a_verification_in_the_same_process_is_seen(run_dir: Path) -> None:
+def test_a_damage_after_a_verification_is_seen(run_dir: Path) -> None:
     checkpoint = checkpoint_directory(run_dir, 4)
     verify_checkpoint(checkpoint)
     shard = checkpoint / FILES[5]
@@ -212,7 +210,7 @@ def test_a_damage_after_a_verification_in_the_same_process_is_seen(run_dir: Path
         verify_checkpoint(checkpoint)
 
 
-def test_what_a_network_file_system_keeps_of_a_deleted_file_is_ignored(run_dir: Path) -> None:
+def test_what_network_file_systems_keep_of_files_is_ignored(run_dir: Path) -> None:
     (checkpoint_directory(run_dir, 4) / "weights" / ".nfs0000000000000001").touch()
     assert choose_checkpoint(run_dir).checkpoint == checkpoint_directory(run_dir, 4)
 
@@ -224,7 +222,7 @@ def names(paths: list[Path]) -> list[str]:
     return [path.name for path in paths]
 
 
-def test_the_newest_complete_and_the_permanent_checkpoints_are_kept(run_dir: Path) -> None:
+def test_the_newest_and_the_permanent_checkpoints_are_kept(run_dir: Path) -> None:
     for step in (6, 8, 10):
         write_checkpoint(run_dir, step)
     newest = checkpoint_directory(run_dir, 10)
@@ -237,7 +235,7 @@ def test_the_newest_complete_and_the_permanent_checkpoints_are_kept(run_dir: Pat
     assert names(superseded(run_dir, checkpoint_directory(run_dir, 4), 1, None)) == ["step_00000002"]
 
 
-def test_a_checkpoint_that_was_refused_is_not_kept_in_place_of_a_good_one(run_dir: Path) -> None:
+def test_a_refused_checkpoint_is_not_kept_for_a_good_one(run_dir: Path) -> None:
     write_checkpoint(run_dir, 6)
     flip(checkpoint_directory(run_dir, 4) / FILES[4], 3)
     newest = checkpoint_directory(run_dir, 6)
@@ -246,15 +244,13 @@ def test_a_checkpoint_that_was_refused_is_not_kept_in_place_of_a_good_one(run_di
     assert names(superseded(run_dir, newest, 2, None, refused={4})) == ["step_00000004"]
 
 
-def test_nothing_may_be_deleted_while_the_newest_is_not_complete(run_dir: Path) -> None:
+def test_nothing_is_deleted_before_the_newest_is_complete(run_dir: Path) -> None:
     (checkpoint_directory(run_dir, 4) / FILES[4]).unlink()
     with pytest.raises(CheckpointError, match="it is missing"):
         superseded(run_dir, checkpoint_directory(run_dir, 4), 1, None)
 
 
-def test_a_deletion_that_is_killed_leaves_no_checkpoint_with_files_missing(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_deletion_leaves_no_incomplete_checkpoint(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(path: Path) -> None:
         (path / FILES[4]).unlink()
         raise KeyboardInterrupt
@@ -269,7 +265,7 @@ def test_a_deletion_that_is_killed_leaves_no_checkpoint_with_files_missing(
     assert names(list((run_dir / "checkpoints").iterdir())) == ["step_00000004"]
 
 
-def test_leftovers_of_killed_saves_are_removed_and_nothing_else(run_dir: Path) -> None:
+def test_only_leftovers_of_killed_saves_are_removed(run_dir: Path) -> None:
     for name in ("step_00000006.writing-0a1b2c3d", "step_00000006.mine", "notes"):
         (run_dir / "checkpoints" / name).mkdir()
     assert remove_leftovers(run_dir) == ["step_00000006.writing-0a1b2c3d"]
@@ -277,7 +273,7 @@ def test_leftovers_of_killed_saves_are_removed_and_nothing_else(run_dir: Path) -
     assert kept == ["notes", "step_00000002", "step_00000004", "step_00000006.mine"]
 
 
-def test_a_leftover_that_cannot_be_deleted_is_a_warning_and_the_others_go(
+def test_a_leftover_that_cannot_be_deleted_is_a_warning(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("step_00000006.writing-0a1b2c3d", "step_00000008.writing-4e5f6a7b"):
@@ -295,9 +291,7 @@ def test_a_leftover_that_cannot_be_deleted_is_a_warning_and_the_others_go(
     assert warning.startswith("a leftover of a killed save could not be deleted: [Errno 39] Directory not empty: '/")
 
 
-def test_the_directories_of_a_new_checkpoint_are_on_disk_up_to_the_run(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_directories_of_a_new_checkpoint_are_on_disk(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     final = checkpoint_directory(run_dir, 6)
     temporary = final.with_name("step_00000006.writing-0a1b2c3d")
     shutil.copytree(checkpoint_directory(run_dir, 4), temporary)
@@ -320,9 +314,7 @@ def test_a_new_save_of_a_step_replaces_a_damaged_one(run_dir: Path) -> None:
 # The real thing.
 
 
-def test_every_file_of_a_saved_checkpoint_is_in_its_manifest_and_guarded_by_it(
-    one_rank_runs: Path, tmp_path: Path
-) -> None:
+def test_every_file_of_a_saved_checkpoint_is_in_its_manifest(one_rank_runs: Path, tmp_path: Path) -> None:
     copy = tmp_path / "whole"
     shutil.copytree(one_rank_runs / "whole", copy)
     newest = checkpoint_directory(copy, 8)

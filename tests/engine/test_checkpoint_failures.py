@@ -70,7 +70,7 @@ def test_every_failure_is_recorded_with_its_rank_and_reason(failing_run: dict[st
 
 
 @pytest.mark.distributed
-def test_the_checkpoint_before_a_failure_stays_good_and_nothing_partial_stays(failing_run: dict[str, Any]) -> None:
+def test_a_failure_keeps_the_good_checkpoint_and_nothing_partial(failing_run: dict[str, Any]) -> None:
     for step, good, names in failing_run["ranks"][0]["seen"]:
         # In the background a save is complete one step later at the earliest.
         done = [saved for saved in SAVED if saved <= step - failing_run["background"]]
@@ -87,7 +87,7 @@ def test_the_checkpoint_before_a_failure_stays_good_and_nothing_partial_stays(fa
 
 
 @pytest.mark.distributed
-def test_all_ranks_stop_after_three_failures_in_a_row_with_what_to_do(failing_run: dict[str, Any]) -> None:
+def test_all_ranks_stop_after_three_failures_in_a_row(failing_run: dict[str, Any]) -> None:
     first, second = failing_run["ranks"]
     assert (
         first["error"]

@@ -97,9 +97,7 @@ def test_the_uninterrupted_run_has_every_step(scenarios: dict[str, Any], workspa
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_kill_in_the_save_path_loses_one_interval_at_most_and_changes_no_bit(
-    scenarios: dict[str, Any], workspace: Path, point: str
-) -> None:
+def test_a_kill_in_a_save_loses_one_interval_and_no_bit(scenarios: dict[str, Any], workspace: Path, point: str) -> None:
     scenario = scenarios[f"at_{point}"]
     assert scenario["killed"] == -signal.SIGKILL
     assert scenario["resumed"] == f"step_{POINTS[point]:08d}"
@@ -107,7 +105,7 @@ def test_a_kill_in_the_save_path_loses_one_interval_at_most_and_changes_no_bit(
     assert_as_if_never_killed(workspace, scenario["name"])
 
 
-def test_what_the_kills_left_shows_that_they_hit_where_they_should(scenarios: dict[str, Any]) -> None:
+def test_what_the_kills_left_shows_where_they_hit(scenarios: dict[str, Any]) -> None:
     left = {name: [entry.split("-")[0] for entry in scenarios[f"at_{name}"]["left"]] for name in POINTS}
     assert left["save_due"] == ["step_00000002"]
     assert left["half_a_shard"] == ["step_00000002", "step_00000004.writing"]

@@ -153,7 +153,7 @@ def test_the_payloads_are_executed_by_those_who_unpickle_them(checkpoint: Path, 
 
 
 @pytest.mark.parametrize("slot", SLOTS, ids=lambda slot: slot.__name__)
-def test_a_payload_is_refused_by_file_and_class_and_not_executed(
+def test_a_payload_is_refused_by_file_and_not_executed(
     checkpoint: Path, marker: Path, slot: Callable[[Path, Path], Path]
 ) -> None:
     check_pickles(checkpoint)
@@ -192,7 +192,7 @@ def continued(
 
 
 @pytest.mark.distributed
-def test_all_ranks_refuse_what_was_put_in_after_the_verification_before_anything_opens_it(
+def test_all_ranks_refuse_a_payload_put_in_after_the_verification(
     continued: dict[str, Any],
 ) -> None:
     directory, refused = continued["directory"], [CheckpointError.exit_code] * 2
@@ -205,7 +205,7 @@ def test_all_ranks_refuse_what_was_put_in_after_the_verification_before_anything
             assert f"{path}: it holds {held}, which no checkpoint of this software holds." in message
 
 
-def test_a_payload_in_place_of_a_tensor_is_not_executed_by_the_reader(checkpoint: Path, marker: Path) -> None:
+def test_a_payload_instead_of_a_tensor_is_not_executed(checkpoint: Path, marker: Path) -> None:
     replace_slot(checkpoint, False, archive(Payload(marker)))
     key, _ = entry(read_metadata(checkpoint), False)
     reader = CheckpointReader(checkpoint)
@@ -231,7 +231,7 @@ def test_metadata_that_points_out_of_the_shards_is_refused(checkpoint: Path, tar
         check_pickles(checkpoint)
 
 
-def test_a_scaling_state_as_transformer_engine_writes_it_is_accepted(checkpoint: Path) -> None:
+def test_a_scaling_state_of_transformer_engine_is_accepted(checkpoint: Path) -> None:
     pickled = pickle.dumps({"scale_fwd": torch.ones(3), "extra_fp8_variables": {"num_gemms": 1}})
     replace_slot(checkpoint, True, archive([torch.frombuffer(bytearray(pickled), dtype=torch.uint8)]))
     check_pickles(checkpoint)

@@ -93,7 +93,7 @@ def events(workspace: Path, run: str, kind: str) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
-def test_a_signal_to_one_rank_saves_on_all_and_ends_all_with_75(statuses: Any, workspace: Path) -> None:
+def test_a_signal_to_one_rank_saves_on_all_and_gives_75(statuses: Any, workspace: Path) -> None:
     assert statuses["whole"] == [0, 0]
     assert statuses["sigterm"] == [EXIT_PREEMPTED, EXIT_PREEMPTED]
     assert verify_checkpoint(checkpoint_directory(workspace / "faults_sigterm", 3)).step == 3
@@ -101,7 +101,7 @@ def test_a_signal_to_one_rank_saves_on_all_and_ends_all_with_75(statuses: Any, w
     assert event["step"] == 3
 
 
-def test_the_same_command_after_a_signal_ends_with_the_uninterrupted_losses(statuses: Any, workspace: Path) -> None:
+def test_a_repeated_command_ends_with_the_uninterrupted_losses(statuses: Any, workspace: Path) -> None:
     assert statuses["sigterm_again"] == [0, 0]
     assert records(workspace, "faults_sigterm") == records(workspace, "faults_whole")
     assert StageManifest.read(workspace / "faults_sigterm").status == "complete"
@@ -117,9 +117,7 @@ def test_a_stop_in_a_step_whose_save_failed_saves_it_again(statuses: Any, worksp
     assert [event["step"] for event in saved] == [2, 4]
 
 
-def test_a_run_whose_newest_checkpoint_was_damaged_keeps_the_good_ones_and_deletes_that(
-    statuses: Any, workspace: Path
-) -> None:
+def test_a_damaged_newest_checkpoint_goes_and_the_good_ones_stay(statuses: Any, workspace: Path) -> None:
     assert statuses["damaged"] == [0, 0]
     run = workspace / "faults_saved_at_last"
     (resumed,) = events(workspace, run.name, "resumed")
@@ -129,7 +127,7 @@ def test_a_run_whose_newest_checkpoint_was_damaged_keeps_the_good_ones_and_delet
     assert left == ["step_00000002", "step_00000005", "step_00000006"]
 
 
-def test_a_stop_whose_state_cannot_be_saved_does_not_claim_that_it_was(statuses: Any, workspace: Path) -> None:
+def test_a_stop_that_cannot_be_saved_does_not_claim_it_was(statuses: Any, workspace: Path) -> None:
     assert statuses["not_saved"] == [CheckpointError.exit_code, CheckpointError.exit_code]
     run = workspace / "faults_not_saved"
     for rank in range(2):
@@ -152,7 +150,7 @@ def test_a_nan_on_one_rank_skips_the_step_on_all(statuses: Any, workspace: Path)
     assert skipped[3]["loss"] > whole[3]["loss"] and skipped[5]["loss"] < skipped[3]["loss"]
 
 
-def test_steps_that_are_skipped_in_a_row_stop_the_stage_on_all_ranks(statuses: Any, workspace: Path) -> None:
+def test_steps_skipped_in_a_row_stop_the_stage_on_all_ranks(statuses: Any, workspace: Path) -> None:
     assert statuses["nan_from"] == [TrainingError.exit_code, TrainingError.exit_code]
     message = (workspace / "nan_from.rank0.log").read_text()
     assert "step 4: 2 steps in a row would have harmed the model; the last one: grad norm is nan." in message
@@ -160,7 +158,7 @@ def test_steps_that_are_skipped_in_a_row_stop_the_stage_on_all_ranks(statuses: A
     assert newest_checkpoint(run) == checkpoint_directory(run, 2)
 
 
-def test_a_rank_that_waits_for_a_stopped_one_says_where_it_stands_and_ends(statuses: Any, workspace: Path) -> None:
+def test_a_rank_that_waits_too_long_says_where_and_ends(statuses: Any, workspace: Path) -> None:
     assert statuses["sigstop"] == [EXIT_HUNG, -signal.SIGKILL]
     (event,) = events(workspace, "faults_sigstop", "hang")
     assert event["detail"] == "rank 0 made no progress for 10 s; its stacks are in stacks.rank0.txt"
@@ -168,14 +166,12 @@ def test_a_rank_that_waits_for_a_stopped_one_says_where_it_stands_and_ends(statu
     assert "stage_training.py" in stacks and "watchdog.py" in stacks
 
 
-def test_a_run_that_hung_continues_with_the_uninterrupted_losses(statuses: Any, workspace: Path) -> None:
+def test_a_run_that_hung_continues_with_the_same_losses(statuses: Any, workspace: Path) -> None:
     assert statuses["sigstop_again"] == [0, 0]
     assert records(workspace, "faults_sigstop") == records(workspace, "faults_whole")
 
 
-def test_a_disk_that_is_full_for_a_while_costs_records_and_a_save_but_not_the_run(
-    statuses: Any, workspace: Path
-) -> None:
+def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(statuses: Any, workspace: Path) -> None:
     assert statuses["full_disk"] == [0, 0]
     assert records(workspace, "faults_full_disk") == [
         record for record in records(workspace, "faults_whole") if record[0] not in (3, 4)
@@ -188,16 +184,14 @@ def test_a_disk_that_is_full_for_a_while_costs_records_and_a_save_but_not_the_ru
     assert "the record of step 3 could not be written: [Errno 27] File too large" in console
 
 
-def test_saves_by_the_clock_follow_that_of_rank_0_and_count_from_the_last_save(statuses: Any, workspace: Path) -> None:
+def test_saves_by_the_clock_follow_rank_0(statuses: Any, workspace: Path) -> None:
     assert statuses["clocks"] == [0, 0]
     # A step takes a minute there and 100 on rank 1. By the clock 2, 4 and 7; every fifth 5; the last 8.
     assert [event["step"] for event in events(workspace, "faults_clocks", "checkpoint_saved")] == [2, 4, 5, 7, 8]
 
 
 @pytest.mark.parametrize(("rank", "point"), KILLS)
-def test_a_rank_killed_in_a_save_ends_the_other_and_the_checkpoint_before_is_the_newest(
-    statuses: Any, workspace: Path, rank: int, point: str
-) -> None:
+def test_a_rank_killed_in_a_save_ends_the_other(statuses: Any, workspace: Path, rank: int, point: str) -> None:
     name = f"kill_{rank}_{point}"
     assert statuses[name][rank] == -signal.SIGKILL
     # The other one learns it from the next collective, without a handler of ours.
@@ -207,9 +201,7 @@ def test_a_rank_killed_in_a_save_ends_the_other_and_the_checkpoint_before_is_the
 
 
 @pytest.mark.parametrize(("rank", "point"), KILLS)
-def test_a_run_of_which_a_rank_was_killed_in_a_save_continues_with_the_uninterrupted_losses(
-    statuses: Any, workspace: Path, rank: int, point: str
-) -> None:
+def test_a_rank_killed_in_a_save_changes_no_loss(statuses: Any, workspace: Path, rank: int, point: str) -> None:
     name = f"kill_{rank}_{point}"
     assert statuses[f"{name}_again"] == [0, 0]
     assert records(workspace, f"faults_{name}") == records(workspace, "faults_whole")
@@ -245,9 +237,7 @@ def left_alone(restartable: Any) -> Path:
 
 @pytest.mark.recipe
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_the_launcher_starts_all_ranks_again_after_a_hang_and_the_losses_are_the_uninterrupted_ones(
-    restartable: Any, left_alone: Path, launcher: str
-) -> None:
+def test_the_launcher_starts_all_ranks_again_after_a_hang(restartable: Any, left_alone: Path, launcher: str) -> None:
     if launcher == "ft_launcher":
         pytest.importorskip("nvidia_resiliency_ext", reason="ft_launcher is not of the environment: docs/faults.md")
     run = restartable(f"hung_{launcher}", LAUNCHERS[launcher], {"kind": "sigstop", "rank": 1, "step": 3})

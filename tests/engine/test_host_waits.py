@@ -59,13 +59,13 @@ def one_rank(waits_by_ranks: dict[int, Waits]) -> Waits:
     return waits_by_ranks[1]
 
 
-def test_between_micro_batches_only_rows_on_the_host_are_looked_at(one_rank: Waits) -> None:
+def test_between_micro_batches_only_host_rows_are_read(one_rank: Waits) -> None:
     assert one_rank[True].keys() - OF_CPU_KERNELS <= OF_HOST_ROWS
     # The mode does see what happens there: the CPU's attention in 2 layers, by two calls each.
     assert one_rank[True]["attention.py _document_calls"] == 2 * 2 * MICRO_BATCHES
 
 
-def test_our_own_sums_are_asked_for_at_the_end_of_a_step_and_a_fixed_number_of_times(one_rank: Waits) -> None:
+def test_our_own_sums_are_asked_for_once_at_the_end_of_a_step(one_rank: Waits) -> None:
     expected = {
         "finalize_model_grads.py finalize_model_grads": STEPS,
         "step_guard.py _global_loss": STEPS,
@@ -75,13 +75,13 @@ def test_our_own_sums_are_asked_for_at_the_end_of_a_step_and_a_fixed_number_of_t
 
 
 @pytest.mark.distributed
-def test_nor_do_ranks_that_share_a_row_wait_between_micro_batches(waits_by_ranks: dict[int, Waits]) -> None:
+def test_nor_do_ranks_that_share_a_row_wait(waits_by_ranks: dict[int, Waits]) -> None:
     waits = waits_by_ranks[2]
     assert waits[True].keys() <= OF_HOST_ROWS
     assert waits[True]["partition.py of_row"] > 0
 
 
-def test_with_the_kernel_of_cuda_attention_does_not_read_the_boundaries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_the_kernel_of_cuda_no_boundary_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "flash_kernel_takes", lambda query: True)
     query, boundaries = torch.zeros(5, 2, 8, device="meta"), torch.tensor([0, 2, 5], dtype=torch.int32, device="meta")
     (call,) = attention._document_calls(query, boundaries, max_seqlen=4)

@@ -44,15 +44,13 @@ def killed_run(one_rank_runs: Path, make_config: Callable[..., Any]) -> dict[str
     return {**seen, "run": run_dir, "second": StageManifest.read(run_dir)}
 
 
-def test_the_first_process_died_of_the_signal_two_steps_after_its_checkpoint(killed_run: dict[str, Any]) -> None:
+def test_the_first_process_died_two_steps_after_its_checkpoint(killed_run: dict[str, Any]) -> None:
     assert killed_run["status"] == -signal.SIGKILL
     assert killed_run["steps"] == 6
     assert killed_run["first"].status == "running"
 
 
-def test_the_same_command_again_gives_every_step_once_and_the_uninterrupted_losses(
-    killed_run: dict[str, Any], one_rank_runs: Path
-) -> None:
+def test_the_same_command_gives_every_step_once(killed_run: dict[str, Any], one_rank_runs: Path) -> None:
     keys = (
         *("step", "loss", "grad_norm", "learning_rate", "target_tokens", "consumed_train_tokens"),
         *("loss_by_position", "loss_by_domain", "model_flops", "skipped_steps"),
@@ -64,7 +62,7 @@ def test_the_same_command_again_gives_every_step_once_and_the_uninterrupted_loss
     assert killed == whole
 
 
-def test_the_manifest_of_the_finished_run_counts_the_whole_stage_once(killed_run: dict[str, Any]) -> None:
+def test_the_manifest_counts_the_whole_stage_once(killed_run: dict[str, Any]) -> None:
     manifest, records = killed_run["second"], read_metrics(killed_run["run"])
     assert manifest.status == "complete" and manifest.step == 8
     assert manifest.started_at == killed_run["first"].started_at
@@ -73,7 +71,7 @@ def test_the_manifest_of_the_finished_run_counts_the_whole_stage_once(killed_run
     assert manifest.consumed_train_rows == 8 * 4
 
 
-def test_events_tell_both_starts_and_goodput_counts_what_the_kill_lost(killed_run: dict[str, Any]) -> None:
+def test_events_tell_both_starts_and_what_the_kill_lost(killed_run: dict[str, Any]) -> None:
     run_dir = killed_run["run"]
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     told = [(event["event"], event["step"], event["detail"].split(":")[0]) for event in events]
@@ -95,7 +93,7 @@ def test_events_tell_both_starts_and_goodput_counts_what_the_kill_lost(killed_ru
     )
 
 
-def test_tensorboard_shows_every_step_once_although_two_processes_wrote(killed_run: dict[str, Any]) -> None:
+def test_tensorboard_shows_every_step_of_two_processes_once(killed_run: dict[str, Any]) -> None:
     events = EventAccumulator(str(killed_run["run"] / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 9))

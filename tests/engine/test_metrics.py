@@ -35,7 +35,7 @@ def assert_groups_make_up_the_loss(records: list[dict[str, Any]]) -> None:
             assert total / record["target_tokens"] == record["loss"]
 
 
-def test_losses_by_position_and_by_domain_sum_up_to_the_loss_exactly(one_rank_runs: Path) -> None:
+def test_losses_by_position_and_domain_sum_up_exactly(one_rank_runs: Path) -> None:
     records = read_metrics(one_rank_runs / "whole")
     assert_groups_make_up_the_loss(records)
     assert all(list(record["loss_by_position"]) == BUCKETS for record in records)
@@ -71,7 +71,7 @@ def test_model_flops_are_those_of_the_documents_of_the_step(one_rank_runs: Path,
         assert "mfu" not in record, "a CPU has no MFU"
 
 
-def test_waiting_for_rows_is_part_of_a_step_and_waiting_for_a_save_comes_after_it(one_rank_runs: Path) -> None:
+def test_waiting_for_rows_is_part_of_a_step_and_for_saves_not(one_rank_runs: Path) -> None:
     records = read_metrics(one_rank_runs / "whole")
     for record in records:
         assert 0 < record["data_wait_seconds"] < record["step_seconds"]

@@ -143,7 +143,7 @@ def track(cfg: RunConfig, *steps: int, done: int = 0, succeeded: bool = True) ->
     trackers.close(succeeded=succeeded)
 
 
-def test_a_record_becomes_named_figures_and_empty_groups_are_left_out():
+def test_a_record_becomes_named_figures():
     assert named_figures(RECORD) == FIGURES
     assert named_figures({"step": 1, "val_loss": 3.0, "val_target_tokens": 2, "time": 0.0}) == {
         "val/loss": 3.0,
@@ -151,7 +151,7 @@ def test_a_record_becomes_named_figures_and_empty_groups_are_left_out():
     }
 
 
-def test_every_metric_is_in_the_documentation_and_has_a_name_of_its_own():
+def test_every_metric_is_documented_under_its_own_name():
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     names = [*STEP_NAMES.values(), *GROUP_NAMES.values()]
     assert len(set(names)) == len(names)
@@ -159,7 +159,7 @@ def test_every_metric_is_in_the_documentation_and_has_a_name_of_its_own():
     assert [key for key in [*STEP_NAMES, *GROUP_NAMES] if f"`{key}`" not in text] == []
 
 
-def test_wandb_gets_one_run_with_the_configuration_and_every_step(tmp_path, wandb):
+def test_wandb_gets_one_run_with_every_step(tmp_path, wandb):
     track(config(tmp_path, wandb={"project": "p", "entity": "team", "mode": "offline"}), 1, 2)
     (arguments,) = wandb.inits
     assert wandb.logged == [(FIGURES, 1), (FIGURES, 2)]
@@ -183,7 +183,7 @@ def test_wandb_gets_one_run_with_the_configuration_and_every_step(tmp_path, wand
     }
 
 
-def test_a_resumed_run_keeps_its_id_and_one_from_the_start_gets_a_new_one(tmp_path, wandb, mlflow):
+def test_a_resumed_run_keeps_its_id_and_a_new_one_does_not(tmp_path, wandb, mlflow):
     cfg = config(tmp_path, wandb={}, mlflow={"tracking_uri": "file:x"})
     track(cfg, 1, succeeded=False)
     track(cfg, 2, done=1)
@@ -195,7 +195,7 @@ def test_a_resumed_run_keeps_its_id_and_one_from_the_start_gets_a_new_one(tmp_pa
     assert wandb.inits[2]["id"] != first and list(mlflow.runs) == ["run1", "run2"]
 
 
-def test_mlflow_gets_an_experiment_a_run_parameters_and_metrics_with_their_time(tmp_path, mlflow):
+def test_mlflow_gets_a_run_with_parameters_and_metrics(tmp_path, mlflow):
     cfg = config(tmp_path, mlflow={"tracking_uri": "http://server:5000", "experiment": "long"})
     track(cfg.model_copy(update={"parent": 900 * "x"}), 7)
     run = mlflow.runs["run1"]
@@ -206,7 +206,7 @@ def test_mlflow_gets_an_experiment_a_run_parameters_and_metrics_with_their_time(
     assert run["params"]["data.mixture"].startswith("[{'path': 'rows'")
 
 
-def test_tensorboard_has_the_figures_under_their_names_and_times(tmp_path):
+def test_tensorboard_has_the_figures_under_their_names(tmp_path):
     track(config(tmp_path, tensorboard=True), 1, 2)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
@@ -226,7 +226,7 @@ def test_no_secret_reaches_a_tracker(tmp_path, wandb, mlflow):
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
-def test_a_missing_package_is_refused_with_the_command_that_installs_it(tmp_path, monkeypatch, package):
+def test_a_missing_package_is_refused_with_the_installation(tmp_path, monkeypatch, package):
     settings = {"wandb": {}, "mlflow": {"tracking_uri": "file:x"}}
     cfg = config(tmp_path, **{package: settings[package]})
     monkeypatch.delitem(sys.modules, package, raising=False)
@@ -254,7 +254,7 @@ def test_a_tracker_that_fails_warns_once_and_the_others_go_on(tmp_path, wandb, m
     assert len(mlflow.runs["run1"]["metrics"]) == 3 * len(FIGURES)
 
 
-def test_a_tracker_that_failed_is_tried_again_after_a_while_and_not_before(tmp_path, wandb, monkeypatch):
+def test_a_failed_tracker_is_tried_again_after_a_while(tmp_path, wandb, monkeypatch):
     attempts: list[int] = []
 
     def fail_at_first() -> None:
@@ -272,7 +272,7 @@ def test_a_tracker_that_failed_is_tried_again_after_a_while_and_not_before(tmp_p
     assert [step for _, step in wandb.logged] == [2, 3]
 
 
-def test_training_waits_neither_for_a_slow_tracker_nor_for_one_that_hangs(tmp_path, wandb, caplog, monkeypatch):
+def test_training_does_not_wait_for_a_slow_tracker(tmp_path, wandb, caplog, monkeypatch):
     hangs = threading.Event()
     wandb.before_log = lambda: hangs.wait(30) and None
     monkeypatch.setattr(trackers_module, "_QUEUE_RECORDS", 5)

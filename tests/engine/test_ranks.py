@@ -25,7 +25,7 @@ def meet(store: HashStore, world_size: int = 4) -> str:
     return names[0]
 
 
-def test_ranks_that_meet_at_a_used_store_agree_on_a_new_name_each_time() -> None:
+def test_ranks_at_a_used_store_agree_on_a_new_name() -> None:
     store = HashStore()
     assert len({meet(store) for _ in range(5)}) == 5
 
@@ -69,7 +69,7 @@ def test_ranks_that_refuse_nothing_go_on() -> None:
 
 
 @pytest.mark.distributed
-def test_ranks_that_torchrun_starts_again_form_their_groups_again() -> None:
+def test_ranks_started_again_form_their_groups_again() -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     output = run_program([*torchrun, "-m", PROGRAM], timeout_seconds=120)
     attempts = sorted(line for line in output.splitlines() if line.startswith("attempt"))

@@ -109,7 +109,7 @@ def hashes(run_dir: Path) -> dict[str, str]:
 
 @pytest.mark.recipe
 @pytest.mark.parametrize("run", ["dp4_again"])
-def test_an_uninterrupted_run_on_four_ranks_repeated_is_the_same_to_the_last_bit(run: str, runs: Path) -> None:
+def test_a_run_on_four_ranks_repeats_to_the_last_bit(run: str, runs: Path) -> None:
     first, second = ([(r["loss"], r["grad_norm"]) for r in read_metrics(runs / run / "tiny")] for run in ("dp4", run))
     assert len(first) == STEPS and first == second
     assert len(hashes(runs / "dp4" / "tiny")) >= 4
@@ -117,7 +117,7 @@ def test_an_uninterrupted_run_on_four_ranks_repeated_is_the_same_to_the_last_bit
 
 
 @pytest.mark.parametrize("run", ["dp4", *SAME_SETTINGS])
-def test_every_step_has_the_rows_of_the_global_order_on_any_ranks(run: str, runs: Path) -> None:
+def test_every_step_has_the_global_rows_on_any_ranks(run: str, runs: Path) -> None:
     order = GlobalOrder([ROWS], [1.0], 42)
     expected = [{str(order.locate(step * BATCH + row)[1]) for row in range(BATCH)} for step in range(STEPS)]
     assert all(len(rows) == BATCH for rows in expected)
@@ -125,7 +125,7 @@ def test_every_step_has_the_rows_of_the_global_order_on_any_ranks(run: str, runs
 
 
 @pytest.mark.parametrize("run", SAME_SETTINGS)
-def test_the_losses_after_a_resume_on_other_ranks_are_those_of_the_whole_run(run: str, runs: Path) -> None:
+def test_losses_after_a_resume_on_other_ranks_are_the_same(run: str, runs: Path) -> None:
     whole, resumed = read_metrics(runs / RESUMED[run][0] / "tiny"), read_metrics(runs / run / "tiny")
     assert [record["step"] for record in resumed] == list(range(1, STEPS + 1))
     for before, after in zip(whole, resumed, strict=True):
@@ -136,7 +136,7 @@ def test_the_losses_after_a_resume_on_other_ranks_are_those_of_the_whole_run(run
 
 @pytest.mark.recipe
 @pytest.mark.parametrize("run", ["dp4_on_4"])
-def test_a_resume_on_the_same_ranks_is_the_same_to_the_last_bit(run: str, runs: Path) -> None:
+def test_a_resume_on_the_same_ranks_has_the_same_bits(run: str, runs: Path) -> None:
     assert hashes(runs / run / "tiny") == hashes(runs / "dp4" / "tiny")
 
 
@@ -149,7 +149,7 @@ def test_every_resume_was_one_and_says_on_how_many_ranks(run: str, runs: Path) -
 
 
 @pytest.mark.parametrize("run", ["new_lr"])
-def test_a_named_learning_rate_is_trained_with_from_the_first_step_after_the_resume(run: str, runs: Path) -> None:
+def test_a_named_learning_rate_counts_from_the_first_step_on(run: str, runs: Path) -> None:
     old, new = read_metrics(runs / "dp4" / "tiny"), read_metrics(runs / run / "tiny")
     # Same schedule, another peak: what is above the floor scales.
     floor = LR["min_lr"]
@@ -161,7 +161,7 @@ def test_a_named_learning_rate_is_trained_with_from_the_first_step_after_the_res
 
 
 @pytest.mark.parametrize("run", ["new_lr"])
-def test_a_named_weight_decay_replaces_the_one_in_the_checkpoint(run: str, runs: Path) -> None:
+def test_a_named_weight_decay_replaces_the_saved_one(run: str, runs: Path) -> None:
     decays = []
     for directory in (runs / "dp4" / "tiny", runs / run / "tiny"):
         common = torch.load(
@@ -173,7 +173,7 @@ def test_a_named_weight_decay_replaces_the_one_in_the_checkpoint(run: str, runs:
 
 
 @pytest.mark.parametrize("run", ["new_lr"])
-def test_a_change_of_settings_is_in_the_events_and_in_the_manifest(run: str, runs: Path) -> None:
+def test_a_change_of_settings_is_in_events_and_manifest(run: str, runs: Path) -> None:
     run_dir = runs / run / "tiny"
     changes = ["optim.lr (0.001 -> 0.002)", "optim.weight_decay (0.1 -> 0.0)"]
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]

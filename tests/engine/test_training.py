@@ -51,7 +51,7 @@ def test_the_loss_of_a_random_walk_falls(one_rank_runs: Path) -> None:
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_every_step_is_trained_with_the_learning_rate_of_the_recipe(one_rank_runs: Path) -> None:
+def test_every_step_has_the_learning_rate_of_the_recipe(one_rank_runs: Path) -> None:
     peak, floor, warmup, train_iters = 1e-2, 0.1, 1, 8
     expected = []
     for done in range(train_iters):
@@ -65,7 +65,7 @@ def test_every_step_is_trained_with_the_learning_rate_of_the_recipe(one_rank_run
 
 
 @pytest.mark.parametrize("run", ["whole", "bf16"])
-def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(one_rank_runs: Path, run: str) -> None:
+def test_a_resumed_run_repeats_to_the_last_bit(one_rank_runs: Path, run: str) -> None:
     keys = ("step", "loss", "grad_norm", "learning_rate", "target_tokens", "real_tokens", "consumed_train_tokens")
     resumed_run = {"whole": "resumed", "bf16": "bf16_resumed"}[run]
     whole, resumed = (
@@ -80,7 +80,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_last_bit(one_rank_ru
         assert all(torch.equal(expected[key], actual[key]) for key in expected)
 
 
-def test_bf16_trains_as_fp32_does_and_keeps_its_weights_and_moments_in_fp32(one_rank_runs: Path) -> None:
+def test_bf16_trains_as_fp32_and_keeps_fp32_weights_and_moments(one_rank_runs: Path) -> None:
     losses, expected = ([r["loss"] for r in read_metrics(one_rank_runs / name)] for name in ("bf16", "whole"))
     assert losses != expected
     # bf16 keeps 8 bits of every number; a loss is a mean over 200 tokens.
@@ -95,7 +95,7 @@ def test_bf16_trains_as_fp32_does_and_keeps_its_weights_and_moments_in_fp32(one_
         assert torch.equal(weights[name.removeprefix(f"{MASTERS}.")], master.to(torch.bfloat16))
 
 
-def test_a_bf16_transition_takes_the_fp32_weights_not_their_bf16_roundings(one_rank_runs: Path) -> None:
+def test_a_bf16_transition_takes_the_fp32_weights(one_rank_runs: Path) -> None:
     parent = read_tensors(checkpoint(one_rank_runs / "bf16", 8), MASTERS)
     child = read_tensors(checkpoint(one_rank_runs / "bf16_carried", 1), MASTERS)
     assert parent.keys() == child.keys() and len(parent) > 5
@@ -112,7 +112,7 @@ def test_a_transition_takes_every_weight_of_the_parent(one_rank_runs: Path, run:
     assert all(torch.equal(parent[key], child[key]) for key in parent)
 
 
-def test_optimizer_state_is_carried_over_with_the_hyperparameters_of_the_new_stage(one_rank_runs: Path) -> None:
+def test_optimizer_state_is_carried_over_with_new_hyperparameters(one_rank_runs: Path) -> None:
     decayed, undecayed = adam_groups(checkpoint(one_rank_runs / "carried", 1))
     assert decayed["step"] == 8 + 1
     assert decayed["weight_decay"] == 0.05 and undecayed["weight_decay"] == 0.0
@@ -141,7 +141,7 @@ def test_a_stage_trains_with_its_own_rotary_base(one_rank_runs: Path) -> None:
     assert model["model"]["rotary_base"] == 80000.0
 
 
-def test_the_loss_of_a_packed_step_is_the_mean_over_documents_scored_alone(one_rank_runs: Path, tmp_path: Path) -> None:
+def test_the_loss_of_a_packed_step_is_that_of_documents_alone(one_rank_runs: Path, tmp_path: Path) -> None:
     output = tmp_path / "scores.json"
     run_program([sys.executable, "-m", SCORE_PROGRAM, str(one_rank_runs), "one_step", str(output)])
     scores = json.loads(output.read_text())
@@ -157,7 +157,7 @@ def test_the_loss_of_a_packed_step_is_the_mean_over_documents_scored_alone(one_r
     assert scores["losses_agree_with_logits_within"] < 1e-5
 
 
-def test_real_tokens_exclude_padding_and_target_tokens_exclude_the_first_of_each_document(one_rank_runs: Path) -> None:
+def test_real_tokens_exclude_padding_and_targets_the_first_token(one_rank_runs: Path) -> None:
     record = read_metrics(one_rank_runs / "whole")[0]
     row_lengths = [sum(lengths) for lengths in DOCUMENT_LENGTHS]
     assert record["row_tokens"] == 4 * SEQ_LENGTH
@@ -166,7 +166,7 @@ def test_real_tokens_exclude_padding_and_target_tokens_exclude_the_first_of_each
     assert 4 <= record["real_tokens"] - record["target_tokens"] <= 20
 
 
-def test_the_tensorboard_tracker_holds_the_figures_of_the_metrics_file(one_rank_runs: Path) -> None:
+def test_tensorboard_holds_the_figures_of_the_metrics_file(one_rank_runs: Path) -> None:
     (record,) = read_metrics(one_rank_runs / "one_step")
     events = EventAccumulator(str(one_rank_runs / "one_step" / "tensorboard"))
     events.Reload()

@@ -24,7 +24,7 @@ def exit_code_of_a_hang(run_dir: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_a_process_that_makes_no_progress_writes_its_stacks_and_ends(tmp_path: Path) -> None:
+def test_a_process_without_progress_writes_stacks_and_ends(tmp_path: Path) -> None:
     assert exit_code_of_a_hang(tmp_path) == EXIT_HUNG
     assert "exit_code_of_a_hang" in (tmp_path / "stacks.rank3.txt").read_text()
     event = (tmp_path / "events.jsonl").read_text()

@@ -16,7 +16,7 @@ def scorer(hf_directory):
     return TransformersScorer(hf_directory)
 
 
-def test_buckets_of_a_real_model_equal_a_brute_force_over_every_target(scorer, rows):
+def test_buckets_of_a_real_model_equal_a_brute_force(scorer, rows):
     result = measure_perplexity(scorer, rows, [8, 32, 64], max_documents=100, source="rows")
 
     sums, counts = [0.0, 0.0, 0.0], [0, 0, 0]
@@ -43,7 +43,7 @@ def test_buckets_of_a_real_model_equal_a_brute_force_over_every_target(scorer, r
     lengths=st.lists(st.integers(2, 40), min_size=1, max_size=6),
     ends=st.lists(st.integers(1, 50), min_size=1, max_size=6, unique=True).map(sorted),
 )
-def test_every_target_below_the_last_end_is_counted_once_in_its_bucket(lengths, ends):
+def test_every_target_is_counted_once_in_its_bucket(lengths, ends):
     buckets = PositionBuckets(ends)
     for length in lengths:
         buckets.add_document(torch.arange(1, length, dtype=torch.float32))  # loss = target position
@@ -60,7 +60,7 @@ def test_sums_stay_exact_where_float32_would_lose_tokens():
     assert buckets.loss_sums[0] == (2**20 - 1) * (1 + 2.0**-24)
 
 
-def test_documents_are_cut_at_the_last_bucket_and_single_tokens_are_left_out(rows):
+def test_documents_are_cut_at_the_last_bucket(rows):
     documents = list(split_documents(rows, max_tokens=30))
     assert [len(document) for document in documents] == [30, 20, 30, 30]
     assert documents[1].tolist() == rows[1]["input_ids"][:20].tolist()
@@ -79,7 +79,7 @@ def test_a_bucket_no_document_reaches_is_null_rather_than_zero(scorer, rows):
     assert (last.tokens, last.documents, last.loss, last.perplexity) == (0, 0, None, None)
 
 
-def test_rows_of_another_tokenizer_are_refused_with_the_offending_id(scorer):
+def test_rows_of_another_tokenizer_are_refused_by_id(scorer):
     row = {"input_ids": np.array([1, 2, 5000], dtype=np.uint32), "indices": np.array([[0, 3]])}
     with pytest.raises(DataError, match=r"rows=foreign: Token id 5000 is beyond the \d+ tokens of hf:"):
         measure_perplexity(scorer, [row], [64], max_documents=1, source="foreign")

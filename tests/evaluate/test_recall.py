@@ -51,7 +51,7 @@ def test_a_long_prompt_is_as_full_as_a_short_one(tokenizer):
     assert 40_000 - 16 <= prompt.num_tokens <= 40_000
 
 
-def test_the_prompt_and_the_answer_are_the_tokens_of_their_text(tokenizer):
+def test_prompt_and_answer_are_the_tokens_of_their_text(tokenizer):
     prompt = next(build_prompts(tokenizer, 400, num_samples=1, seed=5))
     assert prompt.prompt[0] == tokenizer.bos_token_id
     assert tokenizer.decode(prompt.prompt[1:]) == prompt.text
@@ -65,7 +65,7 @@ def test_needles_are_spread_evenly_from_first_to_last(tokenizer):
     assert [p.depth for p in build_prompts(tokenizer, 300, 1, seed=0)] == [0.5]
 
 
-def test_the_same_seed_gives_the_same_prompts_and_another_seed_others(tokenizer):
+def test_the_same_seed_gives_the_same_prompts(tokenizer):
     def texts(seed):
         return [prompt.text for prompt in build_prompts(tokenizer, 300, 4, seed)]
 
@@ -73,14 +73,14 @@ def test_the_same_seed_gives_the_same_prompts_and_another_seed_others(tokenizer)
     assert not set(texts(1)) & set(texts(2))
 
 
-def test_a_length_that_holds_no_pair_is_refused_with_the_shortest_that_does(tokenizer):
+def test_a_length_without_a_pair_is_refused_with_the_shortest(tokenizer):
     with pytest.raises(ConfigError, match=r"recall_lengths=20: .* Use lengths of at least (\d+)\.") as caught:
         next(build_prompts(tokenizer, 20, 1, seed=0))
     shortest = int(re.search(r"at least (\d+)", str(caught.value))[1])
     assert next(build_prompts(tokenizer, shortest, 1, seed=0)).num_pairs == 1
 
 
-def test_a_model_that_looks_the_value_up_has_full_marks_at_every_length(tokenizer):
+def test_a_model_that_looks_the_value_up_has_full_marks(tokenizer):
     entries = measure_recall(Oracle(tokenizer), [200, 600], num_samples=8, seed=0)
     assert [entry.length for entry in entries] == [200, 600]
     for entry in entries:
@@ -88,19 +88,19 @@ def test_a_model_that_looks_the_value_up_has_full_marks_at_every_length(tokenize
         assert entry.answer_loss == pytest.approx(0.0, abs=1e-6)
 
 
-def test_an_answer_with_one_wrong_token_is_no_exact_match_but_has_its_share_of_token_accuracy(tokenizer):
+def test_one_wrong_token_is_no_exact_match_but_counts_in_part(tokenizer):
     (entry,) = measure_recall(Oracle(tokenizer, wrong_from=1), [300], num_samples=4, seed=0)
     assert entry.exact_match == 0.0
     assert entry.token_accuracy == pytest.approx(4 / entry.answer_tokens)
     assert 0.0 < entry.token_accuracy < 1.0
 
 
-def test_a_random_model_recalls_nothing_and_pays_more_than_chance(hf_directory):
+def test_a_random_model_recalls_nothing(hf_directory):
     (entry,) = measure_recall(TransformersScorer(hf_directory), [400], num_samples=8, seed=0)
     assert entry.exact_match == 0.0
     assert entry.answer_loss > entry.chance_loss > 0.0
 
 
-def test_the_chance_loss_is_one_uniform_guess_per_value_spread_over_its_tokens(tokenizer):
+def test_the_chance_loss_is_one_uniform_guess_per_value(tokenizer):
     (entry,) = measure_recall(Oracle(tokenizer), [200], num_samples=3, seed=0)
     assert entry.chance_loss * entry.answer_tokens == pytest.approx(3 * math.log(9000))

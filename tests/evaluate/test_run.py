@@ -24,9 +24,7 @@ def config(models, data, **changes):
     return EvaluateConfig(**{**values, **changes})
 
 
-def test_both_results_are_written_beside_an_exported_model_with_everything_needed_to_repeat_them(
-    hf_directory, data_directory, caplog
-):
+def test_both_results_lie_beside_the_model_and_can_be_repeated(hf_directory, data_directory, caplog):
     cfg = config([f"hf:{hf_directory}"], data_directory)
     caplog.set_level(logging.INFO, "nemo_prolong.evaluate")
     (directory,) = evaluate(cfg)
@@ -56,42 +54,42 @@ def test_results_of_several_models_go_into_a_folder_each(tmp_path):
     assert output_directories(cfg) == {"runs/a": tmp_path / "a", "hf:export/hf": tmp_path / "hf"}
 
 
-def test_two_models_that_would_overwrite_each_other_are_refused(tmp_path):
+def test_models_that_would_overwrite_each_other_are_refused(tmp_path):
     cfg = config(["x/sft", "y/sft"], "d", output=str(tmp_path))
     with pytest.raises(ConfigError, match=r"output=.*same directory name.*Leave output unset"):
         output_directories(cfg)
 
 
-def test_buckets_that_do_not_ascend_are_refused_with_the_order_that_works(data_directory, hf_directory):
+def test_buckets_that_do_not_ascend_are_refused(data_directory, hf_directory):
     cfg = config([f"hf:{hf_directory}"], data_directory, position_buckets=[64, 16, 64])
     with pytest.raises(ConfigError, match=r"position_buckets=\[64, 16, 64\].*position_buckets=\[16, 64\]"):
         evaluate(cfg)
 
 
-def test_a_missing_data_directory_is_refused_before_a_model_is_loaded(hf_directory, tmp_path):
+def test_missing_data_is_refused_before_a_model_is_loaded(hf_directory, tmp_path):
     with pytest.raises(DataError, match=r"rows=.*nowhere: The directory does not exist.*prepare_data"):
         evaluate(config([f"hf:{hf_directory}"], tmp_path / "nowhere"))
 
 
-def test_a_model_that_does_not_exist_is_refused_before_the_first_is_evaluated(hf_directory, data_directory, tmp_path):
+def test_a_missing_model_is_refused_before_any_is_evaluated(hf_directory, data_directory, tmp_path):
     with pytest.raises(CheckpointError, match=r"models=runs/none: The directory does not exist"):
         evaluate(config([f"hf:{hf_directory}", "runs/none"], data_directory, output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_hugging_face_directory_without_the_prefix_is_answered_with_the_right_spelling(hf_directory, data_directory):
+def test_a_hugging_face_directory_needs_its_prefix(hf_directory, data_directory):
     with pytest.raises(CheckpointError, match=rf"not a run\. Write models=\[hf:{hf_directory}\]"):
         evaluate(config([str(hf_directory)], data_directory))
 
 
-def test_a_run_with_the_prefix_is_answered_with_the_right_spelling(tmp_path, data_directory):
+def test_a_run_with_the_prefix_is_told_the_right_spelling(tmp_path, data_directory):
     (tmp_path / "stage.json").write_text("{}")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=rf"not a Hugging Face directory\. Write models=\[{tmp_path}\]"):
         evaluate(config([f"hf:{tmp_path}"], data_directory))
 
 
-def test_a_run_without_a_checkpoint_is_refused_before_anything_is_loaded(tmp_path, data_directory):
+def test_a_run_without_a_checkpoint_is_refused_early(tmp_path, data_directory):
     (tmp_path / "stage.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"The run has no complete checkpoint\. Train it until"):
         evaluate(config([str(tmp_path)], data_directory))

@@ -30,9 +30,7 @@ def reference_logits(hf_directory, tokens):
 
 
 @pytest.mark.parametrize("piece_tokens", [1024, 101, 32, 7])
-def test_token_losses_are_those_of_one_plain_forward_pass_whatever_the_piece_size(
-    scorer, tokens, reference_logits, piece_tokens, monkeypatch
-):
+def test_token_losses_do_not_depend_on_the_piece_size(scorer, tokens, reference_logits, piece_tokens, monkeypatch):
     monkeypatch.setattr(scorer, "piece_tokens", piece_tokens)
     losses = scorer.token_losses(tokens)
     assert losses.shape == (100,) and losses.dtype == torch.float32
@@ -76,7 +74,7 @@ def test_a_directory_with_pickled_weights_only_is_refused(copy):
         TransformersScorer(copy)
 
 
-def test_a_checkpoint_that_lacks_a_weight_is_refused_by_name_instead_of_scored_with_random_values(copy):
+def test_a_checkpoint_without_a_weight_is_refused_by_its_name(copy):
     weights = load_file(copy / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})

@@ -29,7 +29,7 @@ def load_tensors(directory: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def test_plain_transformers_computes_the_logits_of_the_megatron_model(workspace: Workspace, exported: Path) -> None:
+def test_transformers_computes_the_logits_of_megatron(workspace: Workspace, exported: Path) -> None:
     tokens = torch.arange(300) * 7 % 512
     model = AutoModelForCausalLM.from_pretrained(exported)
     assert model.dtype == torch.float32
@@ -56,7 +56,7 @@ def test_a_context_that_fits_is_scored_whole(workspace: Workspace, tmp_path: Pat
     assert prompts[3]["compared_positions"] == 1024
 
 
-def test_the_configuration_has_the_rope_base_for_both_major_versions_of_transformers(exported: Path) -> None:
+def test_both_major_versions_of_transformers_find_the_rope_base(exported: Path) -> None:
     config = read_json(exported / "config.json")
     assert config["rope_theta"] == 80000.0
     assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 80000.0}
@@ -80,7 +80,7 @@ def test_the_tokenizer_and_its_chat_template_arrive(workspace: Workspace, export
     assert template == (exported / "chat_template.jinja").read_text() == source.chat_template
 
 
-def test_generation_stops_at_the_end_of_the_text_and_at_the_end_of_a_turn(exported: Path) -> None:
+def test_generation_stops_at_the_end_of_text_or_turn(exported: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(exported)
     model = AutoModelForCausalLM.from_pretrained(exported)
     prompt = tokenizer("def f", return_tensors="pt")
@@ -94,7 +94,7 @@ def test_generation_stops_at_the_end_of_the_text_and_at_the_end_of_a_turn(export
         assert generated[0].tolist() == [*prompt["input_ids"][0].tolist(), stop_id], token
 
 
-def test_the_manifest_has_the_source_and_the_hash_of_every_file(exported: Path) -> None:
+def test_the_manifest_has_source_and_hash_of_every_file(exported: Path) -> None:
     manifest = read_json(exported / "export_manifest.json")
     files = {path.name for path in exported.iterdir()} - {"export_manifest.json"}
     assert manifest["files"].keys() == files
@@ -106,7 +106,7 @@ def test_the_manifest_has_the_source_and_the_hash_of_every_file(exported: Path) 
     assert (manifest["rotary_base"], manifest["advertised_context_length"]) == (80000.0, 2**19)
 
 
-def test_the_index_names_every_shard_and_the_size_of_all_tensors(exported: Path) -> None:
+def test_the_index_names_every_shard_and_the_size(exported: Path) -> None:
     index = read_json(exported / "model.safetensors.index.json")
     assert set(index["weight_map"].values()) == {path.name for path in exported.glob("*.safetensors")}
     assert len(set(index["weight_map"].values())) > 3
@@ -127,7 +127,7 @@ def test_the_model_card_tells_the_lineage(exported: Path) -> None:
     assert "under: Apache-2.0." in card
 
 
-def test_the_model_card_shows_the_evaluation_that_the_run_holds(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_model_card_shows_the_evaluation_of_the_run(workspace: Workspace, tmp_path: Path) -> None:
     results = workspace.tied / "eval"
     results.mkdir()
     write_perplexity(results)
@@ -141,7 +141,7 @@ def test_the_model_card_shows_the_evaluation_that_the_run_holds(workspace: Works
     assert read_json(tmp_path / "hf" / "export_manifest.json")["verification"] is None
 
 
-def test_the_model_card_shows_the_evaluation_of_the_parents_too(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_model_card_shows_the_evaluation_of_parents(workspace: Workspace, tmp_path: Path) -> None:
     results = workspace.base / "eval"
     results.mkdir()
     write_perplexity(results)
@@ -150,9 +150,7 @@ def test_the_model_card_shows_the_evaluation_of_the_parents_too(workspace: Works
     assert "Perplexity of `base` by position, on `data/validation`:" in card
 
 
-def test_a_bf16_export_holds_the_rounded_weights_and_passes_the_same_bound(
-    workspace: Workspace, exported: Path, tmp_path: Path
-) -> None:
+def test_a_bf16_export_passes_the_same_bound(workspace: Workspace, exported: Path, tmp_path: Path) -> None:
     export(export_config(workspace.child, tmp_path / "hf", dtype="bf16"))
     exact, rounded = load_tensors(exported), load_tensors(tmp_path / "hf")
     assert all(torch.equal(rounded[name], tensor.bfloat16()) for name, tensor in exact.items())
@@ -163,9 +161,7 @@ def test_a_bf16_export_holds_the_rounded_weights_and_passes_the_same_bound(
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_a_tied_model_with_a_padded_vocabulary_trained_in_bf16_is_exported(
-    workspace: Workspace, tmp_path: Path, dtype: str
-) -> None:
+def test_a_tied_model_with_a_padded_vocabulary_is_exported(workspace: Workspace, tmp_path: Path, dtype: str) -> None:
     export(export_config(workspace.tied, tmp_path / "hf", dtype=dtype))
     tensors = load_tensors(tmp_path / "hf")
     assert "lm_head.weight" not in tensors
@@ -174,7 +170,7 @@ def test_a_tied_model_with_a_padded_vocabulary_trained_in_bf16_is_exported(
     assert read_json(tmp_path / "hf" / "config.json")["tie_word_embeddings"] is True
 
 
-def test_one_layer_of_a_checkpoint_is_read_as_it_lies_in_the_stack(workspace: Workspace) -> None:
+def test_one_layer_is_read_as_it_lies_in_the_stack(workspace: Workspace) -> None:
     reader = open_source(str(workspace.base)).reader
     stacked = [name for name in reader.names() if name.startswith("decoder.layers.")]
     assert len(stacked) == 6
@@ -184,7 +180,7 @@ def test_one_layer_of_a_checkpoint_is_read_as_it_lies_in_the_stack(workspace: Wo
             assert torch.equal(reader.read_layer(name, layer), whole[layer]), (name, layer)
 
 
-def test_an_export_is_replaced_only_when_asked_and_comes_out_the_same(workspace: Workspace, tmp_path: Path) -> None:
+def test_an_export_is_replaced_only_when_asked(workspace: Workspace, tmp_path: Path) -> None:
     from nemo_prolong.errors import ExportError
 
     output = tmp_path / "hf"

@@ -80,7 +80,7 @@ def test_a_whole_directory_is_accepted(llama: Path) -> None:
     assert (found.rotary_base, found.rope_scaling, found.context_length) == (500000.0, None, 8192)
 
 
-def test_one_file_without_an_index_and_one_in_half_precision_are_accepted(llama: Path) -> None:
+def test_one_file_without_index_or_in_half_precision_is_accepted(llama: Path) -> None:
     tensors = load_file(llama / "a.safetensors") | load_file(llama / "b.safetensors")
     save_file({name: tensor.half() for name, tensor in tensors.items()}, llama / "model.safetensors")
     for name in (INDEX, "a.safetensors", "b.safetensors"):
@@ -109,9 +109,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), CONFIGURATIONS, ids=[" ".join(c) for c, _ in CONFIGURATIONS])
-def test_a_configuration_that_megatron_would_compute_otherwise_is_refused(
-    llama: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_what_megatron_would_compute_otherwise_is_refused(llama: Path, changes: dict[str, Any], message: str) -> None:
     (llama / "config.json").write_text(json.dumps(config(**changes)))
     assert message in refusal(CheckpointError, llama)
 
@@ -128,9 +126,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), FIELDS, ids=[" ".join(c) for c, _ in FIELDS])
-def test_another_model_than_the_one_configured_is_refused_with_the_difference(
-    llama: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_another_model_than_configured_is_refused(llama: Path, changes: dict[str, Any], message: str) -> None:
     (llama / "config.json").write_text(json.dumps(config(**changes)))
     assert message in refusal(ConfigError, llama)
 
@@ -144,7 +140,7 @@ def test_another_model_than_the_one_configured_is_refused_with_the_difference(
     ],
     ids=["transformers 4", "transformers 5", "both"],
 )
-def test_the_scaling_of_llama_3_1_is_read_from_the_keys_of_both_versions(llama: Path, keys: dict[str, Any]) -> None:
+def test_the_scaling_of_llama_3_1_is_read_from_both_versions(llama: Path, keys: dict[str, Any]) -> None:
     (llama / "config.json").write_text(json.dumps(config(**keys)))
     scaling = RopeScaling(**{key: value for key, value in LLAMA3.items() if key != "rope_type"})
     found = check(llama, MODEL.model_copy(update={"rope_scaling": scaling}))
@@ -209,7 +205,7 @@ def test_files_that_are_not_a_whole_llama_are_refused(
     assert message in refusal(CheckpointError, llama)
 
 
-def test_frequencies_that_old_versions_saved_and_a_tied_head_are_not_read(llama: Path) -> None:
+def test_saved_frequencies_and_a_tied_head_are_not_read(llama: Path) -> None:
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     rewrite(llama / "a.safetensors", **{name: torch.zeros(4)})
     set_in_index(llama, name, "a.safetensors")

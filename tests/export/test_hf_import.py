@@ -81,7 +81,7 @@ def llamas(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_llama_comes_back_from_megatron_with_every_tensor_and_every_field_of_its_configuration(
+def test_a_llama_comes_back_from_megatron_unchanged(
     workspace: Workspace, llamas: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
     from nemo_prolong.stages.run import run_stage
@@ -103,7 +103,7 @@ def test_a_llama_comes_back_from_megatron_with_every_tensor_and_every_field_of_i
     assert f"Its RoPE base is 10000 {ROPE_IN_THE_CARD[name]}. The weights are in" in card
 
 
-def test_the_record_of_the_parent_has_the_hash_of_its_files_its_context_and_its_rope_base(
+def test_the_record_of_the_parent_has_its_hash_context_and_rope_base(
     workspace: Workspace, llamas: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from nemo_prolong.stages.run import run_stage
@@ -128,9 +128,7 @@ def test_the_record_of_the_parent_has_the_hash_of_its_files_its_context_and_its_
     assert f"continues `hf:{llamas['llama-3.1']}` (rotary_base 10000), not described here." in card
 
 
-def test_two_steps_from_an_exported_directory_begin_with_the_loss_of_transformers(
-    workspace: Workspace, exported: Path, tmp_path: Path
-) -> None:
+def test_two_steps_from_an_export_begin_with_its_loss(workspace: Workspace, exported: Path, tmp_path: Path) -> None:
     model = HuggingFaceDirectory(exported).model_fields()
     command = [
         sys.executable, "scripts/train.py", "+exp=mini/stage1", f"parent=hf:{exported}", "name=two_steps",
@@ -150,7 +148,7 @@ def test_two_steps_from_an_exported_directory_begin_with_the_loss_of_transformer
     assert len(losses) == 2 and losses[0] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_stage_in_bf16_starts_from_the_directory_and_not_from_the_random_weights_of_its_optimizer(
+def test_a_bf16_stage_starts_from_the_weights_of_the_directory(
     workspace: Workspace, llamas: dict[str, Path], tmp_path: Path
 ) -> None:
     from nemo_prolong.stages.run import run_stage
@@ -209,7 +207,7 @@ def trained_at_layouts(
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_ranks_of_a_layout_take_their_parts_and_leave_a_checkpoint_that_is_exported(
+def test_ranks_of_a_layout_read_the_directory_and_can_be_exported(
     workspace: Workspace, llamas: dict[str, Path], trained_at_layouts: dict[str, Path], tmp_path: Path, layout: str
 ) -> None:
     directory, run = llamas["llama-3.2"], trained_at_layouts[layout]

@@ -75,18 +75,18 @@ def dtype_of_whole(directory: Path) -> str | None:
 
 
 @pytest.mark.parametrize("scenario", BEFORE)
-def test_a_killed_export_leaves_the_earlier_directory_or_the_new_one_whole_or_none(kills: Kills, scenario: str) -> None:
+def test_a_killed_export_leaves_a_whole_directory_or_none(kills: Kills, scenario: str) -> None:
     assert kills.exit_codes[scenario]["killed"] == SIGKILL
     assert dtype_of_whole(kills.exports / f"{scenario}.left" / "hf") == BEFORE[scenario][2]
 
 
-def test_an_export_killed_between_its_renames_has_the_earlier_directory_whole_beside_the_output(kills: Kills) -> None:
+def test_a_kill_between_renames_leaves_the_earlier_export_whole(kills: Kills) -> None:
     left = kills.exports / "again_between_the_renames.left"
     assert dtype_of_whole(left / ".hf.replaced") == "float32"
 
 
 @pytest.mark.parametrize("scenario", BEFORE)
-def test_the_same_command_makes_the_directory_and_removes_what_was_left(kills: Kills, scenario: str) -> None:
+def test_the_same_command_finishes_and_cleans_up(kills: Kills, scenario: str) -> None:
     assert kills.exit_codes[scenario]["repeated"] == 0
     assert dtype_of_whole(kills.exports / scenario / "hf") == "bfloat16"
     assert [path.name for path in (kills.exports / scenario).iterdir()] == ["hf"]

@@ -30,7 +30,7 @@ def test_row_ranges_cover_every_row_of_both_forms_once_in_order(model: ModelConf
             assert rows == list(range(shape[0])), (piece.names[part], rows)
 
 
-def test_queries_keys_and_values_are_taken_from_each_query_group_in_turn() -> None:
+def test_queries_keys_and_values_come_group_by_group() -> None:
     model = make_model(num_attention_heads=4, num_query_groups=2, kv_channels=1)
     # A group's two queries, its key, its value.
     assert list(rule_of("linear_qkv.weight", model).row_ranges(model)) == [
@@ -65,7 +65,7 @@ def test_names_and_shapes_are_those_of_transformers_llama(tied: bool) -> None:
     assert ours == expected
 
 
-def test_the_tensors_expected_in_a_checkpoint_are_those_of_the_pieces() -> None:
+def test_the_expected_tensors_are_those_of_the_pieces() -> None:
     for tied in (False, True):
         model = make_model(share_embeddings_and_output_weights=tied)
         assert {rule.megatron for rule in rules(model)} == {piece.rule.megatron for piece in pieces(model)}

@@ -25,7 +25,7 @@ def test_a_new_or_empty_output_is_taken(tmp_path: Path) -> None:
     check_output(tmp_path / "empty", overwrite=False)
 
 
-def test_an_existing_output_is_refused_with_the_setting_that_replaces_it(tmp_path: Path) -> None:
+def test_an_existing_output_is_refused_with_what_replaces_it(tmp_path: Path) -> None:
     output = earlier_export(tmp_path / "hf")
     with pytest.raises(ExportError, match=r"output=.*hf: it already exists\. Set overwrite=true"):
         check_output(output, overwrite=False)
@@ -54,7 +54,7 @@ def test_a_file_or_a_link_is_never_replaced(tmp_path: Path) -> None:
             check_output(tmp_path / name, overwrite=True)
 
 
-def test_files_that_someone_added_to_an_earlier_export_are_not_thrown_away(tmp_path: Path) -> None:
+def test_foreign_files_in_an_earlier_export_are_not_lost(tmp_path: Path) -> None:
     output = earlier_export(tmp_path / "hf")
     (output / "notes.md").write_text("mine")
     with pytest.raises(ExportError, match=r"did not write: notes\.md\. Move them out"):
@@ -72,9 +72,7 @@ def test_the_output_appears_whole_and_replaces_the_earlier_one(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_export_leaves_the_earlier_one_and_nothing_else(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_an_interrupted_export_leaves_the_earlier_one(tmp_path: Path, error: type[BaseException]) -> None:
     output = earlier_export(tmp_path / "hf")
     with pytest.raises(error), working_directory(output) as directory:
         (directory / "config.json").write_text("half")
@@ -92,7 +90,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
-def test_an_earlier_export_survives_a_kill_between_the_two_renames(tmp_path: Path) -> None:
+def test_an_earlier_export_survives_a_kill_between_renames(tmp_path: Path) -> None:
     earlier_export(tmp_path / "hf").rename(tmp_path / ".hf.replaced")
     with pytest.raises(RuntimeError), working_directory(tmp_path / "hf"):
         raise RuntimeError

@@ -100,9 +100,7 @@ def test_an_unspoiled_copy_passes(workspace: Workspace, spoiled: Path) -> None:
     assert verify_logits(workspace, spoiled).max_logit_difference <= 1e-4
 
 
-def test_the_frequencies_refuse_a_rope_base_that_is_off_by_a_hundredth_of_a_percent(
-    workspace: Workspace, spoiled: Path
-) -> None:
+def test_the_frequencies_see_a_rope_base_off_by_0_01_percent(workspace: Workspace, spoiled: Path) -> None:
     set_rope_base(spoiled, 80008.0)
     with pytest.raises(ExportError, match=r"config\.json rope_theta: .* rotates by .* per position"):
         verify_logits(workspace, spoiled)
@@ -117,7 +115,7 @@ def test_the_logits_alone_refuse_a_wrong_rope_base(
         verify_logits(workspace, spoiled)
 
 
-def test_spread_positions_see_a_rope_base_that_short_prompts_do_not(
+def test_spread_positions_see_what_short_prompts_do_not(
     monkeypatch: pytest.MonkeyPatch, workspace: Workspace, spoiled: Path
 ) -> None:
     monkeypatch.setattr(logits, "_compare_frequencies", lambda found, expected: None)
@@ -129,7 +127,7 @@ def test_spread_positions_see_a_rope_base_that_short_prompts_do_not(
     assert spread.max_logit_difference > 10 * max(prompt.max_logit_difference for prompt in short)
 
 
-def test_sharpened_attention_alone_refuses_a_rope_base_that_is_off_by_a_thousandth_of_a_percent(
+def test_sharpened_attention_sees_a_rope_base_off_by_0_001_percent(
     monkeypatch: pytest.MonkeyPatch, workspace: Workspace, spoiled: Path
 ) -> None:
     monkeypatch.setattr(logits, "_compare_frequencies", lambda found, expected: None)
@@ -140,7 +138,7 @@ def test_sharpened_attention_alone_refuses_a_rope_base_that_is_off_by_a_thousand
         verify_logits(workspace, spoiled)
 
 
-def test_a_mapping_that_is_wrong_both_ways_passes_the_tensors_and_is_refused_by_the_logits(
+def test_a_mapping_wrong_both_ways_is_refused_by_the_logits(
     monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     def swap(rule: hf_names.TensorRule) -> hf_names.TensorRule:
@@ -153,7 +151,7 @@ def test_a_mapping_that_is_wrong_both_ways_passes_the_tensors_and_is_refused_by_
 
 
 @pytest.mark.parametrize("lost", ["<|end_of_text|>", "<|eot_id|>"])
-def test_a_stop_token_after_which_generation_goes_on_is_refused(workspace: Workspace, spoiled: Path, lost: str) -> None:
+def test_a_stop_token_that_does_not_stop_is_refused(workspace: Workspace, spoiled: Path, lost: str) -> None:
     lost_id = load_tokenizer(spoiled).convert_tokens_to_ids(lost)
     stop_ids = json.loads((spoiled / "generation_config.json").read_text())["eos_token_id"]
     kept = [stop_id for stop_id in stop_ids if stop_id != lost_id]
@@ -221,7 +219,7 @@ def test_an_end_between_two_shards_leaves_nothing(
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_manifest_that_disagrees_with_the_checkpoint_about_the_rope_base_is_refused(
+def test_a_manifest_with_another_rope_base_is_refused(
     workspace: Workspace, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     copy = shutil.copytree(workspace.child, tmp_path / "child")
@@ -236,7 +234,7 @@ def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "newest_checkpoint", lambda run: sorted((run / "checkpoints").glob("step_*"))[-1])
 
 
-def test_a_checkpoint_of_another_shape_than_its_description_is_refused(
+def test_a_checkpoint_of_another_shape_is_refused(
     workspace: Workspace, tmp_path: Path, refused: Callable[..., str], unverified: None
 ) -> None:
     copy = shutil.copytree(workspace.child, tmp_path / "child")
@@ -275,7 +273,7 @@ def test_a_broken_tokenizer_is_refused(
     assert message.startswith(f"tokenizer={tmp_path / 'tokenizer'}: transformers cannot load the tokenizer")
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(workspace: Workspace) -> None:
+def test_a_tokenizer_with_too_many_tokens_is_refused(workspace: Workspace) -> None:
     tokenizer = load_tokenizer(workspace.root / "data" / "tokenizer")
     with pytest.raises(ExportError, match="it has 512 tokens, the model's vocabulary 511"):
         hf_config.special_tokens(tokenizer, 511)

@@ -45,13 +45,13 @@ def test_the_safetensors_library_reads_back_what_was_streamed(
     assert written.num_bytes == len(data)
 
 
-def test_a_part_of_another_tensor_is_written_as_it_looks_not_as_it_lies_in_memory(tmp_path: Path) -> None:
+def test_a_part_of_a_tensor_is_written_as_it_looks(tmp_path: Path) -> None:
     transposed = torch.arange(6.0).reshape(2, 3).T
     write_safetensors(tmp_path / "a", [TensorSpec("a", (3, 2))], torch.float32, [[transposed]])
     assert torch.equal(load_file(tmp_path / "a")["a"], transposed)
 
 
-def test_the_disk_is_set_to_work_on_every_byte_but_the_last_few_before_the_file_ends(
+def test_the_disk_works_on_all_but_the_last_bytes_before_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, int]] = []
@@ -73,7 +73,7 @@ def test_every_bf16_number_is_told_from_infinity_and_nan() -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_fp32_number_is_finite_and_what_comes_after_it_is_not(sign: int) -> None:
+def test_the_largest_fp32_number_is_finite_and_the_next_is_not(sign: int) -> None:
     largest = sign * torch.tensor([0.0, torch.finfo(torch.float32).max])
     assert all_finite(largest)
     assert not all_finite(torch.nextafter(largest, sign * torch.tensor(torch.inf)))
@@ -82,7 +82,7 @@ def test_the_largest_fp32_number_is_finite_and_what_comes_after_it_is_not(sign: 
 
 @given(models(), st.integers(1, 4000), st.sampled_from([torch.float32, torch.bfloat16]))
 @settings(max_examples=100, deadline=None)
-def test_every_tensor_is_in_one_shard_and_no_shard_is_too_large_but_for_one_fused_tensor(
+def test_every_tensor_is_in_one_shard_and_no_shard_is_too_large(
     model: ModelConfig, max_shard_bytes: int, dtype: torch.dtype
 ) -> None:
     shards = plan_shards(model, dtype, max_shard_bytes)

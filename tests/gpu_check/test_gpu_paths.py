@@ -59,7 +59,7 @@ def layers_chosen(gpu: Bench, monkeypatch: pytest.MonkeyPatch, gib: float, modul
     return found + [row for row in layers.run(gpu) if row.result is not Verdict.MEASURED]
 
 
-def test_every_length_of_row_has_the_whole_memory_of_the_device(gpu: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_length_of_row_has_the_whole_memory(gpu: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = layers_chosen(gpu, monkeypatch, 138, {"transformer_engine"})
     assert [(tokens, backend, compute) for tokens, backend, compute, *_ in chosen] == [
         (65_536, "torch", "bf16"),
@@ -91,7 +91,7 @@ def test_the_container_allows_every_run_of_the_check(gpu: Bench) -> None:
     assert [config.train.deterministic for config in configs] == [True] * 6 + [False] + [True] * 4
 
 
-def test_a_loss_that_is_not_a_number_is_the_largest_difference_wherever_it_stands() -> None:
+def test_a_loss_that_is_not_a_number_is_the_largest_difference() -> None:
     for losses in ([float("nan"), 1.0, 1.0], [1.0, float("nan"), 1.0], [1.0, 1.0, float("nan")]):
         assert torch.tensor(largest_difference(losses, [1.0, 1.0, 1.0])).isnan()
     assert torch.tensor(largest([0.5, float("nan"), 1.0])).isnan()
@@ -183,7 +183,7 @@ def test_attention_whose_bits_differ_between_two_runs_misses(cpu: Bench, monkeyp
         ({SDPBackend.FLASH_ATTENTION: 1.0}, {"documents alone": 2.0}),
     ],
 )
-def test_our_time_is_held_against_our_own_kernel_and_told_beside_cudnns(
+def test_our_time_is_compared_with_our_own_kernel(
     gpu: Bench, monkeypatch: pytest.MonkeyPatch, kernels: dict[SDPBackend, float], bars: dict[str, float | None]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")

@@ -45,7 +45,7 @@ def report(title: str, *rows: Row) -> dict[str, Any]:
     return {**about, **where, "rows": [row.as_json() for row in rows]}
 
 
-def test_what_is_not_a_number_misses_its_bound_and_is_null_in_json() -> None:
+def test_what_is_not_a_number_misses_its_bound() -> None:
     for row in (at_most("x", float("nan"), 1.0), at_least("x", float("nan"), 1.0)):
         assert row.result is Verdict.MISSED
         assert row.as_json()["ours"] is None and row.as_json()["note"] == "the figure is nan."
@@ -53,7 +53,7 @@ def test_what_is_not_a_number_misses_its_bound_and_is_null_in_json() -> None:
     assert (at_least("x", 1.0, 1.0).result, at_least("x", 0.9, 1.0).result) == (Verdict.MET, Verdict.MISSED)
 
 
-def test_a_record_has_the_fields_of_every_benchmark_and_comes_back() -> None:
+def test_a_record_has_every_field_and_comes_back() -> None:
     row = at_most("bar", 2.0, 3.0, "s", peer=4.0)
     record = json.loads(json.dumps(row.as_json()))
     assert {"bar", "ours", "peer", "unit", "ratio", "bound", "met"} <= record.keys()
@@ -62,7 +62,7 @@ def test_a_record_has_the_fields_of_every_benchmark_and_comes_back() -> None:
     assert measured("bar", 2.0, "s").as_json()["met"] is None
 
 
-def test_a_part_that_raises_is_a_failed_row_after_those_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_that_raises_is_a_failed_row(capsys: pytest.CaptureFixture[str]) -> None:
     def part():
         yield measured("first", 1.0, "s")
         raise ValueError("no memory\nand more")
@@ -109,7 +109,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, program: Path) -> None:
     )
 
 
-def test_an_interruption_ends_the_stage_that_runs_keeps_what_it_showed_and_leaves_out_the_rest(
+def test_an_interruption_ends_its_stage_and_leaves_out_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [json.dumps({"commit": "abc"}), json.dumps(measured("first", 1.0, "s").as_json())]
@@ -156,7 +156,7 @@ def test_a_page_says_of_a_stage_that_it_ran_on_a_cpu(tmp_path: Path) -> None:
     assert said in page({"a": on_cpu}) and said not in page({"a": report("First")})
 
 
-def test_a_stage_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
+def test_a_stage_that_takes_too_long_ends_with_its_children(tmp_path: Path) -> None:
     child = f"import time, os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     started = time.monotonic()
@@ -259,7 +259,7 @@ def test_kernels_are_told_apart() -> None:
     assert [kind_of(name) for name in names] == ["attention", "matrix products", "matrix products", "the rest"]
 
 
-def test_an_error_is_relative_to_the_largest_entry_and_keeps_what_is_not_a_number() -> None:
+def test_an_error_is_relative_to_the_largest_entry() -> None:
     expected = [torch.tensor([1.0, -4.0]), torch.tensor([2.0])]
     assert largest_error([torch.tensor([1.0, -3.0]), torch.tensor([2.2])], expected) == pytest.approx(0.25)
     for wrong in ([float("nan"), 2.0], [1.0, float("nan")]):
@@ -316,13 +316,13 @@ class FakeGpu:
         return answer
 
 
-def test_on_a_gpu_time_is_between_events_around_which_the_device_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_time_is_between_events_of_an_idle_device(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu(monkeypatch)
     assert seconds_of(torch.device("cuda:0"), lambda: gpu.calls.append("call")) == 1.5
     assert gpu.calls == ["synchronize", "record", "call", "record", "synchronize"]
 
 
-def test_on_a_gpu_peak_memory_is_counted_from_what_is_held_when_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_peak_memory_counts_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu(monkeypatch)
     assert peak_bytes(torch.device("cuda:0"), lambda: gpu.calls.append("call")) == 250
     before, after = gpu.calls[: gpu.calls.index("call")], gpu.calls[gpu.calls.index("call") + 1 :]
@@ -330,7 +330,7 @@ def test_on_a_gpu_peak_memory_is_counted_from_what_is_held_when_it_starts(monkey
     assert after == ["synchronize", "max_memory_allocated"]
 
 
-def test_of_a_gpu_only_its_kernels_count_and_no_range_around_them() -> None:
+def test_of_a_gpu_only_its_kernels_count() -> None:
     def event(key: str, device: str, seconds: float, *, is_range: bool = False) -> SimpleNamespace:
         kind = getattr(torch.autograd.DeviceType, device)
         times = {"self_device_time_total": seconds * 1e6, "self_cpu_time_total": 1e9}
@@ -347,9 +347,7 @@ def test_of_a_gpu_only_its_kernels_count_and_no_range_around_them() -> None:
     assert seconds == {"attention": 3.0, "matrix products": 2.0, "the rest": 1.0}
 
 
-def test_a_share_of_the_peak_is_of_989_tflops_on_an_h100_and_of_none_on_a_device_that_is_not_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_share_of_the_peak_is_for_known_devices_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeGpu(monkeypatch)
     bench = Bench(torch.device("cuda:0"), tmp_path)
     (row,) = bench.shares_of_peak("share", 0.5 * 989.4e12, 0.4)
@@ -362,9 +360,7 @@ def test_a_share_of_the_peak_is_of_989_tflops_on_an_h100_and_of_none_on_a_device
     assert list(Bench(CPU, tmp_path).shares_of_peak("share", 1.0, 0.4)) == []
 
 
-def test_driver_and_power_limit_are_those_of_the_device_where_they_can_be_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_driver_and_power_limit_are_those_of_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\n[ $3 = --id=GPU-12ab ] && echo '580.95.05, 700.00 W'\n")
     tool.chmod(0o755)

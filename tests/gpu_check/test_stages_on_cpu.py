@@ -35,14 +35,14 @@ def test_a_stage_that_needs_nemo_meets_its_bounds_on_a_cpu(cpu_rows: Rows, stage
     assert wrong == {}
 
 
-def test_the_engine_is_compared_in_fp32_in_bf16_and_from_carried_optimizer_state(cpu_rows: Rows) -> None:
+def test_the_engine_is_compared_in_every_precision(cpu_rows: Rows) -> None:
     rows = cpu_rows["engine"]
     assert [row.ours for bar, row in rows.items() if not bar.startswith("bf16")] == [0.0] * 4
     bf16 = rows["bf16: difference of losses from fp32 on a CPU"]
     assert 0 < bf16.ours < bf16.bound == 0.01
 
 
-def test_the_plan_of_memory_is_within_five_percent_of_what_the_profiler_counts(cpu_rows: Rows) -> None:
+def test_the_plan_of_memory_is_within_five_percent_of_the_profiler(cpu_rows: Rows) -> None:
     ratios = [row.ours for bar, row in cpu_rows["layers"].items() if bar.endswith("peak memory over the plan")]
     assert len(ratios) == 2 and all(0.95 < ratio < 1.05 for ratio in ratios)
 
@@ -52,7 +52,7 @@ def test_shares_of_kernels_name_attention_and_matrix_products(cpu_rows: Rows) ->
     assert len(notes) == 5 and all("attention " in note and "matrix products " in note for note in notes)
 
 
-def test_a_length_of_rows_leaves_nothing_behind_that_the_next_would_lack(cpu_rows: Rows) -> None:
+def test_a_length_of_rows_leaves_nothing_behind(cpu_rows: Rows) -> None:
     assert cpu_rows["after layers"]["models held"].ours == 0
 
 
@@ -62,13 +62,13 @@ def test_speed_has_no_bound_on_a_cpu(cpu_rows: Rows) -> None:
     assert all("bounds of speed are for a GPU" in row.note for row in rates.values())
 
 
-def test_without_a_gpu_the_transformer_engine_stage_says_why_it_did_not_run(cpu_rows: Rows) -> None:
+def test_without_a_gpu_the_te_stage_says_why_it_did_not_run(cpu_rows: Rows) -> None:
     assert list(cpu_rows["transformer_engine"].values()) == [
         Row("Transformer Engine", Verdict.NOT_RUN, note="Transformer Engine computes on a GPU.")
     ]
 
 
-def test_the_parts_of_the_transformer_engine_stage_agree_where_both_sides_are_the_torch_backend(cpu_rows: Rows) -> None:
+def test_the_parts_of_the_te_stage_agree_on_the_torch_backend(cpu_rows: Rows) -> None:
     rows = cpu_rows["torch for both"]
     same = rows["attention: error of output and gradients"]
     assert same.result is Verdict.MET and same.ours == pytest.approx(same.bound / 2)
@@ -78,15 +78,13 @@ def test_the_parts_of_the_transformer_engine_stage_agree_where_both_sides_are_th
     assert rows["run, torch bf16: difference of losses from torch fp32"].result is Verdict.MET
 
 
-def test_a_run_that_fails_is_a_failed_row_and_the_others_are_compared(cpu_rows: Rows) -> None:
+def test_a_run_that_fails_is_a_failed_row(cpu_rows: Rows) -> None:
     row = cpu_rows["torch for both"]["run, no kernels"]
     assert row.result is Verdict.FAILED
     assert row.note == "ModuleNotFoundError: No module named 'transformer_engine'"
 
 
-def test_attention_that_looks_into_other_documents_misses_every_bound(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_into_other_documents_misses_every_bound(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def leaking(query: Any, key: Any, value: Any, cu_seqlens: torch.Tensor, **arguments: Any) -> torch.Tensor:
         return attention.alone([len(query)], query, key, value)
 
@@ -112,9 +110,7 @@ def test_a_loss_head_with_a_wrong_gradient_misses_its_bounds(bench: Bench, monke
     assert {row.result for row in loss_head._error_rows(bench)} == {Verdict.MISSED}
 
 
-def test_memory_of_the_loss_head_is_the_arithmetic_and_all_logits_at_once_are_more(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_of_the_loss_head_is_the_arithmetic(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(loss_head._cost_rows(bench, 1024)).result is Verdict.MET
     monkeypatch.setattr(loss_head, "chunked", lambda *inputs: loss_head.all_logits(*inputs[:-1]))
     assert next(loss_head._cost_rows(bench, 1024)).result is Verdict.MISSED
@@ -132,7 +128,7 @@ def test_the_state_of_llama_3_8b_is_18_bytes_a_parameter() -> None:
     assert state_bytes(LLAMA_3_8B) == 18 * 8_030_261_248
 
 
-def test_a_long_row_leaves_the_vocabulary_out_rather_than_every_layer() -> None:
+def test_a_long_row_leaves_out_the_vocabulary_first() -> None:
     assert model_that_fits(65_536, H100_FREE_BYTES).vocab_size == 128_256
     assert model_that_fits(262_144, H100_FREE_BYTES).vocab_size < 128_256
     assert model_that_fits(262_144, 40 * 2**30) is None

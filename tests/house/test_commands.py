@@ -60,7 +60,7 @@ def test_make_alone_lists_every_target():
     assert targets() == set(phony)
 
 
-def test_the_reader_of_documents_sees_targets_and_skips_variables():
+def test_the_reader_of_documents_sees_targets():
     text = "run `make setup`, or\n\nmake PYTHON=/x/python3.11 clean setup\n\nto make a model"
     assert targets_named_in(text) == {"setup", "clean"}
 
@@ -192,7 +192,7 @@ def test_a_command_that_a_script_would_refuse_is_found():
 
 
 @pytest.mark.parametrize("path", NAMING_COMMANDS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_command_of_a_script_in_a_document_composes_and_passes_the_checks(path, monkeypatch):
+def test_every_command_in_a_document_passes_the_rules(path, monkeypatch):
     commands = list(commands_in(path.read_text()))
     configured = [command for command in commands if command.script in SCRIPTS]
     assert {str(command): reason for command in configured if (reason := why_not(command))} == {}
@@ -202,7 +202,7 @@ def test_every_command_of_a_script_in_a_document_composes_and_passes_the_checks(
                 parse_only(command, patch)
 
 
-def test_continuous_integration_runs_the_tests_from_an_empty_environment():
+def test_continuous_integration_starts_from_nothing():
     script = (ROOT / ".ci" / "run").read_text()
     assert re.findall(r"^exec (.*)$", script, flags=re.MULTILINE) == ["make test < /dev/null"]
     plan = make("--dry-run", "--always-make", "test").stdout
@@ -223,7 +223,7 @@ def test_setup_without_a_python_3_11_says_what_to_install(tmp_path):
     assert "make PYTHON=/path/to/python3.11 setup" in result.stderr
 
 
-def test_the_image_installs_the_lock_by_hash_checks_it_and_runs_as_no_root():
+def test_the_image_installs_the_lock_by_hash_and_is_not_root():
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
     text = "\n".join(lines)
     assert "--no-deps --require-hashes -r requirements/gpu-py312.lock" in text

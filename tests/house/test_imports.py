@@ -25,7 +25,7 @@ def loaded_by(modules: list[str]) -> set[str]:
     return set(result.stdout.split())
 
 
-def test_the_package_itself_imports_nothing_but_the_standard_library():
+def test_the_package_imports_only_the_standard_library():
     foreign = loaded_by(["nemo_prolong"]) - loaded_by(["json"]) - set(sys.stdlib_module_names)
     assert foreign == {"nemo_prolong"}
 

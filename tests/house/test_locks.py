@@ -76,7 +76,7 @@ def test_no_lock_holds_what_the_platform_brings(lock):
     assert foreign == []
 
 
-def test_hydra_is_the_release_that_closes_the_instantiation_hole():
+def test_hydra_is_the_release_that_closes_the_hole():
     assert locked("cpu.lock")["hydra-core"] == locked("gpu-py312.lock")["hydra-core"] == "1.3.8"
     assert importlib.metadata.version("hydra-core") == "1.3.8"
 
@@ -98,12 +98,12 @@ def test_torch_is_the_release_of_its_requirements_file():
     assert importlib.metadata.version("torch").split("+")[0] == version
 
 
-def test_pip_check_complains_of_the_known_conflicts_and_nothing_else():
+def test_pip_check_complains_of_known_conflicts_only():
     result = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
     assert set(result.stdout.splitlines()) == complaints_expected(), "a fresh environment has these: make clean setup"
 
 
-def test_every_known_conflict_is_a_package_that_the_overrides_drop():
+def test_every_known_conflict_is_dropped_by_the_overrides():
     dropped = set(re.findall(r"^([a-z-]+) ;", (REQUIREMENTS / "overrides.txt").read_text(), flags=re.MULTILINE))
     missing = {re.search(r"requires ([a-z-]+), which is not installed", line)[1] for line in complaints_expected()}
     assert missing == dropped - {"torch"}

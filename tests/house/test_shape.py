@@ -1,6 +1,7 @@
 """Size limits of files and functions, and what a source file may contain."""
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def long_functions(source: str) -> dict[str, int]:
     return {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES}
 
 
-def test_the_check_sees_a_function_of_61_lines_and_lets_60_pass():
+def test_the_check_sees_61_lines_and_lets_60_pass():
     def body(lines: int) -> str:
         return "def f():\n" + "    x = 1\n" * (lines - 1)
 
@@ -30,7 +31,7 @@ def test_the_check_sees_a_function_of_61_lines_and_lets_60_pass():
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_a_source_file_is_short_ascii_and_made_of_short_functions(file):
+def test_a_source_file_is_short_ascii_and_short_functions(file):
     source = file.read_text()
     assert source.isascii()
     assert len(source.splitlines()) <= MAX_FILE_LINES
@@ -40,6 +41,13 @@ def test_a_source_file_is_short_ascii_and_made_of_short_functions(file):
 def test_tests_import_what_they_share_from_one_package():
     changing = [file.name for file in (ROOT / "tests").rglob("*.py") if "sys.path." + "insert" in file.read_text()]
     assert changing == []
+
+
+def test_no_name_of_a_test_is_longer_than_70():
+    names = [
+        name for file in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    ]
+    assert [name for name in names if len(name) > 70] == []
 
 
 def test_no_large_file_is_tracked():

@@ -45,7 +45,7 @@ def public_classes(sources: dict[str, str]) -> dict[str, list[str]]:
     return found
 
 
-def test_the_check_sees_letters_and_leaves_words_indexes_and_patterns_alone():
+def test_the_check_sees_letters_and_leaves_words_alone():
     text = "float [T, 2K, V_local], [D+1], [P / CP, ...], rows[i], list[X], [n, length], ``[a-z]``, [A-Z0-9!]"
     assert letters_of_shapes(text) == {"T", "K", "D", "P", "n"}
 

@@ -63,7 +63,7 @@ def assert_reference_reads(directory: Path, rows: list[dict[str, Any]], **option
 @pytest.mark.parametrize("hashes", HASHES, ids=len)
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("shard_bytes", SHARD_BYTES)
-def test_equal_options_give_equal_directories_and_each_reads_them(
+def test_equal_options_give_equal_directories(
     tmp_path: Path, shard_bytes: int, compression: str | None, hashes: tuple[str, ...]
 ) -> None:
     ours = write(
@@ -77,9 +77,7 @@ def test_equal_options_give_equal_directories_and_each_reads_them(
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_rows_of_512k_tokens_give_equal_directories_and_each_reads_them(
-    tmp_path: Path, compression: str | None
-) -> None:
+def test_rows_of_512k_tokens_give_equal_directories(tmp_path: Path, compression: str | None) -> None:
     ours = write(tmp_path / "ours", PACKED, COLUMNS, compression=compression)
     theirs = reference_write(tmp_path / "theirs", PACKED, COLUMNS, compression=compression, hashes=["sha256"])
     assert len(MdsReader(ours).shards) == 2
@@ -111,7 +109,7 @@ def test_its_own_hashes_and_an_unlimited_shard_are_read(
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_the_index_that_it_merges_of_our_directories_is_read_by_both(tmp_path: Path, compression: str | None) -> None:
+def test_the_index_that_it_merges_of_ours_is_read_by_both(tmp_path: Path, compression: str | None) -> None:
     rows = [numbered_row(number) for number in range(90)]
     for part in range(3):
         some = rows[30 * part : 30 * part + 30]
@@ -138,7 +136,7 @@ def test_what_it_leaves_after_unpacking_is_read(tmp_path: Path, keep_zip: bool) 
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_damaged_shard_of_ours_is_refused_by_its_hash_check_too(tmp_path: Path) -> None:
+def test_a_damaged_shard_of_ours_is_refused_by_hash_too(tmp_path: Path) -> None:
     remote = write(tmp_path / "remote", VARIED, ALL_COLUMNS)
     data = bytearray((remote / "shard.00000.mds").read_bytes())
     data[-1] ^= 1

@@ -52,7 +52,7 @@ def ask(url: str, path: str, **body: object) -> dict:
     return answer
 
 
-def test_the_server_continues_a_text_with_the_greedy_tokens_of_the_other_version(server: str) -> None:
+def test_the_server_continues_with_the_same_greedy_tokens(server: str) -> None:
     recorded = json.loads((EXPORTS / "untied.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(EXPORTS / "untied")
     prompt = "def add(first, second):"
@@ -62,7 +62,7 @@ def test_the_server_continues_a_text_with_the_greedy_tokens_of_the_other_version
     assert answer["usage"]["completion_tokens"] == len(new)
 
 
-def test_the_server_answers_a_conversation_with_the_tokens_of_generate(server: str) -> None:
+def test_the_server_answers_with_the_tokens_of_generate(server: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(EXPORTS / "untied")
     model = AutoModelForCausalLM.from_pretrained(EXPORTS / "untied")
     prompt = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -83,7 +83,7 @@ def test_compressed_tensors_reads_the_quantization() -> None:
 
 
 @torch.inference_mode()
-def test_the_weights_that_compressed_tensors_dequantizes_give_the_logits_of_bf16_within_five_percent() -> None:
+def test_dequantized_weights_give_logits_within_five_percent_of_bf16() -> None:
     inline = json.loads((EXPORTS / "fp8" / "config.json").read_text())["quantization_config"]
     (scheme,) = QuantizationConfig.model_validate({"config_groups": inline["config_groups"]}).config_groups.values()
     model = AutoModelForCausalLM.from_pretrained(EXPORTS / "bf16", dtype=torch.float32).eval()

@@ -64,7 +64,7 @@ def write(path: Path, body: str) -> None:
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (75, True), (137, False)])
-def test_the_job_ends_with_the_code_of_the_ranks_and_is_requeued_when_they_saved(code, requeued, cluster):
+def test_the_job_ends_with_the_code_and_is_requeued_after_a_save(code, requeued, cluster):
     directory, environment = cluster
     write(directory / "bin" / "srun", f'echo "$MASTER_ADDR $MASTER_PORT" > address; exit {code}')
     done = subprocess.run(["bash", "job"], cwd=directory, env=environment, check=False)
@@ -103,7 +103,7 @@ def test_a_job_whose_ranks_hang_is_requeued_if_it_got_on(ranks, code, requeued, 
     assert ("ranks hung, see runs/stage2/stacks.rank*.txt" in done.stderr) == requeued
 
 
-def test_the_signal_before_the_end_reaches_the_ranks_and_the_job_waits_for_their_save(cluster):
+def test_the_signal_reaches_the_ranks_and_the_job_waits(cluster):
     directory, environment = cluster
     saving = "trap 'sleep 0.3; touch saved; exit 75' USR1; touch running; while :; do sleep 0.05; done"
     write(directory / "bin" / "srun", saving)

@@ -107,7 +107,7 @@ def recorded(run: Path, row: str) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("layout", [ONE_RANK, *layouts.args[1]])
-def test_loss_and_every_gradient_of_the_first_step_are_those_of_the_documents_alone(
+def test_the_first_loss_and_gradients_are_those_of_documents_alone(
     layout_runs: Any, first_batch: oracle.Scored, layout: str
 ) -> None:
     expected = torch.cat(first_batch.token_losses).mean()
@@ -122,7 +122,7 @@ def test_loss_and_every_gradient_of_the_first_step_are_those_of_the_documents_al
 
 
 @layouts
-def test_loss_and_every_gradient_of_the_first_step_are_those_of_one_rank(layout_runs: Any, layout: str) -> None:
+def test_the_first_loss_and_gradients_are_those_of_one_rank(layout_runs: Any, layout: str) -> None:
     one, many = layout_runs.directory / ONE_RANK, layout_runs.directory / layout
     assert records(many, "loss")[0] == pytest.approx(records(one, "loss")[0], rel=1e-6)
     expected = tensors(layout_runs.checkpoint(ONE_RANK, 1), GRADIENT)
@@ -177,7 +177,7 @@ def test_another_document_changes_no_loss_by_a_single_bit(layout_runs: Any, layo
 
 
 @layouts
-def test_a_checkpoint_of_another_layout_is_loaded_to_the_last_bit(layout_runs: Any, layout: str) -> None:
+def test_a_checkpoint_of_another_layout_loads_to_the_last_bit(layout_runs: Any, layout: str) -> None:
     saved = layout_runs.checkpoint(layout_runs.reloaded_from(layout))
     loaded = layout_runs.checkpoint(f"{layout}_reloads")
     # In fp32 the weights are their own master copy.
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_layout_is_loaded_to_the_last_bit(layout_runs: A
         assert all(torch.equal(expected[key], ours[key]) for key in expected), part
 
 
-def test_the_average_per_device_is_the_mean_of_the_means_of_the_micro_batches(
+def test_the_average_per_device_is_a_mean_of_means(
     layout_runs: Any, first_rows: list[list[torch.Tensor]], first_batch: oracle.Scored
 ) -> None:
     model = stage_config(layout_runs.directory / "data", layout_runs.directory, "unused").model

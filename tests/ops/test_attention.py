@@ -39,7 +39,7 @@ KEY_HEADS = st.sampled_from([1, 2, QUERY_HEADS])
 
 @settings(deadline=None, max_examples=60)
 @given(lengths=DOCUMENT_LENGTHS, key_heads=KEY_HEADS)
-def test_outputs_and_gradients_are_those_of_dense_masked_attention(lengths: list[int], key_heads: int) -> None:
+def test_results_are_those_of_dense_masked_attention(lengths: list[int], key_heads: int) -> None:
     inputs = random_inputs(sum(lengths), key_heads)
     expected, _ = dense_attention(*inputs, lengths, HEAD_DIMENSIONS**-0.5)
     actual = document_attention(*inputs, boundaries(lengths))
@@ -126,9 +126,7 @@ def cut_into_blocks(lengths: list[int], fractions: list[float]) -> list[Attentio
 
 @settings(deadline=None, max_examples=60)
 @given(lengths=DOCUMENT_LENGTHS, key_heads=KEY_HEADS, data=st.data())
-def test_partial_results_merge_into_the_whole_forward_and_backward(
-    lengths: list[int], key_heads: int, data: Any
-) -> None:
+def test_partial_results_merge_forward_and_backward(lengths: list[int], key_heads: int, data: Any) -> None:
     fractions = data.draw(st.lists(st.floats(0, 1), min_size=len(lengths), max_size=len(lengths)))
     order = data.draw(st.permutations(cut_into_blocks(lengths, fractions)))
     inputs = random_inputs(sum(lengths), key_heads)
@@ -147,9 +145,7 @@ def test_partial_results_merge_into_the_whole_forward_and_backward(
 
 
 @pytest.mark.parametrize(("dtype", "lse_dtype"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
-def test_a_query_without_keys_has_output_zero_and_an_lse_of_minus_infinity(
-    dtype: torch.dtype, lse_dtype: torch.dtype
-) -> None:
+def test_a_query_without_keys_has_output_zero(dtype: torch.dtype, lse_dtype: torch.dtype) -> None:
     inputs = random_inputs(10, 2, dtype)
     block = AttentionBlock(*(np.array(x) for x in ([2, 6], [3, 2], [0, 4], [4, 0])), False, torch.device("cpu"))
     output, lse = attention_with_lse(*inputs, block)
@@ -165,7 +161,7 @@ def test_a_causal_block_of_unequal_lengths_is_refused() -> None:
         AttentionBlock(*(np.array(x) for x in ([0], [3], [0], [4])), True, torch.device("cpu"))
 
 
-def test_bfloat16_partial_results_merge_without_losing_more_than_one_kernel_does() -> None:
+def test_bfloat16_parts_merge_without_losing_more_than_one_kernel() -> None:
     lengths = [200]
     inputs = random_inputs(200, 2, torch.bfloat16)
     exact, _ = dense_attention(*(x.double() for x in inputs), lengths, HEAD_DIMENSIONS**-0.5)

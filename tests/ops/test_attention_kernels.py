@@ -118,7 +118,7 @@ def test_packed_calls_give_what_dense_attention_gives(max_seqlen: int | None) ->
 
 @pytest.mark.usefixtures("packed_kernel")
 @pytest.mark.parametrize(("mode", "seen"), [("default", 0), ("warn", 2), ("error", 2)])
-def test_the_packed_call_repeats_its_sums_where_torch_is_asked_for_determinism(
+def test_the_packed_call_repeats_its_sums_when_deterministic(
     mode: str, seen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel itself needs a GPU; it looks for mode 2 (error) and takes any other as leave to change its order."""
@@ -155,7 +155,7 @@ def test_packed_calls_of_a_block_are_its_batched_calls(rank: int) -> None:
         assert_equal_to_the_last_digits(*gradients)
 
 
-def test_torch_takes_the_arguments_of_the_packed_call_and_returns_its_shapes() -> None:
+def test_torch_takes_the_arguments_of_the_packed_call() -> None:
     """torch checks them against the kernel's schema on tensors without data; the numbers need a GPU."""
     query, key = (torch.empty(24, heads, 64, dtype=torch.bfloat16, device="meta") for heads in (4, 2))
     spans = PackedSpans(torch.empty(3, dtype=torch.int32, device="meta"), 16)
@@ -167,7 +167,7 @@ def test_torch_takes_the_arguments_of_the_packed_call_and_returns_its_shapes() -
     assert [x.shape for x in gradients] == [query.shape, key.shape, key.shape]
 
 
-def test_the_packed_call_is_the_one_that_torch_makes_for_varlen_attention() -> None:
+def test_the_packed_call_is_the_one_of_varlen_attention() -> None:
     """If torch changes the kernel under its own function, this call must follow."""
     import inspect
 
@@ -187,7 +187,7 @@ def test_on_cpu_the_packed_call_is_not_used(dtype: torch.dtype) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("dtype", "head_dim"), [(torch.bfloat16, 64), (torch.float32, 64), (torch.bfloat16, 12)])
-def test_on_a_gpu_outputs_and_gradients_are_those_of_float64_on_cpu(dtype: torch.dtype, head_dim: int) -> None:
+def test_on_a_gpu_results_are_those_of_float64_on_cpu(dtype: torch.dtype, head_dim: int) -> None:
     lengths = [130, 1, 257, 300]
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(sum(lengths), heads, head_dim, generator=generator).to(dtype) for heads in (4, 2, 2)]

@@ -51,7 +51,7 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_causal_attention_of_the_batch_is_attention_inside_documents_on_every_rank(size):
+def test_attention_of_the_batch_stays_inside_documents_on_every_rank(size):
     inputs = row(HEADS, 0), row(KEY_HEADS, 1), row(KEY_HEADS, 2)
     expected = shards(document_attention(*inputs, BOUNDARIES), size)
     batches = [[as_batch(shard, DOCUMENTS) for shard in shards(tensor, size)] for tensor in inputs]
@@ -60,7 +60,7 @@ def test_causal_attention_of_the_batch_is_attention_inside_documents_on_every_ra
         torch.testing.assert_close(part.flatten(0, 1), expected[rank], rtol=1e-12, atol=1e-12)
 
 
-def test_a_batch_is_a_view_even_of_values_that_lie_between_queries_and_keys():
+def test_a_batch_is_a_view_of_values_between_queries_and_keys():
     packed = torch.randn(TOKENS, HEADS + 2 * KEY_HEADS, CHANNELS)[:, -KEY_HEADS:]
     batch = as_batch(packed, DOCUMENTS)
     assert batch.shape == (DOCUMENTS, LENGTH, KEY_HEADS, CHANNELS)
@@ -83,7 +83,7 @@ def test_a_batch_is_a_view_even_of_values_that_lie_between_queries_and_keys():
         (2, 512 * 3 + 256, 2, False),
     ],
 )
-def test_the_kernel_takes_lengths_in_multiples_of_its_tile_on_each_rank(documents, length, size, expected):
+def test_the_kernel_takes_multiples_of_its_tile_on_each_rank(documents, length, size, expected):
     assert runs_in_fp8(documents, documents * length // size, size) is expected
 
 

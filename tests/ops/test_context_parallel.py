@@ -52,7 +52,7 @@ def test_outputs_and_gradients_are_those_of_one_rank(findings: Findings) -> None
 
 
 @pytest.mark.distributed
-def test_a_changed_document_and_padding_change_no_bit_of_others(findings: Findings) -> None:
+def test_other_documents_and_padding_change_no_bit(findings: Findings) -> None:
     for found in findings:
         assert len(found["independence"]) == 9
         assert all(found["independence"].values()), found["independence"]
@@ -68,7 +68,7 @@ def test_the_ring_holds_a_few_shards_whatever_the_ranks(findings: Findings) -> N
 
 
 @pytest.mark.distributed
-def test_a2a_with_too_few_heads_is_a_config_error_with_the_numbers(findings: Findings) -> None:
+def test_a2a_with_too_few_heads_is_an_error_with_numbers(findings: Findings) -> None:
     for found in findings:
         message = found["refusals"]["a2a with one key head"]
         assert message.startswith("parallelism.cp_comm_type=a2a")
@@ -97,7 +97,7 @@ def test_one_rank_needs_no_process_group() -> None:
     assert torch.equal(context_parallel_attention(*inputs, partition), expected)
 
 
-def test_an_unknown_exchange_is_a_config_error_that_names_those_there_are() -> None:
+def test_an_unknown_exchange_is_an_error_that_names_the_known() -> None:
     partition = DocumentPartition.of_row(boundaries([4]), 1, 0)
     with pytest.raises(ConfigError, match=r"cp_comm_type=a2a\+p2p: .*p2p, all_gather, a2a"):
         context_parallel_attention(*random_inputs(4, 2), partition, None, "a2a+p2p")

@@ -32,12 +32,12 @@ def test_a_masked_loss_that_is_not_a_number_does_not_count() -> None:
     assert result.sums.tolist() == [2.0] and result.counts.tolist() == [1]
 
 
-def test_buckets_begin_at_their_start_and_the_last_one_has_no_end() -> None:
+def test_buckets_begin_at_their_start_and_the_last_is_open() -> None:
     positions = torch.tensor([[0, 1, 2, 7, 8, 9, 10**6]])
     assert position_buckets(positions, torch.tensor([2, 8, 9])).tolist() == [[-1, -1, 0, 0, 1, 2, 2]]
 
 
-def test_token_losses_of_the_head_can_be_summed_before_and_after_backward_without_a_graph() -> None:
+def test_token_losses_can_be_summed_before_and_after_backward() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(rows, 4, generator=generator, requires_grad=True) for rows in (6, 9))
     mask = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 1.0])

@@ -70,7 +70,7 @@ def test_losses_and_gradients_are_those_of_all_logits(tokens: int, rows: int, ch
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**14], ids=["usual logits", "logits of ten thousands"])
-def test_float32_stays_within_1e_6_of_plain_torch_and_as_close_to_float64(scale: float) -> None:
+def test_float32_stays_within_1e_6_of_plain_torch(scale: float) -> None:
     hidden, weight, labels, mask = head_inputs(257, 1003, torch.float32)
     # Quarters: the logits are exact in both precisions, what differs is what becomes of them.
     leaves = [
@@ -127,7 +127,7 @@ def test_padded_rows_of_the_vocabulary_take_no_part(rows: int, data: Any) -> Non
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_masked_token_contributes_nothing_even_if_it_is_not_a_number(poison: float) -> None:
+def test_a_masked_token_contributes_nothing_even_as_nan(poison: float) -> None:
     hidden, weight, labels, mask = head_inputs(20, 31)
     expected = linear_cross_entropy(hidden, weight, labels, mask, chunk_tokens=6)
     wanted = torch.autograd.grad(expected.loss_sum, [hidden, weight])
@@ -171,7 +171,7 @@ def test_in_bfloat16_the_softmax_is_that_of_float32() -> None:
     assert max(relative_error(*pair) for pair in zip(got, wanted, strict=True)) <= 2**-7
 
 
-def test_two_runs_are_bitwise_equal_under_deterministic_algorithms() -> None:
+def test_two_deterministic_runs_are_bitwise_equal() -> None:
     inputs = head_inputs(100, 77, torch.float32)
     torch.use_deterministic_algorithms(True)
     try:
@@ -212,7 +212,7 @@ class Operations(TorchDispatchMode):
     ],
     ids=["training", "frozen weight", "frozen body", "both frozen", "no grad"],
 )
-def test_a_chunk_takes_only_the_matrix_products_that_someone_needs(
+def test_a_chunk_takes_only_the_products_someone_needs(
     hidden_grad: bool, weight_grad: bool, grad_mode: bool, products: int
 ) -> None:
     hidden, weight, labels, mask = head_inputs(12, 9)
@@ -229,7 +229,7 @@ def test_a_chunk_takes_only_the_matrix_products_that_someone_needs(
     assert (weight.grad is not None) == (weight_grad and grad_mode)
 
 
-def test_at_512k_tokens_no_tensor_is_larger_than_the_logits_of_a_chunk_or_the_inputs() -> None:
+def test_at_512k_tokens_no_tensor_is_larger_than_a_chunk_of_logits() -> None:
     tokens, rows, hidden_size, chunk_tokens = 2**19, 128256, 4096, 2048
     with torch.device("meta"):
         hidden = torch.empty(tokens, hidden_size, dtype=torch.bfloat16, requires_grad=True)
@@ -307,7 +307,7 @@ def test_main_grad_is_left_alone_unless_asked_for() -> None:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_vocabulary_and_tokens_divided_over_ranks_give_the_undivided_result(ranks: int) -> None:
+def test_vocabulary_and_tokens_over_ranks_give_the_whole_result(ranks: int) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     result = subprocess.run(
         [*launcher, "-m", PROGRAM],

@@ -48,7 +48,7 @@ def test_a_shard_is_two_mirrored_chunks_of_every_document(lengths: list[int], si
 
 @settings(deadline=None)
 @given(lengths=LENGTHS, size=SIZES, blocks=st.integers(1, 20))
-def test_joined_shards_are_the_row_and_every_token_is_on_one_rank(lengths: list[int], size: int, blocks: int) -> None:
+def test_joined_shards_are_the_row_each_token_once(lengths: list[int], size: int, blocks: int) -> None:
     row = torch.arange(1, sum(lengths) + 1)
     parts = partitions(lengths, size, row_multiple=2 * size * blocks)
     shards = torch.stack([partition.split(row) for partition in parts])
@@ -62,7 +62,7 @@ def test_joined_shards_are_the_row_and_every_token_is_on_one_rank(lengths: list[
 
 @settings(deadline=None)
 @given(lengths=LENGTHS, size=SIZES)
-def test_rank_major_order_and_the_padded_row_are_permutations_of_each_other(lengths: list[int], size: int) -> None:
+def test_rank_order_and_the_padded_row_are_permutations(lengths: list[int], size: int) -> None:
     parts = partitions(lengths, size)
     padded = parts[0].padded_boundaries
     tokens = [zigzag(lengths, size, rank) for rank in range(size)]
@@ -97,7 +97,7 @@ def test_causal_attention_costs_every_rank_the_same(lengths: list[int], size: in
 
 @settings(deadline=None, max_examples=20)
 @given(lengths=LENGTHS, size=st.sampled_from([2, 3, 4]), key_heads=st.sampled_from([1, 2, QUERY_HEADS]))
-def test_blocks_of_either_exchange_add_up_to_document_attention(lengths: list[int], size: int, key_heads: int) -> None:
+def test_blocks_of_an_exchange_add_up_to_attention(lengths: list[int], size: int, key_heads: int) -> None:
     parts = partitions(lengths, size)
     tokens = sum(lengths)
     inputs, weights = random_inputs(tokens, key_heads), random_weights(tokens)
@@ -149,7 +149,7 @@ def test_a_row_is_split_with_its_mask_and_positions() -> None:
     assert first.split_positions(positions).dtype == torch.int64
 
 
-def test_boundaries_are_those_of_the_padded_row_and_the_longest_document_is_an_int() -> None:
+def test_boundaries_are_those_of_the_padded_row() -> None:
     partition = DocumentPartition.of_row(boundaries([1, 0, 9, 4]), 2, 1, row_multiple=32)
     assert partition.cu_seqlens.tolist() == [0, 4, 4, 16, 20, 32], "the last document is padding alone"
     assert partition.cu_seqlens.dtype == torch.int32
@@ -167,6 +167,6 @@ def test_one_rank_keeps_its_row_up_to_padding_to_even_lengths() -> None:
     assert partition.split(torch.arange(1, 6)).tolist() == [1, 2, 3, 0, 4, 5]
 
 
-def test_a_row_multiple_that_cannot_be_cut_into_chunks_is_a_bug_of_the_caller() -> None:
+def test_a_row_multiple_that_cannot_be_cut_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="cannot be cut into 8 chunks"):
         DocumentPartition.of_row(boundaries([5]), 4, 0, row_multiple=12)

@@ -49,14 +49,14 @@ def test_the_flops_of_documents_follow_from_two_sums(lengths):
     assert training_flops_of_sums(LLAMA, sum(lengths), squared) == training_flops(LLAMA, lengths)
 
 
-def test_mfu_reproduces_what_nvidia_printed_for_llama_3_8b_at_8k():
+def test_mfu_is_what_nvidia_printed_for_llama_3_8b():
     # 14,451 tokens/s and GPU were printed as 744 TFLOP/s: 75% of an H100's BF16 peak.
     flops = 14_451 * training_flops_per_token(LLAMA, 8192)
     assert flops == pytest.approx(744e12, rel=2e-3)
     assert flops / dense_peak_flops_per_second("NVIDIA H100 80GB HBM3", "bf16") == pytest.approx(0.752, abs=1e-3)
 
 
-def test_a_step_is_turned_into_rates_and_an_unknown_device_into_one_warning(caplog):
+def test_a_step_becomes_rates_and_an_unknown_device_a_warning(caplog):
     from nemo_prolong.config.schema import RunConfig
     from nemo_prolong.telemetry.performance import Performance
     from nemo_prolong.telemetry.step_sums import GroupLoss, StepTotals

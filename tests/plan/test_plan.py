@@ -59,11 +59,11 @@ def test_the_count_equals_that_of_the_transformers_model(name):
 @pytest.mark.parametrize(
     ("length", "gigaflops"), [(8192, 51.5), (65_536, 96.6), (131_072, 148.1), (262_144, 251.2), (524_288, 457.3)]
 )
-def test_flops_per_token_of_llama_3_8b_are_those_of_nvidia_s_formula(length, gigaflops):
+def test_flops_per_token_of_llama_3_8b_are_nvidia_s(length, gigaflops):
     assert training_flops_per_token(LLAMA, length) / 1e9 == pytest.approx(gigaflops, abs=0.05)
 
 
-def test_nvidia_s_744_teraflops_follow_from_its_14451_tokens_per_second():
+def test_nvidia_s_744_teraflops_follow_from_its_tokens():
     assert 14_451 * training_flops_per_token(LLAMA, 8192) / 1e12 == pytest.approx(744, abs=0.5)
 
 
@@ -76,13 +76,13 @@ def formula(config: ModelConfig, length: int) -> float:
 
 
 @given(length=st.integers(1, 600_000), layers=st.integers(1, 100), ffn=st.integers(1, 30_000))
-def test_flops_agree_with_the_formula_at_every_length_and_shape(length, layers, ffn):
+def test_flops_agree_with_the_formula_everywhere(length, layers, ffn):
     config = LLAMA.model_copy(update={"num_layers": layers, "ffn_hidden_size": ffn})
     assert training_flops_per_token(config, length) == pytest.approx(formula(config, length), rel=1e-12)
 
 
 @given(lengths=st.lists(st.integers(1, 10_000), max_size=20))
-def test_a_batch_costs_the_sum_of_its_documents_and_nothing_between_them(lengths):
+def test_a_batch_costs_the_sum_of_its_documents(lengths):
     assert training_flops(MINI, lengths) == sum(training_flops(MINI, [length]) for length in lengths)
 
 

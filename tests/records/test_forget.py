@@ -8,7 +8,7 @@ from pathlib import Path
 from nemo_prolong.records.run_log import forget_steps_after
 
 
-def test_records_of_steps_that_are_trained_again_are_dropped_and_so_is_a_line_cut_off(tmp_path: Path) -> None:
+def test_records_of_steps_trained_again_are_dropped(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     records = [{"step": step, "loss": 5.0 - step} for step in (1, 2, 3)]
     records.insert(2, {"step": 2, "val_loss": 4.0})

@@ -19,7 +19,7 @@ def steps_of(log):
     return [record.step for record in log.records]
 
 
-def test_new_lines_are_read_once_and_an_unfinished_one_when_it_is_finished(tmp_path):
+def test_new_lines_are_read_once_and_only_when_finished(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = GrowingLog(path, parse_metrics)
     file.refresh()
@@ -77,7 +77,7 @@ def event(time, step, kind):
     return EventRecord(time=time, step=step, event=kind, detail="")
 
 
-def test_goodput_is_the_time_of_steps_over_the_time_since_the_first_start():
+def test_goodput_is_time_of_steps_over_time_since_the_start():
     events = [event(90.0, 0, "started")]
     found = goodput(
         [step(1, 101.0), step(2, 102.0), ValidationRecord(step=2, val_loss=1.0, time=105.0), step(3, 110.0)], events
@@ -102,7 +102,7 @@ def test_a_skipped_step_is_lost_and_the_steps_after_it_are_not():
     assert goodput(records, []).useful_seconds == 2.0
 
 
-def test_a_run_that_only_started_has_no_useful_time_and_one_without_records_no_goodput():
+def test_a_run_that_only_started_has_no_useful_time():
     assert goodput([], []) is None
     started = goodput([], [event(5.0, 0, "started")])
     assert started.fraction == 0.0 and started.wall_seconds == 0.0

@@ -45,7 +45,7 @@ def stored(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["optim.lr", "optim"])
-def test_a_named_key_or_its_section_may_differ_and_the_change_is_returned(name, make_config, make_run):
+def test_a_named_key_may_differ_and_is_returned(name, make_config, make_run):
     run_dir = make_run(make_config(), "running", (2,))
     start = start_of(make_config(optim={"lr": 0.02}, resume={"allow": [name]}))
     assert start.resume == checkpoint_directory(run_dir, 2)
@@ -53,7 +53,7 @@ def test_a_named_key_or_its_section_may_differ_and_the_change_is_returned(name, 
     assert str(start.changes[0]) == "optim.lr (0.01 -> 0.02)"
 
 
-def test_what_is_not_named_is_refused_alone_with_the_words_that_would_allow_it(make_config, make_run):
+def test_what_is_not_named_is_refused_with_what_would_allow_it(make_config, make_run):
     make_run(make_config(), "running", (2,))
     changed = make_config(
         optim={"lr": 0.02, "weight_decay": 0.0}, model={"rotary_base": 20000.0}, resume={"allow": ["optim.l", "model"]}
@@ -85,9 +85,7 @@ TENSORS = "the tensors of the checkpoints have the shapes and formats that it de
         ({"stage": "stage1"}, "stage (base -> stage1)", "it says which run this is"),
     ],
 )
-def test_what_the_checkpoints_contradict_cannot_be_named_once_there_is_one(
-    changes, change, reason, make_config, make_run
-):
+def test_contradictions_of_the_checkpoint_cannot_be_named(changes, change, reason, make_config, make_run):
     key = change.split()[0]
     run_dir = make_run(make_config(), "running", (2,))
     cfg = make_config(**changes, resume={"allow": [key]})
@@ -100,7 +98,7 @@ def test_what_the_checkpoints_contradict_cannot_be_named_once_there_is_one(
     assert start_of(cfg).changes[0].key == key
 
 
-def test_every_key_of_the_model_is_fixed_unless_no_tensor_depends_on_it() -> None:
+def test_model_keys_are_fixed_unless_no_tensor_needs_them() -> None:
     free = {"name", "license", "rotary_base", "rope_scaling", "layernorm_epsilon", "init_method_std"}
     model = section_at(RunConfig, location_of("model"))
     assert model is not None
@@ -113,7 +111,7 @@ def test_every_key_of_the_model_is_fixed_unless_no_tensor_depends_on_it() -> Non
                 check_changeable([change])
 
 
-def test_other_data_is_refused_however_it_is_named_once_rows_were_trained_on(make_config, make_run, data_root):
+def test_other_data_is_refused_once_rows_were_trained_on(make_config, make_run, data_root):
     run_dir = make_run(make_config(), "running", (2,))
     (data_root / "manifest.json").write_text('{"seed": 1}')
     named = make_config(resume={"allow": ["data.root", "data"]})
@@ -154,7 +152,7 @@ def test_a_name_that_is_no_key_is_refused_with_the_nearest(make_config):
     ]
 
 
-def test_the_manifest_keeps_the_start_the_parent_and_every_change_once(make_config):
+def test_the_manifest_keeps_start_parent_and_changes_once(make_config):
     change = SettingChange(step=2, key="optim.lr", before=0.01, after=0.02)
     before = new_manifest(make_config(), None, None, "first", 1, DATA).model_copy(
         update={"started_at": "2026-01-01T00:00:00Z"}
@@ -167,7 +165,7 @@ def test_the_manifest_keeps_the_start_the_parent_and_every_change_once(make_conf
 # Configurations of earlier versions.
 
 
-def test_a_run_of_a_version_without_some_keys_goes_on_with_their_defaults(make_config, make_run):
+def test_a_run_without_newer_keys_goes_on_with_defaults(make_config, make_run):
     cfg = make_config()
     run_dir = make_run(cfg, "running", (2,))
     config = stored(run_dir)
@@ -183,7 +181,7 @@ def test_a_run_of_a_version_without_some_keys_goes_on_with_their_defaults(make_c
     )
 
 
-def test_a_key_that_was_stored_and_is_no_more_counts_as_a_difference(make_config, make_run):
+def test_a_stored_key_that_is_gone_counts_as_a_difference(make_config, make_run):
     run_dir = make_run(make_config(), "running", (2,))
     config = stored(run_dir)
     config["optim"]["momentum"] = 0.5
@@ -204,7 +202,7 @@ def test_every_key_with_a_default_is_filled_in_at_every_depth(make_config):
 
 
 @pytest.mark.parametrize("left", [(), (MANIFEST_FILE,), (MANIFEST_FILE, "overrides.txt")])
-def test_a_start_killed_between_its_first_files_is_started_over(left, make_config, make_child, make_run):
+def test_a_start_killed_between_files_is_started_over(left, make_config, make_child, make_run):
     parent = make_run(make_config(name="parent"), "complete", (4,))
     child = make_child(parent)
     fresh = start_of(child)
@@ -218,9 +216,7 @@ def test_a_start_killed_between_its_first_files_is_started_over(left, make_confi
     assert start_of(child).parent_record == fresh.parent_record
 
 
-def test_a_stage_killed_before_its_first_checkpoint_takes_the_same_from_its_parent_again(
-    make_config, make_child, make_run
-):
+def test_a_stage_killed_early_takes_the_same_from_its_parent_again(make_config, make_child, make_run):
     parent = make_run(make_config(name="parent"), "complete", (4,))
     child = make_child(parent)
     fresh = start_of(child)

@@ -75,7 +75,7 @@ def test_whatever_a_library_says_goes_to_the_file_only(run_program):
     assert re.search(r"^\d\d:\d\d:\d\d WARNING py\.warnings: ", logged, re.MULTILINE)
 
 
-def test_our_lines_go_to_the_console_with_the_time_and_to_the_file_with_their_origin(run_program):
+def test_our_lines_have_the_time_on_screen_and_the_origin_in_files(run_program):
     done, logged = run_program("console", "end")
     ours = [line for line in done.stdout.splitlines() if line.endswith("ours")]
     assert len(ours) == 1 and re.fullmatch(r"\d\d:\d\d:\d\d  ours", ours[0])
@@ -91,7 +91,7 @@ def test_a_rank_without_a_console_says_nothing_there(run_program):
     assert "INFO nemo_prolong.engine: ours" in logged
 
 
-def test_an_exception_leaves_both_descriptors_restored_and_its_traceback_on_the_console(run_program):
+def test_an_exception_restores_the_descriptors_and_shows_its_traceback(run_program):
     done, logged = run_program("console", "fail")
     assert done.returncode == 1
     assert set(AFTER) <= set(done.stdout.splitlines())
@@ -112,7 +112,7 @@ def test_a_second_run_appends_to_the_file(run_program):
     assert logged.count("written to stdout") == 2
 
 
-def test_a_log_file_that_cannot_be_opened_leaves_the_descriptors_alone(tmp_path):
+def test_a_log_that_cannot_be_opened_changes_no_descriptor(tmp_path):
     program = (
         "import os, sys\nfrom pathlib import Path\nfrom nemo_prolong.logs import run_logging\n"
         "try:\n    with run_logging(Path(sys.argv[1]), console=True):\n        pass\n"

@@ -52,16 +52,14 @@ def test_a_stage_that_starts_has_its_settings_and_no_progress(make_config, manif
         (64, None, 128, (64, 128)),
     ],
 )
-def test_the_trained_length_is_the_longest_of_all_stages_and_the_advertised_one_is_typed_or_equal(
-    seq_length, parent_length, advertised, expected, make_config
-):
+def test_the_trained_length_is_the_longest_of_all_stages(seq_length, parent_length, advertised, expected, make_config):
     parent = parent_length and new_manifest(make_config(seq_length=parent_length), None, None, COMMAND, 1, DATA)
     cfg = make_config(seq_length=seq_length, advertised_context_length=advertised)
     manifest = new_manifest(cfg, parent, None, COMMAND, 1, DATA)
     assert (manifest.trained_context_length, manifest.advertised_context_length) == expected
 
 
-def test_the_trained_length_is_handed_down_over_two_generations(make_config):
+def test_the_trained_length_is_handed_down_twice(make_config):
     long = new_manifest(make_config(seq_length=256), None, None, COMMAND, 1, DATA)
     child = new_manifest(make_config(), long, None, COMMAND, 1, DATA)
     assert new_manifest(make_config(), child, None, COMMAND, 1, DATA).trained_context_length == 256
@@ -73,7 +71,7 @@ def test_the_record_of_the_parent_is_kept(make_config):
     assert kept.model_copy(update={"taken": [], "not_taken": []}) == record
 
 
-def test_the_record_of_the_parent_says_what_was_taken_and_what_started_anew(make_config):
+def test_the_record_of_the_parent_says_what_was_taken(make_config):
     weights, everything = (
         new_manifest(
             make_config(),
@@ -110,7 +108,7 @@ def test_the_commit_is_forty_digits_and_none_without_git(make_config, manifest, 
     assert new_manifest(make_config(), None, None, COMMAND, 1, DATA).git_commit is None
 
 
-def test_versions_are_those_installed_and_absent_packages_are_left_out(monkeypatch):
+def test_versions_are_those_installed(monkeypatch):
     assert installed_versions()["nemo_prolong"] == nemo_prolong.__version__
     monkeypatch.setattr(manifest_format, "_PACKAGES", ("pydantic", "no-such-package"))
     assert list(installed_versions()) == ["pydantic"]
@@ -138,7 +136,7 @@ def test_what_is_written_is_what_is_read(counts, name, finished_at, manifest, tm
     assert StageManifest.read(tmp_path) == changed
 
 
-def test_writing_replaces_the_file_and_leaves_nothing_beside_it(manifest, tmp_path):
+def test_writing_replaces_the_file_and_leaves_nothing(manifest, tmp_path):
     run_dir = tmp_path / "run"
     manifest.write(run_dir)
     manifest.model_copy(update={"status": "complete"}).write(run_dir)
@@ -166,7 +164,7 @@ def test_a_directory_without_a_manifest_is_refused(tmp_path):
     ],
     ids=["half a file", "no object", "unknown key", "wrong type", "missing key"],
 )
-def test_a_file_that_is_no_manifest_is_refused_by_its_path_with_the_reason(change, reason, manifest, tmp_path):
+def test_a_file_that_is_no_manifest_is_refused_by_path(change, reason, manifest, tmp_path):
     manifest.write(tmp_path)
     path = tmp_path / MANIFEST_FILE
     path.write_text(change(path.read_text()))

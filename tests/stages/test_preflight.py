@@ -46,7 +46,7 @@ def listing(directory: Path) -> list[Path]:
 # Data.
 
 
-def test_a_missing_data_directory_is_refused_with_the_command_that_writes_it(make_config, tmp_path):
+def test_missing_data_is_refused_with_the_command_that_writes_it(make_config, tmp_path):
     missing = tmp_path / "nowhere"
     assert refusal(DataError, make_config(data={"root": str(missing)})) == (
         f"data.root={missing}: the data directory does not exist. "
@@ -54,7 +54,7 @@ def test_a_missing_data_directory_is_refused_with_the_command_that_writes_it(mak
     )
 
 
-def test_a_missing_tokenizer_is_refused_with_the_place_it_was_looked_for(make_config, data_root):
+def test_a_missing_tokenizer_is_refused_with_its_place(make_config, data_root):
     assert refusal(DataError, make_config(data={"tokenizer": "llama"})) == (
         f"data.tokenizer=llama: there is no tokenizer in {data_root}/llama. "
         f"Write it with: python scripts/prepare_data.py +exp=data/NAME output={data_root}"
@@ -66,7 +66,7 @@ def test_a_directory_without_tokenizer_json_is_no_tokenizer(make_config, data_ro
     assert f"there is no tokenizer in {data_root}/tokenizer." in refusal(DataError, make_config())
 
 
-def test_a_tokenizer_elsewhere_may_be_named_by_its_absolute_path(make_config, data_root, tmp_path):
+def test_a_tokenizer_may_be_named_by_its_absolute_path(make_config, data_root, tmp_path):
     elsewhere = (data_root / "tokenizer").rename(tmp_path / "elsewhere")
     assert start_of(make_config(data={"tokenizer": str(elsewhere)})) == Start(DATA)
 
@@ -84,7 +84,7 @@ def test_a_row_set_of_the_validation_is_looked_for_too(make_config, data_root):
     assert message.startswith(f"data.validation=held-out: {data_root}/held-out holds no packed rows.")
 
 
-def test_another_tokenizer_than_the_rows_were_made_with_is_refused(make_config, data_root):
+def test_another_tokenizer_than_that_of_the_rows_is_refused(make_config, data_root):
     train_tokenizer(["the window of the buffer " * 20], 280, data_root / "tokenizer")
     made_with = TextEncoder(data_root / "tokenizer").sha256
     (data_root / "manifest.json").write_text(json.dumps({"tokenizer_sha256": made_with}))
@@ -134,7 +134,7 @@ def test_an_unfinished_parent_is_refused_with_its_command(status, make_config, m
     )
 
 
-def test_a_complete_parent_whose_checkpoints_were_removed_is_refused(make_config, make_child, make_run):
+def test_a_complete_parent_without_checkpoints_is_refused(make_config, make_child, make_run):
     parent = make_run(make_config(name="parent"), "complete", ())
     assert refusal(CheckpointError, make_child(parent)) == (
         f"parent={parent}: the parent is complete, but its checkpoints are gone. "
@@ -142,7 +142,7 @@ def test_a_complete_parent_whose_checkpoints_were_removed_is_refused(make_config
     )
 
 
-def test_a_parent_of_another_shape_is_refused_with_every_difference(make_config, make_child, make_run):
+def test_a_parent_of_another_shape_is_refused(make_config, make_child, make_run):
     parent = make_run(make_config(name="parent"), "complete", (4,))
     child = make_child(parent, model={"name": "wide", "num_layers": 3, "ffn_hidden_size": 256})
     assert refusal(ConfigError, child) == (
@@ -151,7 +151,7 @@ def test_a_parent_of_another_shape_is_refused_with_every_difference(make_config,
     )
 
 
-def test_a_complete_parent_gives_its_newest_checkpoint_and_a_record_of_it(make_config, make_child, make_run):
+def test_a_complete_parent_gives_its_newest_checkpoint(make_config, make_child, make_run):
     parent = make_run(make_config(name="parent"), "complete", (2, 4))
     start = start_of(make_child(parent))
     assert start.resume is None
@@ -169,13 +169,13 @@ def test_a_new_rope_base_and_a_new_name_are_no_other_shape(make_config, make_chi
 # Run directory.
 
 
-def test_a_new_run_starts_from_nothing_and_checking_writes_nothing(make_config, tmp_path):
+def test_a_new_run_starts_from_nothing(make_config, tmp_path):
     before = listing(tmp_path)
     assert start_of(make_config()) == Start(DATA)
     assert listing(tmp_path) == before
 
 
-def test_a_directory_that_is_not_a_run_is_refused_and_left_as_it_is(make_config):
+def test_a_directory_that_is_not_a_run_is_left_as_it_is(make_config):
     cfg = make_config()
     notes = Path(cfg.run_dir) / "notes.txt"
     notes.parent.mkdir(parents=True)
@@ -211,7 +211,7 @@ def test_a_complete_run_is_never_trained_over(make_config, make_run):
     )
 
 
-def test_a_run_of_another_configuration_is_refused_with_the_differing_keys_and_both_values(make_config, make_run):
+def test_another_configuration_is_refused_with_both_values(make_config, make_run):
     make_run(make_config(), "running", (2,))
     cfg = make_config(seed=7, optim={"lr": 0.02})
     assert refusal(CheckpointError, cfg) == (
@@ -250,7 +250,7 @@ def test_a_run_is_not_continued_on_other_data(make_config, make_run, data_root):
 
 
 @pytest.mark.parametrize("status", ["running", "stopped"])
-def test_the_same_configuration_resumes_from_the_checkpoint_of_the_highest_step(status, make_config, make_run):
+def test_the_same_configuration_resumes_from_the_highest_step(status, make_config, make_run):
     cfg = make_config(train={"train_iters": 12})
     # Neither the order of writing nor the number of digits decides.
     run_dir = make_run(cfg, status, (2, 10, 3))
@@ -267,14 +267,14 @@ def test_a_checkpoint_that_was_being_written_is_ignored(make_config, make_run):
     assert start_of(cfg).resume == checkpoint_directory(run_dir, 2)
 
 
-def test_a_run_that_stopped_before_its_first_checkpoint_starts_again(make_config, make_run):
+def test_a_run_stopped_before_its_first_checkpoint_restarts(make_config, make_run):
     cfg = make_config()
     run_dir = make_run(cfg, "running", ())
     (run_dir / "checkpoints" / "step_00000002.writing-0a1b2c3d").mkdir(parents=True)
     assert start_of(cfg) == Start(DATA)
 
 
-def test_another_layout_tracker_or_checkpoint_rhythm_continues_the_same_run(make_config, make_run):
+def test_another_layout_or_tracker_continues_the_same_run(make_config, make_run):
     run_dir = make_run(make_config(), "running", (2,))
     changed = make_config(
         parallelism={"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
@@ -295,7 +295,7 @@ def damage(checkpoint: Path) -> Path:
     return shard
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(make_config, make_run):
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(make_config, make_run):
     cfg = make_config()
     run_dir = make_run(cfg, "running", (2, 4))
     shard = damage(checkpoint_directory(run_dir, 4))
@@ -304,7 +304,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(make
     assert start.refused == (f"{shard}: its SHA-256 is not that of the manifest: it was changed or damaged.",)
 
 
-def test_a_complete_run_whose_last_checkpoint_is_damaged_continues_from_the_one_before(make_config, make_run):
+def test_a_complete_run_with_a_damaged_end_continues_before_it(make_config, make_run):
     cfg = make_config()
     run_dir = make_run(cfg, "complete", (2, 4))
     assert "complete run" in refusal(CheckpointError, cfg)
@@ -312,7 +312,7 @@ def test_a_complete_run_whose_last_checkpoint_is_damaged_continues_from_the_one_
     assert start_of(cfg).resume == checkpoint_directory(run_dir, 2)
 
 
-def test_a_run_with_no_good_checkpoint_is_refused_and_nothing_is_deleted(make_config, make_run):
+def test_a_run_with_no_good_checkpoint_loses_nothing(make_config, make_run):
     cfg = make_config()
     run_dir = make_run(cfg, "running", (2, 4))
     shards = [damage(checkpoint_directory(run_dir, step)) for step in (2, 4)]
@@ -323,9 +323,7 @@ def test_a_run_with_no_good_checkpoint_is_refused_and_nothing_is_deleted(make_co
     assert all(shard.is_file() for shard in shards)
 
 
-def test_a_parent_whose_last_checkpoint_is_damaged_is_refused_with_the_command_that_repairs_it(
-    make_config, make_child, make_run
-):
+def test_a_parent_with_a_damaged_checkpoint_is_refused_with_the_repair(make_config, make_child, make_run):
     parent = make_run(make_config(name="parent"), "complete", (2, 4))
     shard = damage(checkpoint_directory(parent, 4))
     assert refusal(CheckpointError, make_child(parent)) == (
@@ -335,7 +333,7 @@ def test_a_parent_whose_last_checkpoint_is_damaged_is_refused_with_the_command_t
     )
 
 
-def test_a_child_that_goes_on_knows_its_parent_from_its_own_manifest_and_needs_it_no_more(make_child, make_run):
+def test_a_child_that_goes_on_does_not_need_its_parent(make_child, make_run):
     record = ParentRecord(path="runs/gone", step=4, transition="weights", sha256="1" * 64, context_length=8192)
     child = make_child("runs/gone")
     run_dir = make_run(child, "running", (1,), record)
@@ -350,7 +348,7 @@ def test_a_child_that_goes_on_knows_its_parent_from_its_own_manifest_and_needs_i
 # Ranks.
 
 
-def test_logs_that_other_ranks_have_opened_do_not_make_a_directory_taken(make_config):
+def test_logs_of_other_ranks_do_not_make_a_directory_taken(make_config):
     cfg = make_config()
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True)
@@ -362,7 +360,7 @@ def test_logs_that_other_ranks_have_opened_do_not_make_a_directory_taken(make_co
     assert "is not the directory of a run." in refusal(CheckpointError, cfg)
 
 
-def test_only_rank_0_judges_the_run_directory_and_the_others_wait_for_its_choice(make_config, make_run):
+def test_only_rank_0_judges_the_run_directory(make_config, make_run):
     run_dir = make_run(make_config(), "complete", (2,))
     other = make_config(seed=7)
     assert "complete run" in refusal(CheckpointError, other)
@@ -377,7 +375,7 @@ def test_every_rank_judges_data_and_parent(make_config, make_child, tmp_path):
     assert "does not exist" in refusal(CheckpointError, make_child(tmp_path / "nowhere"), rank=1)
 
 
-def test_the_manifest_of_a_run_that_is_not_json_is_refused_by_its_path(make_config, make_run):
+def test_a_manifest_that_is_not_json_is_refused_by_path(make_config, make_run):
     cfg = make_config()
     run_dir = make_run(cfg, "running", (2,))
     (run_dir / MANIFEST_FILE).write_text("{")

@@ -88,7 +88,7 @@ def refusal(kind: type[Exception], cfg: RecipeConfig) -> str:
 # The plan.
 
 
-def test_the_miniature_recipe_is_its_four_stages_and_their_export() -> None:
+def test_the_miniature_recipe_is_four_stages_and_an_export() -> None:
     recipe = compose(RecipeConfig, "recipe", ["+exp=mini/recipe"])
     assert [stage.exp for stage in recipe.stages] == [f"mini/{stage}" for stage in STAGES]
     assert recipe.export_overrides == ["output=runs/demo/export/hf"]
@@ -102,7 +102,7 @@ def test_the_runs_of_a_chain_move_together(make_recipe, tmp_path):
     assert plan.export is not None and plan.export.cfg.run == runs[-1]
 
 
-def test_a_stage_that_does_not_start_from_the_one_before_it_is_refused(make_recipe, tmp_path):
+def test_a_stage_that_does_not_start_from_the_last_is_refused(make_recipe, tmp_path):
     shuffled = make_recipe("stages=[{exp: mini/base, overrides: []}, {exp: mini/stage2, overrides: []}]")
     assert refusal(ConfigError, shuffled) == (
         f"stages[1] parent={tmp_path}/runs/demo/stage1: the stage before it is {tmp_path}/runs/demo/base, and "
@@ -115,7 +115,7 @@ def test_a_stage_that_does_not_start_from_the_one_before_it_is_refused(make_reci
     assert refusal(ConfigError, from_scratch).startswith("stages[1] parent=null: the stage before it is ")
 
 
-def test_a_model_of_another_shape_than_that_of_the_stage_before_is_refused(make_recipe):
+def test_a_model_of_another_shape_than_before_is_refused(make_recipe):
     cfg = make_recipe()
     wide = cfg.stages[1].model_copy(update={"overrides": [*cfg.stages[1].overrides, "model.num_layers=3"]})
     changed = cfg.model_copy(update={"stages": [cfg.stages[0], wide]})
@@ -134,12 +134,12 @@ def test_two_stages_in_one_directory_are_refused(make_recipe):
     )
 
 
-def test_missing_rows_of_a_late_stage_are_found_before_the_first_one_starts(make_recipe, data):
+def test_missing_rows_of_a_late_stage_are_found_at_the_start(make_recipe, data):
     (data / "sft" / "index.json").unlink()
     assert refusal(DataError, make_recipe()).startswith(f"data.mixture path=sft: {data}/sft holds no packed rows.")
 
 
-def test_ranks_that_cannot_hold_a_layout_are_refused_before_anything_starts(make_recipe):
+def test_ranks_that_cannot_hold_a_layout_are_refused_early(make_recipe):
     assert "train.global_batch_size=2: must be a multiple of" in refusal(ConfigError, make_recipe("ranks=4"))
 
 
@@ -151,7 +151,7 @@ def test_a_complete_run_of_other_settings_is_refused(make_recipe):
     assert "it differs in seed (42 -> 7)." in message and "resume.allow" not in message
 
 
-def test_a_recipe_typed_for_another_script_says_which_and_the_other_way_round() -> None:
+def test_a_recipe_typed_for_another_script_says_which() -> None:
     with pytest.raises(ConfigError) as error:
         compose(RecipeConfig, "recipe", ["+exp=mini/base"])
     assert str(error.value) == (
@@ -178,7 +178,7 @@ def test_the_next_stage_is_the_first_that_is_not_complete(make_recipe):
     ]
 
 
-def test_a_damaged_parent_is_trained_again_as_long_as_its_child_needs_it(make_recipe):
+def test_a_damaged_parent_is_trained_again_for_its_child(make_recipe):
     plan = plan_recipe(make_recipe())
     run_dir = leave(plan.stages[0], "complete", STEPS - 3, STEPS)
     assert plan.next_stage() == 1
@@ -188,7 +188,7 @@ def test_a_damaged_parent_is_trained_again_as_long_as_its_child_needs_it(make_re
     assert plan.next_stage() == 1
 
 
-def test_an_export_is_complete_when_it_is_of_this_run_and_step_and_format(make_recipe):
+def test_an_export_is_complete_for_its_run_step_and_format(make_recipe):
     plan = plan_recipe(make_recipe())
     assert plan.export is not None
     last, output = plan.stages[-1], Path(plan.export.cfg.output)
@@ -252,9 +252,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(make_recipe, parts, tmp_pa
 
 
 @pytest.mark.parametrize(("code", "expected"), [(4, 4), (75, 75), (76, 76)])
-def test_the_code_of_a_part_is_the_code_of_the_recipe_and_the_next_part_is_not_started(
-    code, expected, make_recipe, parts
-):
+def test_the_code_of_a_failed_part_ends_the_recipe(code, expected, make_recipe, parts):
     (parts / "behaviour").write_text(json.dumps({"alone": code}))
     assert code_of(make_recipe()) == expected
     ((script, arguments, _, environment),) = started(parts)
@@ -263,7 +261,7 @@ def test_the_code_of_a_part_is_the_code_of_the_recipe_and_the_next_part_is_not_s
     assert "WORLD_SIZE" not in environment or environment["WORLD_SIZE"] == os.environ.get("WORLD_SIZE")
 
 
-def test_several_ranks_get_what_torchrun_would_give_them_and_the_first_failure_counts(make_recipe, parts, monkeypatch):
+def test_several_ranks_get_what_torchrun_would_give_them(make_recipe, parts, monkeypatch):
     monkeypatch.setattr(recipe_run, "_SECONDS_AFTER_FIRST_FAILURE", 0.5)
     (parts / "behaviour").write_text(json.dumps({"0": "wait", "1": 4}))
     assert code_of(make_recipe("ranks=2")) == 4

@@ -54,7 +54,7 @@ def test_what_is_no_secret_stays_as_it_is(text):
     assert redact(text) == text
 
 
-def test_values_of_secret_variables_are_replaced_wherever_they_stand(monkeypatch):
+def test_values_of_secret_variables_are_replaced_everywhere(monkeypatch):
     monkeypatch.setenv("MY_SERVICE_TOKEN", CANARY)
     monkeypatch.setenv("OTHER_API_KEY", CANARY + "longer")
     assert redact(f"failed with {CANARY} and {CANARY}longer.") == "failed with <hidden> and <hidden>."
@@ -91,7 +91,7 @@ def test_log_lines_and_their_tracebacks_are_redacted(tmp_path, capfd):
     assert "opened s3://<hidden>@host" in written and "ValueError: HF_TOKEN=<hidden>" in written
 
 
-def test_neither_a_printed_configuration_nor_an_error_shows_a_secret():
+def test_no_printed_configuration_or_error_shows_a_secret():
     train = CONFIG_DIR.parent / "scripts" / "train.py"
     overrides = ["+exp=mini/base", f"data.root=s3://me:{CANARY}@bucket"]
     printed = subprocess.run(

@@ -45,7 +45,7 @@ def run_train(directory: Path, *arguments: str) -> tuple[subprocess.CompletedPro
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def test_a_missing_parent_is_one_line_and_exit_code_4_and_missing_data_exit_code_3(prepared, tmp_path):
+def test_missing_parents_and_data_are_one_line_and_a_code(prepared, tmp_path):
     directory = tmp_path / "work"
     directory.mkdir()
     refusals = {

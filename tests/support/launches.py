@@ -21,7 +21,7 @@ TWO_RANK_LAYOUTS: dict[str, dict[str, int]] = {
 PROGRAM = "tests.support.train_program"
 
 
-def run_program(command: list[str], timeout_seconds: float = 300, **environment: str) -> str:
+def run_program(command: list[str], timeout_seconds: float = 300, cwd: Path | None = None, **environment: str) -> str:
     """Run a program of these tests and return its output; a failure shows all of it."""
     result = subprocess.run(
         command,
@@ -30,6 +30,7 @@ def run_program(command: list[str], timeout_seconds: float = 300, **environment:
         timeout=timeout_seconds,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdin=subprocess.DEVNULL,
+        cwd=cwd,
     )
     assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
     return result.stdout

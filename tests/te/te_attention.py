@@ -85,7 +85,7 @@ def run(attention: torch.nn.Module, lengths: list[int], fp8: bool) -> None:
     torch.testing.assert_close(output, document_attention(*inputs, bounds).flatten(1))
 
 
-def test_a_packed_row_goes_in_one_list_of_boundaries_without_padding(kernels):
+def test_a_packed_row_is_one_list_of_boundaries(kernels):
     run(attention_of(te()), MIXED, fp8=False)
     (call,) = kernels.calls
     assert call["cu_seqlens_q"] is call["cu_seqlens_kv"] and call["cu_seqlens_q"].tolist() == [0, 200, 500, 512]
@@ -105,7 +105,7 @@ def test_under_fp8_the_attention_of_every_row_stays_outside(kernels, precision):
     assert attention.fp8_attention is None
 
 
-def test_fp8_attention_takes_rows_of_equal_documents_as_a_batch_and_no_others(kernels):
+def test_fp8_attention_batches_rows_of_equal_documents_only(kernels):
     attention = attention_of(te("fp8_attention", "delayed"))
     for lengths in (EQUAL, MIXED, EQUAL, [300, 300], [512]):
         run(attention, lengths, fp8=True)

@@ -47,7 +47,7 @@ def load(module: torch.nn.Module, directory) -> None:
 @pytest.mark.parametrize(
     "precision", [te(), te("fp8"), te("fp8", "delayed"), te("fp8_attention", "delayed")], ids=lambda p: p.compute
 )
-def test_a_checkpoint_of_the_torch_backend_loads_in_transformer_engine_and_back(tmp_path, precision):
+def test_a_checkpoint_of_torch_loads_in_te_and_back(tmp_path, precision):
     enter(ONE_RANK, 0, 1)
     written = build(TINY, 128, ONE_RANK, plain(), device="cpu")
     fill(written)

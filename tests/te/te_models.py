@@ -61,7 +61,7 @@ def local_parameters(cfg: RunConfig) -> int:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_model_of_every_experiment_has_the_layers_and_checkpoint_of_the_torch_backend(name, precision):
+def test_model_of_every_experiment_has_the_layers_of_torch(name, precision):
     cfg = experiment(name, f"precision={precision}")
     last = cfg.parallelism.planned_world_size - 1
     model = te_model(cfg, last)

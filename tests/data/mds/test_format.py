@@ -45,7 +45,7 @@ GOLDEN_INDEX = (
 )
 
 
-def test_a_shard_and_its_index_are_byte_for_byte_what_the_reference_library_writes(tmp_path: Path) -> None:
+def test_a_shard_is_byte_for_byte_what_the_reference_writes(tmp_path: Path) -> None:
     directory = write(tmp_path / "rows", [golden_row()], COLUMNS, hashes=())
     assert (directory / "shard.00000.mds").read_bytes() == GOLDEN_HEAD + GOLDEN_CONFIG + GOLDEN_ROW
     assert (directory / "index.json").read_text() == GOLDEN_INDEX
@@ -61,7 +61,7 @@ def test_the_bytes_of_the_reference_library_are_read_back(tmp_path: Path) -> Non
     assert [reader[0][name].dtype.name for name in ("input_ids", "indices", "mask")] == ["uint32", "uint32", "uint8"]
 
 
-def test_shards_written_in_any_order_give_the_directory_of_a_sequential_writer(tmp_path: Path) -> None:
+def test_shards_in_any_order_give_the_sequential_directory(tmp_path: Path) -> None:
     rows = [numbered_row(n) for n in range(60)]
     sequential = write(tmp_path / "a", rows, SMALL_COLUMNS, shard_bytes=800)
     form = ShardFormat(SMALL_COLUMNS, 800)
@@ -81,7 +81,7 @@ def test_shards_written_in_any_order_give_the_directory_of_a_sequential_writer(t
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(2, 400), st.integers(0, 40)), max_size=20), st.text(max_size=5))
-def test_the_size_of_a_shard_follows_from_the_shapes_of_its_rows(
+def test_the_size_of_a_shard_follows_from_its_rows(
     tmp_path_factory: pytest.TempPathFactory, shapes: list[tuple[int, int]], domain: str
 ) -> None:
     form = ShardFormat(COLUMNS)
@@ -98,9 +98,7 @@ def test_the_size_of_a_shard_follows_from_the_shapes_of_its_rows(
 
 
 @pytest.mark.parametrize("compression", [None, "zstd", "zstd:9"])
-def test_the_index_holds_the_hashes_of_both_files_and_the_same_rows_give_the_same_bytes(
-    tmp_path: Path, compression: str | None
-) -> None:
+def test_the_index_holds_both_hashes_and_the_bytes_repeat(tmp_path: Path, compression: str | None) -> None:
     options = {"compression": compression, "hashes": ("md5", "sha256")}
     first, second = (write(tmp_path / name, [packed_row(1, 50_000)], COLUMNS, **options) for name in "ab")
     shard = json.loads((first / "index.json").read_text())["shards"][0]
@@ -121,7 +119,7 @@ def _described(name: str, data: bytes) -> dict[str, Any]:
     return {"basename": name, "bytes": len(data), "hashes": hashes}
 
 
-def test_a_format_is_a_key_of_caches_and_can_be_sent_to_another_process() -> None:
+def test_a_format_is_a_key_of_caches_and_can_be_sent() -> None:
     form = ShardFormat(SMALL_COLUMNS, 800, "zstd")
     copy = pickle.loads(pickle.dumps(form))
     assert (copy, hash(copy)) == (form, hash(form))
@@ -162,14 +160,14 @@ def test_a_value_that_does_not_fit_is_named_with_its_column() -> None:
         ShardFormat(SMALL_COLUMNS).encode({"input_ids": np.zeros(3, np.int64), "domain": "x"})
 
 
-def test_a_shard_of_more_than_4_gib_is_refused_before_it_is_put_together(tmp_path: Path) -> None:
+def test_a_shard_of_more_than_4_gib_is_refused_early(tmp_path: Path) -> None:
     row = bytes(2**20)
     with pytest.raises(DataError, match=r"shard of 42949839[0-9]{2} bytes: an MDS shard holds less than 4 GiB"):
         ShardFormat(SMALL_COLUMNS).write_shard(tmp_path, "shard.00000.mds", [row] * 4096)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shard_that_cannot_be_published_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_shard_that_cannot_be_published_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "shard.00000.mds" / "in the way").mkdir(parents=True)
     form = ShardFormat(SMALL_COLUMNS)
     with pytest.raises(IsADirectoryError):
@@ -177,7 +175,7 @@ def test_a_shard_that_cannot_be_published_leaves_nothing_behind(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["shard.00000.mds"]
 
 
-def test_importing_it_loads_neither_torch_nor_any_library_but_numpy() -> None:
+def test_importing_it_loads_no_library_but_numpy() -> None:
     program = "import sys, nemo_prolong.data.mds; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     ours = {name for name in loaded if name not in sys.stdlib_module_names and not name.startswith("_")}

@@ -49,7 +49,7 @@ def test_rows_of_every_encoding_come_back(tmp_path: Path) -> None:
         assert same_row(found[number], row)
 
 
-def test_more_shards_than_are_kept_open_can_be_read_in_any_order(many_shards: Path) -> None:
+def test_more_shards_than_are_kept_open_can_be_read(many_shards: Path) -> None:
     found = MdsReader(many_shards)
     assert len(found.shards) > reader._OPEN_SHARDS
     views = [found[n * 191 % 500]["input_ids"] for n in range(500)]
@@ -58,7 +58,7 @@ def test_more_shards_than_are_kept_open_can_be_read_in_any_order(many_shards: Pa
     assert not views[0].flags.writeable
 
 
-def test_a_reader_with_open_shards_can_be_sent_to_another_process(many_shards: Path) -> None:
+def test_a_reader_with_open_shards_can_be_sent_on(many_shards: Path) -> None:
     found = MdsReader(many_shards)
     assert found[3]["domain"] == "row 3"
     assert pickle.loads(pickle.dumps(found))[499]["domain"] == "row 499"
@@ -69,16 +69,14 @@ def test_a_row_beyond_the_last_is_an_index_error(many_shards: Path) -> None:
         MdsReader(many_shards)[500]
 
 
-def test_a_missing_column_is_named_with_a_shard_and_the_columns_there_are(many_shards: Path) -> None:
+def test_a_missing_column_is_named_with_those_there_are(many_shards: Path) -> None:
     found = MdsReader(many_shards)
     found.require_columns("domain", "input_ids")
     with pytest.raises(DataError, match=r"shard.00000.mds: has no column mask, but domain, input_ids."):
         found.require_columns("domain", "mask")
 
 
-def test_hashes_are_compared_once_per_process_though_a_shard_is_mapped_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hashes_are_compared_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [numbered_row(n) for n in range(3)]
     directory = write(tmp_path / "rows", rows, SMALL_COLUMNS, shard_bytes=1, hashes=("md5", "sha256"))
     hashed: list[str] = []
@@ -105,7 +103,7 @@ def test_hashes_of_the_package_xxhash_are_compared(tmp_path: Path) -> None:
         MdsReader(directory)[0]
 
 
-def test_a_hash_that_cannot_be_computed_is_refused_instead_of_passed_over(tmp_path: Path) -> None:
+def test_a_hash_that_cannot_be_computed_is_refused(tmp_path: Path) -> None:
     directory = write(tmp_path / "rows", [numbered_row(1)], SMALL_COLUMNS)
     edit_index(directory, lambda index: index["shards"][0]["raw_data"].update(hashes={"crc9": "00"}))
     with pytest.raises(DataError, match=r"shard.00000.mds: hash crc9: cannot be checked with hashlib or the package"):
@@ -122,9 +120,7 @@ def test_compressed_shards_are_read_through_the_default_cache(tmp_path: Path, ca
     assert len(copies) == 3
 
 
-def test_a_compressed_shard_beside_which_the_plain_one_lies_needs_no_cache(
-    tmp_path: Path, cache_directory: Path
-) -> None:
+def test_a_compressed_shard_beside_the_plain_one_needs_no_cache(tmp_path: Path, cache_directory: Path) -> None:
     directory = write(tmp_path / "rows", [numbered_row(n) for n in range(9)], SMALL_COLUMNS, compression="zstd")
     packed = directory / "shard.00000.mds.zstd"
     (directory / "shard.00000.mds").write_bytes(zstandard.decompress(packed.read_bytes()))
@@ -150,7 +146,7 @@ def test_a_compressed_shard_that_is_damaged_is_named(tmp_path: Path) -> None:
         MdsReader(directory)
 
 
-def test_a_copy_in_the_cache_that_was_damaged_is_named_to_be_removed(tmp_path: Path) -> None:
+def test_a_damaged_copy_in_the_cache_is_named_for_removal(tmp_path: Path) -> None:
     directory = write(tmp_path / "rows", [numbered_row(1)], SMALL_COLUMNS, compression="zstd")
     assert MdsReader(directory, tmp_path / "cache")[0]["domain"] == "row 1"
     (copy,) = (path for path in (tmp_path / "cache").iterdir() if path.suffix == ".mds")
@@ -172,13 +168,13 @@ def test_sub_directories_under_one_merged_index_are_read(nested: Path) -> None:
     assert domains(MdsReader(nested / "merged")) == [f"row {n}" for n in range(30)]
 
 
-def test_a_tree_without_a_merged_index_is_read_in_the_order_of_its_paths(nested: Path) -> None:
+def test_a_tree_without_a_merged_index_is_read_by_path(nested: Path) -> None:
     found = MdsReader(nested / "tree")
     assert domains(found) == [f"row {n}" for n in [*range(10), *range(20, 30), *range(10, 20)]]
     assert found.shards[0].raw.name == "code/0/shard.00000.mds"
 
 
-def test_hidden_directories_of_a_tree_and_indexes_below_an_index_are_left_out(nested: Path) -> None:
+def test_hidden_directories_and_nested_indexes_are_left_out(nested: Path) -> None:
     tree = nested / "tree"
     shutil.copytree(tree / "code" / "0", tree / ".rows.partial")
     shutil.copytree(tree / "code" / "0", tree / "code" / "0" / "deeper")

@@ -79,7 +79,7 @@ def upload(s3: Any, bucket: str) -> Upload:
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_a_remote_directory_is_read_a_shard_at_a_time_and_each_only_once(
+def test_a_remote_directory_is_read_shard_by_shard_once(
     tmp_path: Path, upload: Upload, s3: Any, bucket: str, compression: str | None
 ) -> None:
     rows = [packed_row(n, 4096) for n in range(4)]

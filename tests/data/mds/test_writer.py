@@ -25,7 +25,7 @@ def test_a_row_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_directory_is_not_there_before_the_last_row_and_leftovers_of_a_killed_writer_are_cleared(
+def test_a_directory_appears_with_its_last_row_and_leftovers_go(
     tmp_path: Path,
 ) -> None:
     leftover = tmp_path / ".rows.partial" / "shard.00007.mds"

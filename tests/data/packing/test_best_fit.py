@@ -56,7 +56,7 @@ def placed_tokens(lengths: list[int], patient: bool) -> list[int]:
 
 
 @given(SHORT_LENGTHS)
-def test_placing_by_counts_fills_rows_like_placing_one_document_at_a_time(lengths: list[int]) -> None:
+def test_placing_by_counts_fills_rows_like_placing_one_by_one(lengths: list[int]) -> None:
     assert sorted(placed_tokens(lengths, patient=False)) == sorted(literal_row_tokens(lengths, SEQ_LENGTH))
 
 
@@ -66,13 +66,13 @@ def test_a_patient_placement_overfills_no_row(lengths: list[int]) -> None:
 
 
 @given(LENGTHS)
-def test_there_are_no_more_rows_than_placing_one_document_at_a_time_makes(lengths: list[int]) -> None:
+def test_there_are_no_more_rows_than_by_placing_one_at_a_time(lengths: list[int]) -> None:
     layout = best_fit(lengths, SEQ_LENGTH)
     layout.validate(np.array(lengths, np.int64))
     assert layout.num_rows <= len(literal_row_tokens(lengths, SEQ_LENGTH))
 
 
-def test_a_row_that_would_end_in_a_gap_waits_for_two_shorter_documents() -> None:
+def test_a_row_with_a_gap_waits_for_two_shorter_documents() -> None:
     # Four of 15 leave 4, which nothing fits; three leave 19, which two of 9 all but fill.
     lengths = [15] * 6 + [9] * 4
     assert placed_tokens(lengths, patient=False) == [60, 57, 9]
@@ -80,14 +80,14 @@ def test_a_row_that_would_end_in_a_gap_waits_for_two_shorter_documents() -> None
     assert best_fit(lengths, SEQ_LENGTH).row_tokens().tolist() == [63, 63]
 
 
-def test_patience_is_not_used_where_no_shorter_documents_follow() -> None:
+def test_patience_is_not_used_without_shorter_documents() -> None:
     lengths = [28] * 10 + [9]
     assert len(placed_tokens(lengths, patient=True)) > len(placed_tokens(lengths, patient=False)) == 6
     assert best_fit(lengths, SEQ_LENGTH).num_rows == 6
 
 
 @given(LENGTHS)
-def test_only_documents_longer_than_a_row_are_cut_and_only_into_full_rows_and_a_rest(lengths: list[int]) -> None:
+def test_only_documents_longer_than_a_row_are_cut(lengths: list[int]) -> None:
     layout = best_fit(lengths, SEQ_LENGTH)
     for row in rows_of(layout):
         for document, start, length in row:
@@ -100,7 +100,7 @@ def test_only_documents_longer_than_a_row_are_cut_and_only_into_full_rows_and_a_
 
 
 @given(LENGTHS)
-def test_rows_begin_with_their_longest_piece_and_come_in_the_order_of_its_document(lengths: list[int]) -> None:
+def test_rows_begin_with_their_longest_piece(lengths: list[int]) -> None:
     rows = rows_of(best_fit(lengths, SEQ_LENGTH))
     assert [row[0][:2] for row in rows] == sorted(row[0][:2] for row in rows)
     for row in rows:
@@ -127,12 +127,12 @@ def test_documents_of_one_length_are_placed_in_their_order() -> None:
     ]
 
 
-def test_the_rest_of_a_long_document_shares_a_row_with_a_document_that_fits() -> None:
+def test_the_rest_of_a_long_document_shares_a_row() -> None:
     # 19 = 8 + 8 + 3; the rest shares a row with the document of 4, which is longer and so comes first.
     assert rows_of(best_fit([19, 4, 6], 8)) == [[(0, 0, 8)], [(0, 8, 8)], [(1, 0, 4), (0, 16, 3)], [(2, 0, 6)]]
 
 
-def test_one_nearly_empty_row_among_full_ones_is_dropped_and_counted() -> None:
+def test_a_nearly_empty_row_among_full_ones_is_dropped() -> None:
     layout = best_fit([1000] * 200 + [3, 4], 1000)
     assert layout.num_rows == 200
     assert layout.fill == 1.0
@@ -140,7 +140,7 @@ def test_one_nearly_empty_row_among_full_ones_is_dropped_and_counted() -> None:
     assert layout.dropped_documents == {"underfilled_row": 2}
 
 
-def test_the_dropped_rest_of_a_long_document_is_no_dropped_document() -> None:
+def test_the_dropped_rest_of_a_document_is_no_dropped_document() -> None:
     layout = best_fit([1000] * 200 + [1003], 1000)
     assert layout.dropped_tokens == {"underfilled_row": 3}
     assert layout.dropped_documents == {"underfilled_row": 0}
@@ -156,7 +156,7 @@ def test_the_dropped_rest_of_a_long_document_is_no_dropped_document() -> None:
         ([3], "it is the only row"),
     ],
 )
-def test_no_row_is_dropped_where_that_loses_much_or_does_not_help(lengths: list[int], why: str) -> None:
+def test_no_row_is_dropped_where_that_does_not_help(lengths: list[int], why: str) -> None:
     layout = best_fit(lengths, 1000)
     assert layout.dropped_tokens == {"underfilled_row": 0}, why
     layout.validate(np.array(lengths))

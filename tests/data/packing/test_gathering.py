@@ -20,7 +20,7 @@ def layouts_of(lengths: list[int]) -> list[Layout]:
 
 
 @given(LENGTHS)
-def test_a_row_is_the_tokens_of_its_pieces_and_indices_are_their_ends(lengths: list[int]) -> None:
+def test_a_row_is_its_pieces_and_indices_are_their_ends(lengths: list[int]) -> None:
     bounds = bounds_of(lengths)
     tokens = np.arange(1000, 1000 + bounds[-1], dtype=np.uint32)
     for layout in layouts_of(lengths):

@@ -98,7 +98,7 @@ def test_concat_does_what_moving_tokens_one_by_one_does(lengths: list[int], seq_
 
 
 @given(LENGTHS, SEQ_LENGTHS)
-def test_intact_does_what_filling_rows_with_whole_documents_does(lengths: list[int], seq_length: int) -> None:
+def test_intact_fills_rows_with_whole_documents(lengths: list[int], seq_length: int) -> None:
     layout = intact(lengths, seq_length)
     layout.validate(np.array(lengths, np.int64))
     assert unpack(layout, lengths) == literal_intact(lengths, seq_length)
@@ -132,7 +132,7 @@ def test_split_uses_no_token_twice_and_counts_the_others_once(lengths: list[int]
 
 
 @given(LENGTHS, TARGETS)
-def test_a_document_begins_in_at_most_one_piece_of_all_split_layouts(lengths: list[int], targets: list[int]) -> None:
+def test_a_document_begins_once_in_all_split_layouts(lengths: list[int], targets: list[int]) -> None:
     layouts = split(lengths, targets, 24)
     begins = np.concatenate([layout.document[layout.start == 0] for layout in layouts.values()])
     assert len(np.unique(begins)) == len(begins)
@@ -149,7 +149,7 @@ def test_intact_drops_the_tail_that_concat_carries_over() -> None:
     assert concat(lengths, 8).dropped_tokens == {"last_row": 4}
 
 
-def test_split_takes_the_longest_pieces_first_and_begins_with_the_first_of_every_document() -> None:
+def test_split_takes_the_longest_pieces_first() -> None:
     layouts = split([21, 3, 16, 9], [8, 4], 8)
     assert [piece[0] for row in unpack(layouts[8], [21, 3, 16, 9]) for piece in row] == [0, 24, 40, 8, 32]
     assert layouts[8].dropped_tokens == {"last_row": 0}
@@ -158,7 +158,7 @@ def test_split_takes_the_longest_pieces_first_and_begins_with_the_first_of_every
     assert layouts[4].dropped_documents == {"short_document": 1, "remainder": 0, "last_row": 1}
 
 
-def test_a_document_that_is_in_a_row_in_part_is_no_dropped_document() -> None:
+def test_a_document_in_a_row_in_part_is_not_dropped() -> None:
     # The second document is cut by the end of the first row: its tail is dropped, the document is not.
     layout = concat([5, 6, 2], 8)
     assert layout.dropped_tokens == {"last_row": 5}

@@ -50,7 +50,7 @@ BAD: dict[str, tuple[bytes | dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_document_stops_the_run_by_name_or_is_dropped_and_counted(
+def test_a_bad_document_is_refused_by_name_or_dropped(
     name: str, run: Callable[..., DataManifest], tmp_path: Path
 ) -> None:
     record, place, reason = BAD[name]
@@ -64,7 +64,7 @@ def test_a_bad_document_stops_the_run_by_name_or_is_dropped_and_counted(
     assert source.rejected_examples[0].reason == reason
 
 
-def test_a_conversation_without_an_answer_is_refused_or_dropped_and_counted(
+def test_a_conversation_without_an_answer_is_refused_or_dropped(
     run: Callable[..., DataManifest], tmp_path: Path
 ) -> None:
     question = {"role": "user", "content": "window buffer? " * 10}
@@ -76,9 +76,7 @@ def test_a_conversation_without_an_answer_is_refused_or_dropped_and_counted(
     assert (source.documents, list(source.rejected)) == (1, ["unusable_conversation"])
 
 
-def test_tokens_beyond_the_vocabulary_are_refused_or_dropped_and_counted(
-    run: Callable[..., DataManifest], tmp_path: Path
-) -> None:
+def test_tokens_beyond_the_vocabulary_are_refused_or_dropped(run: Callable[..., DataManifest], tmp_path: Path) -> None:
     with MdsWriter(tmp_path / "tokens", {"input_ids": "ndarray:uint32"}) as writer:
         writer.write({"input_ids": np.full(40, 299, np.uint32)})
         writer.write({"input_ids": np.full(40, 300, np.uint32)})

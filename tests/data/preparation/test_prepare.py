@@ -54,7 +54,7 @@ def test_the_directory_holds_what_its_manifest_describes(prepared: Path) -> None
         assert entry["fill"] == pytest.approx(entry["tokens"] / (len(rows) * entry["seq_length"]), abs=1e-6)
 
 
-def test_every_token_of_a_row_set_is_in_a_row_or_dropped_for_a_reason(prepared: Path) -> None:
+def test_every_token_is_in_a_row_or_dropped_for_a_reason(prepared: Path) -> None:
     manifest = manifest_of(prepared)
     for path, entry in manifest["row_sets"].items():
         assert entry["input_tokens"] == entry["tokens"] + sum(entry["dropped_tokens"].values()), path
@@ -85,7 +85,7 @@ def test_documents_come_back_from_the_rows_token_by_token(
     assert packed.tolist() == wanted[: len(packed)] and len(packed) > 1000
 
 
-def test_shards_that_are_written_one_by_one_are_those_of_a_sequential_writer(prepared: Path, tmp_path: Path) -> None:
+def test_shards_written_one_by_one_are_the_sequential_ones(prepared: Path, tmp_path: Path) -> None:
     shards = 0
     for path in ("books-64-in-256", "web-128", "web-fit-512", "chat-256"):
         with MdsWriter(tmp_path / path, MdsReader(prepared / path).columns, 20_000) as writer:
@@ -99,7 +99,7 @@ def test_shards_that_are_written_one_by_one_are_those_of_a_sequential_writer(pre
     assert shards > 8
 
 
-def test_bos_stands_at_true_starts_only_and_spans_of_packed_rows_get_none(prepared: Path) -> None:
+def test_bos_stands_at_true_starts_only(prepared: Path) -> None:
     bos = Tokenizer.from_file(str(prepared / "tokenizer" / "tokenizer.json")).token_to_id("<|begin_of_text|>")
     pieces = [row["input_ids"] for row in rows_of(prepared, "books-256")]
     starts = sum(int(piece[0] == bos) for piece in pieces)
@@ -115,7 +115,7 @@ def test_row_sets_that_cut_the_same_documents_share_no_text(prepared: Path) -> N
         assert not any(bytes(row["input_ids"][q : q + 64]) in long for q in quarters)
 
 
-def test_chat_rows_begin_with_a_conversation_and_train_on_the_answers(prepared: Path) -> None:
+def test_chat_rows_begin_with_a_conversation(prepared: Path) -> None:
     tokenizer = Tokenizer.from_file(str(prepared / "tokenizer" / "tokenizer.json"))
     rows = PackedRowDataset(prepared, [MixtureEntry(path="chat-256", proportion=1.0)], 256, 0, 6, True, 300)
     for index in range(6):
@@ -139,7 +139,7 @@ def test_best_fit_cuts_no_document_that_fits_in_a_row(prepared: Path) -> None:
     assert cut <= sum(longer)
 
 
-def test_the_manifest_names_every_file_of_every_source_with_its_hash(
+def test_the_manifest_names_every_source_file_with_its_hash(
     prepared: Path, mixed_sources: list[dict[str, Any]]
 ) -> None:
     sources = manifest_of(prepared)["sources"]
@@ -185,9 +185,7 @@ def test_what_the_stages_take_is_in_the_manifest(mixed_config: Configure, tmp_pa
     assert facts.row_sets["web-128"].epochs == pytest.approx(300 / rows, abs=1e-4)
 
 
-def test_too_little_text_for_one_row_is_refused_by_the_name_of_the_row_set(
-    mixed_config: Configure, tmp_path: Path
-) -> None:
+def test_too_little_text_is_refused_by_the_row_set(mixed_config: Configure, tmp_path: Path) -> None:
     row_sets = [*ROW_SETS, {"path": "huge", "domain": "web", "seq_length": "1M", "split": "validation"}]
     with pytest.raises(
         DataError, match=r"row set huge: the validation documents of web do not fill one row of 1048576"

@@ -61,7 +61,7 @@ def finished_work(output: Path) -> int:
     return len(list(partial.glob("units/[0-9]*"))) + len(list(partial.glob("entries/*/*.json")))
 
 
-def test_a_run_killed_again_and_again_gives_the_bytes_of_an_undisturbed_one(
+def test_a_run_killed_repeatedly_gives_the_undisturbed_bytes(
     prepared: Path, mixed_config: Configure, tmp_path: Path
 ) -> None:
     output, rng = tmp_path / "data", random.Random(3)
@@ -122,7 +122,7 @@ def test_workers_end_with_a_killed_run(mixed_config: Configure, tmp_path: Path) 
     assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
 
 
-def test_a_complete_directory_of_the_same_configuration_is_reused(
+def test_a_complete_directory_is_reused(
     prepared: Path, mixed_config: Configure, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
@@ -158,7 +158,7 @@ def test_a_directory_whose_sources_changed_is_refused(
         prepare(mixed_config(tmp_path / "data", **changes))
 
 
-def test_a_second_preparation_of_one_process_reads_its_own_tokens_and_tokenizer(
+def test_a_second_preparation_reads_its_own_tokens(
     mixed_config: Configure, tokenizer_directory: Path, tmp_path: Path
 ) -> None:
     """The same names hold other tokens now; what the first one had open must not be read."""
@@ -186,7 +186,7 @@ def test_a_second_preparation_of_one_process_reads_its_own_tokens_and_tokenizer(
 
 
 @pytest.mark.parametrize("file", ["marked.jinja", "tokenizer/tokenizer_config.json"])
-def test_another_chat_template_or_tokenizer_file_is_another_preparation(
+def test_another_template_or_tokenizer_is_another_preparation(
     file: str, mixed_config: Configure, mixed_sources: list[dict[str, Any]], tokenizer_directory: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tokenizer_directory, tmp_path / "tokenizer")
@@ -204,7 +204,7 @@ def test_another_chat_template_or_tokenizer_file_is_another_preparation(
         prepare(mixed_config(tmp_path / "data", **changes))
 
 
-def test_a_directory_that_is_something_else_is_refused_and_left_alone(mixed_config: Configure, tmp_path: Path) -> None:
+def test_a_directory_that_is_something_else_is_left_alone(mixed_config: Configure, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="exists and is no complete data directory"):
         prepare(mixed_config(tmp_path))
@@ -219,7 +219,7 @@ def test_two_runs_at_once_are_refused(mixed_config: Configure, tmp_path: Path) -
             prepare(mixed_config(tmp_path / "data"))
 
 
-def test_a_full_disk_stops_the_run_with_what_to_do_and_keeps_what_is_finished(
+def test_a_full_disk_says_what_to_do_and_keeps_what_is_finished(
     mixed_config: Configure, mixed_sources: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     # The largest source last, so that there is something to keep.

@@ -22,7 +22,7 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_a_mixed_folder_becomes_the_data_of_a_stage_with_a_card(
+def test_a_mixed_folder_becomes_data_with_a_card(
     mixed_sources: list[dict[str, Any]], tokenizer_directory: Path, tmp_path: Path
 ) -> None:
     experiment = {
@@ -49,9 +49,7 @@ def test_a_mixed_folder_becomes_the_data_of_a_stage_with_a_card(
     assert "packed web-128: " in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_bad_line_ends_the_script_with_one_message_and_the_code_of_data_errors(
-    tokenizer_directory: Path, tmp_path: Path
-) -> None:
+def test_a_bad_line_ends_the_script_with_one_message(tokenizer_directory: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     done = run_script(
         f"sources=[{{domain:d,path:{tmp_path}/bad.jsonl}}]", "row_sets=[{path:r,domain:d,seq_length:16}]",

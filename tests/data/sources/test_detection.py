@@ -53,7 +53,7 @@ def test_the_files_tell_the_format(tmp_path, names, expected):
         (["a.csv", "b.csv", "noend"], "is of no known format; it holds 2 x .csv, 1 x no ending."),
     ],
 )
-def test_several_formats_or_none_are_refused_with_what_was_seen(tmp_path, names, said):
+def test_several_formats_or_none_are_refused(tmp_path, names, said):
     _touch(tmp_path, *names)
     with pytest.raises(ConfigError) as caught:
         _detect(tmp_path)

@@ -44,7 +44,7 @@ def test_several_compressed_members_are_read_as_one_file(tmp_path, read, compres
     assert [document.key for document in found.documents] == [f"a.{ending}:{number}" for number in (1, 2, 3)]
 
 
-def test_a_mark_at_the_start_crlf_blank_lines_and_a_missing_last_newline_are_no_matter(tmp_path, read):
+def test_line_ends_and_a_mark_at_the_start_do_not_matter(tmp_path, read):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n   \n{"text": "two"}\n\n{"text": "three"}')
     found = read(file, format="jsonl")
@@ -73,7 +73,7 @@ def test_units_of_any_size_give_the_same_documents(tmp_path, read, records, ends
     assert [document.key for document in parts.documents] == [document.key for document in whole.documents]
 
 
-def test_files_of_a_directory_come_sorted_and_others_and_hidden_ones_stay_out(tmp_path, read):
+def test_files_of_a_directory_come_sorted_without_hidden_ones(tmp_path, read):
     for name in ("b/2.jsonl", "a.jsonl", "b/10.jsonl", ".hidden/x.jsonl", "b/.y.jsonl", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(_lines([name]))
@@ -100,7 +100,7 @@ def test_files_of_a_directory_come_sorted_and_others_and_hidden_ones_stay_out(tm
         (r'{"text": "\ud83d"}', "invalid_utf8", r"has half of a surrogate pair, '\ud83d', as character 0 of a text."),
     ],
 )
-def test_a_bad_line_is_refused_by_its_number_or_dropped_with_the_reason(tmp_path, read, line, reason, said):
+def test_a_bad_line_is_refused_by_number_or_dropped(tmp_path, read, line, reason, said):
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "one"}\n\n' + line + '\n{"text": "four"}\n', "utf-8")
     for unit_bytes in (5, 2**20):
@@ -132,7 +132,7 @@ def test_invalid_utf8_is_named_with_its_byte_in_the_file(tmp_path, read):
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
-def test_a_cut_off_compressed_file_is_refused_after_the_lines_that_are_there(tmp_path, read, ending):
+def test_a_cut_off_compressed_file_is_refused_after_its_lines(tmp_path, read, ending):
     texts = [f"text number {number} " * 50 for number in range(3000)]
     data = (gzip.compress if ending == "gz" else zstandard.compress)(_lines(texts))
     file = tmp_path / f"a.jsonl.{ending}"
@@ -142,7 +142,7 @@ def test_a_cut_off_compressed_file_is_refused_after_the_lines_that_are_there(tmp
     assert str(file) in caught.value.what
 
 
-def test_a_file_of_another_format_under_a_compressed_name_is_refused(tmp_path, read):
+def test_a_wrongly_named_compressed_file_is_refused(tmp_path, read):
     (tmp_path / "a.zst").write_bytes(_lines(["one"]))
     with pytest.raises(DataError, match="cannot be read on"):
         read(tmp_path, format="jsonl")
@@ -191,7 +191,7 @@ def test_a_bad_conversation_is_named_with_its_message(tmp_path, read, messages: 
     assert (caught.value.what, said in caught.value.rule) == (f"{file}:1", True)
 
 
-def test_a_missing_path_a_directory_without_files_and_an_empty_setting_are_refused(tmp_path, read):
+def test_missing_and_empty_paths_are_refused(tmp_path, read):
     with pytest.raises(DataError, match=r"nowhere\.jsonl: "):
         read(tmp_path / "nowhere.jsonl", format="jsonl")
     (tmp_path / "a.csv").touch()

@@ -56,7 +56,7 @@ def test_rows_are_documents_in_units_of_any_size(tmp_path, read, encoding, unit_
     assert all(document.whole and document.mask is None for document in found.documents)
 
 
-def test_the_first_unit_of_every_shard_starts_at_its_first_row_and_all_shards_are_named(tmp_path):
+def test_every_shard_starts_at_its_first_row_and_is_named(tmp_path):
     directory = _write(tmp_path / "d", _PACKED, _packed_rows(30), 600)
     source = SourceConfig(domain="d", path=str(directory), format="packed_mds")
     for unit_bytes in (1, 250, 700, 2**20):
@@ -170,7 +170,7 @@ def test_spans_that_do_not_tile_a_row_are_refused_with_the_row(tmp_path, read, s
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(-1, 7), st.integers(-1, 7)), max_size=4), st.integers(1, 6))
-def test_spans_pass_exactly_where_they_hold_every_token_once_in_order(spans, num_tokens):
+def test_spans_pass_where_they_hold_every_token_once(spans, num_tokens):
     held = [token for start, stop in spans for token in range(start, stop)]
     tiles = held == list(range(num_tokens)) and all(start < stop for start, stop in spans)
     try:
@@ -181,7 +181,7 @@ def test_spans_pass_exactly_where_they_hold_every_token_once_in_order(spans, num
     assert passed == tiles
 
 
-def test_a_truncated_shard_an_empty_directory_and_a_missing_column_are_refused(tmp_path, read):
+def test_truncated_empty_and_incomplete_data_are_refused(tmp_path, read):
     directory = _write(tmp_path / "d", _PACKED, _packed_rows(3))
     with pytest.raises(DataError, match="has no column input_ids"):
         read(_write(tmp_path / "e", {"tokens": "int"}, [{"tokens": 1}]), format="tokenized_mds")

@@ -19,7 +19,7 @@ def _write(root: Path, files: dict[str, str | bytes]) -> None:
 
 
 @pytest.mark.parametrize("unit_bytes", [1, 2**20])
-def test_all_files_of_a_repository_are_one_document_sorted_by_path(tmp_path, read, unit_bytes):
+def test_files_of_a_repository_are_one_document_by_path(tmp_path, read, unit_bytes):
     _write(
         tmp_path,
         {

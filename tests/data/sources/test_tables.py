@@ -44,7 +44,7 @@ def test_row_groups_give_their_texts_in_units_of_any_size(tmp_path, read, awkwar
     assert found.units == (1 if unit_bytes == 2**20 else 4)
 
 
-def test_parquet_files_come_sorted_up_to_the_limit_with_groups_from_a_column(tmp_path, read):
+def test_parquet_files_come_sorted_with_groups_from_a_column(tmp_path, read):
     for name in ("b", "a"):
         table = pa.table({"body": [f"{name} one", f"{name} two"], "site": [1, 2]})
         pq.write_table(table, tmp_path / f"{name}.parquet")
@@ -70,7 +70,7 @@ def test_lists_of_role_and_content_are_conversations(tmp_path, read):
     ],
 )
 @pytest.mark.parametrize("kind", ["parquet", "huggingface"])
-def test_a_wrong_column_is_refused_even_where_bad_rows_are_dropped(tmp_path, read, settings, said, kind):
+def test_a_wrong_column_is_refused_even_with_dropping(tmp_path, read, settings, said, kind):
     table = pa.table({"body": ["a", "b"], "n": [1, 2], "messages": _MESSAGES})
     if kind == "parquet":
         pq.write_table(table, tmp_path / "a.parquet")
@@ -110,7 +110,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path, read, damage):
 
 
 @pytest.mark.parametrize("unit_bytes", [1, 300, 2**20])
-def test_a_saved_dataset_gives_its_rows_in_the_order_of_its_state(tmp_path, read, awkward, unit_bytes):
+def test_a_saved_dataset_gives_its_rows_in_order(tmp_path, read, awkward, unit_bytes):
     _save(tmp_path / "d", _batches(awkward), files=2)
     found = read(tmp_path / "d", unit_bytes=unit_bytes, format="huggingface")
     assert found.texts == awkward[0:2] + awkward[4:6] + awkward[2:4] + awkward[6:]
@@ -139,7 +139,7 @@ def test_several_splits_are_refused_and_one_is_taken(tmp_path, read):
     assert read(tmp_path / "d", format="huggingface").texts == ["train"]
 
 
-def test_parquet_as_the_hub_stores_it_is_a_dataset_of_one_split(tmp_path, read):
+def test_parquet_of_the_hub_is_a_dataset_of_one_split(tmp_path, read):
     (tmp_path / "data").mkdir()
     (tmp_path / "README.md").write_text("about")
     for split, number in (("train_sft", 0), ("train_sft", 1), ("test_sft", 0)):

@@ -57,7 +57,7 @@ def test_invalid_utf8_is_found_before_any_of_the_text_is_given(tmp_path, read, c
     assert [(r.key, r.reason, r.num_bytes) for r in found.rejected] == [("a.txt", "invalid_utf8", characters + 12)]
 
 
-def test_a_long_file_that_changes_between_its_two_readings_is_refused(tmp_path):
+def test_a_file_that_changes_between_readings_is_refused(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("word " * 500_000)
     source = SourceConfig(domain="d", path=str(file), format="text")

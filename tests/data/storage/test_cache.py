@@ -47,14 +47,14 @@ def test_the_second_get_makes_no_request(store, cache):
 
 
 @pytest.mark.parametrize("compression", ["zstd", "zstd:7"])
-def test_a_remote_compressed_shard_is_decompressed_and_only_the_result_is_kept(store, cache, compression):
+def test_of_a_remote_compressed_shard_only_the_result_is_kept(store, cache, compression):
     url = store.put("shard.00000.mds.zstd", PACKED)
     path = cache.get(url, len(PACKED), sha256(PACKED), compression, len(CONTENT), sha256(CONTENT))
     assert path.read_bytes() == CONTENT and path.name.endswith("-shard.00000.mds")
     assert copies(cache.directory) == [path.name]
 
 
-def test_a_local_shard_is_itself_and_a_local_compressed_one_is_decompressed_once(tmp_path, cache):
+def test_a_local_shard_is_itself_or_decompressed_once(tmp_path, cache):
     plain, packed = tmp_path / "a.mds", tmp_path / "a.mds.zstd"
     plain.write_bytes(CONTENT)
     packed.write_bytes(PACKED)
@@ -67,7 +67,7 @@ def test_a_local_shard_is_itself_and_a_local_compressed_one_is_decompressed_once
     assert path.stat().st_ino == status.st_ino
 
 
-def test_a_local_shard_written_anew_under_its_name_is_decompressed_anew(tmp_path, cache):
+def test_a_shard_written_anew_is_decompressed_anew(tmp_path, cache):
     packed = tmp_path / "a.mds.zstd"
     other = bytes(reversed(CONTENT))
     for content in (CONTENT, other):
@@ -91,7 +91,7 @@ def test_one_address_with_two_sizes_or_hashes_is_two_shards(store, cache):
         (dict(hashes={"sha1": "00"}), r"a\.mds: has the sha1 [0-9a-f]{40}, its index says 00\. The file is damaged"),
     ],
 )
-def test_a_remote_shard_that_is_not_what_its_index_says_is_refused_and_not_kept(store, cache, arguments, message):
+def test_a_remote_shard_that_differs_from_its_index_is_not_kept(store, cache, arguments, message):
     wanted = {"num_bytes": len(CONTENT), "hashes": {}} | arguments
     with pytest.raises(DataError, match=message):
         cache.get(store.put("a.mds", CONTENT), **wanted)
@@ -144,7 +144,7 @@ def test_processes_that_want_one_shard_at_once_fetch_it_once(store, cache, start
     assert len(store.proxy.gets("a.mds.zstd")) == 1
 
 
-def test_a_process_killed_while_it_fetches_leaves_nothing_readable_and_holds_up_nobody(store, cache, start_python):
+def test_a_process_killed_while_it_fetches_holds_up_nobody(store, cache, start_python):
     url, other = store.put("a.mds.zstd", PACKED), store.put("b.mds", CONTENT)
     store.proxy.faults = ["stall"]
     process = start_python(GETS, cache.directory, url, str(len(PACKED)), str(len(CONTENT)))
@@ -162,7 +162,7 @@ def test_a_process_killed_while_it_fetches_leaves_nothing_readable_and_holds_up_
     assert cache.get(url, len(PACKED), {}, "zstd", len(CONTENT)).read_bytes() == CONTENT
 
 
-def test_the_half_written_file_of_a_living_process_is_not_swept_away(store, cache):
+def test_the_half_written_file_of_a_living_process_stays(store, cache):
     cache.directory.mkdir()
     partial = cache.directory / "zz-living.raw.partial"
     partial.write_bytes(b"half")
@@ -173,7 +173,7 @@ def test_the_half_written_file_of_a_living_process_is_not_swept_away(store, cach
     assert not partial.exists()
 
 
-def test_the_copies_used_longest_ago_go_when_the_limit_is_reached(store, tmp_path):
+def test_copies_used_longest_ago_go_at_the_limit(store, tmp_path):
     cache = ShardCache(tmp_path / "cache", limit_bytes=3 * len(CONTENT))
     urls = [store.put(f"{name}.mds", CONTENT) for name in "abcd"]
     paths = [cache.get(url, len(CONTENT), {}) for url in urls[:3]]
@@ -186,13 +186,13 @@ def test_the_copies_used_longest_ago_go_when_the_limit_is_reached(store, tmp_pat
     assert [path.exists() for path in paths] == [True, True, False, True]
 
 
-def test_a_copy_asked_for_just_now_is_not_evicted_although_the_limit_is_passed(store, tmp_path):
+def test_a_copy_in_use_is_not_evicted_beyond_the_limit(store, tmp_path):
     cache = ShardCache(tmp_path / "cache", limit_bytes=len(CONTENT))
     paths = [cache.get(store.put(f"{name}.mds", CONTENT), len(CONTENT), {}) for name in "ab"]
     assert [path.exists() for path in paths] == [True, True]
 
 
-def test_a_mapped_copy_can_be_read_to_its_end_after_its_eviction(store, tmp_path):
+def test_a_mapped_copy_can_be_read_after_its_eviction(store, tmp_path):
     cache = ShardCache(tmp_path / "cache", limit_bytes=len(CONTENT))
     path = cache.get(store.put("a.mds", CONTENT), len(CONTENT), {})
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:

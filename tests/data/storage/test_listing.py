@@ -23,13 +23,13 @@ def tree(tmp_path):
     return tmp_path / "data"
 
 
-def test_a_local_directory_is_listed_by_code_point_with_relative_names_and_sizes(tree):
+def test_a_local_directory_is_listed_with_names_and_sizes(tree):
     files = list_files(str(tree))
     assert [file.name for file in files] == sorted(TREE)
     assert [(file.path, file.num_bytes) for file in files] == [(f"{tree}/{n}", TREE.index(n)) for n in sorted(TREE)]
 
 
-def test_a_remote_prefix_is_listed_exactly_like_the_same_local_directory(tree, store):
+def test_a_remote_prefix_is_listed_like_a_local_directory(tree, store):
     for number, name in enumerate(TREE):
         store.put(f"raw/data/{name}", b"x" * number)
     store.put("raw/database/other", b"not below the prefix")
@@ -81,7 +81,7 @@ def test_a_pattern_is_compared_with_the_end_of_the_name(tree, pattern, expected)
         ("a/de*", ["deep/z.jsonl"]),
     ],
 )
-def test_a_glob_takes_files_that_match_and_all_below_directories_that_match(tree, store, glob, expected):
+def test_a_glob_takes_files_and_what_is_below_directories(tree, store, glob, expected):
     for name in TREE:
         store.put(f"d/{name}", b"")
     assert names(f"{tree}/{glob}") == names(store.url(f"d/{glob}")) == expected
@@ -113,7 +113,7 @@ def test_a_missing_bucket_is_named_with_what_the_store_says(store):
     )
 
 
-def test_linked_files_and_directories_are_listed_under_the_link(tree, tmp_path):
+def test_linked_files_are_listed_under_the_link(tree, tmp_path):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "more").symlink_to(tree / "a")
     (tmp_path / "linked" / "one").symlink_to(tree / "b.jsonl")

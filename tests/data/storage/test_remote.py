@@ -39,7 +39,7 @@ def test_an_empty_object_is_an_empty_file(store, tmp_path):
     assert download(store.put("empty", b""), tmp_path / "empty", 0).read_bytes() == b""
 
 
-def test_another_size_than_expected_is_refused_with_both_and_without_a_second_request(store, tmp_path):
+def test_another_size_than_expected_is_refused_with_both(store, tmp_path):
     url = store.put("a.bin", CONTENT)
     with pytest.raises(DataError) as caught:
         download(url, tmp_path / "a.bin", 5)
@@ -51,7 +51,7 @@ def test_another_size_than_expected_is_refused_with_both_and_without_a_second_re
     assert len(store.proxy.gets("a.bin")) == 1
 
 
-def test_a_server_that_fails_twice_and_then_works_is_asked_three_times(store, tmp_path, caplog):
+def test_a_server_that_fails_twice_is_asked_three_times(store, tmp_path, caplog):
     url = store.put("a.bin", CONTENT)
     store.proxy.faults = ["503", "503"]
     with caplog.at_level(logging.WARNING):
@@ -62,7 +62,7 @@ def test_a_server_that_fails_twice_and_then_works_is_asked_three_times(store, tm
     ]
 
 
-def test_a_connection_cut_in_the_middle_is_made_again_and_the_file_is_whole(store, tmp_path):
+def test_a_cut_connection_is_made_again_and_the_file_is_whole(store, tmp_path):
     url = store.put("a.bin", CONTENT)
     store.proxy.faults = ["cut", "cut"]
     assert download(url, tmp_path / "a.bin", len(CONTENT)).read_bytes() == CONTENT
@@ -96,7 +96,7 @@ def test_a_small_file_survives_a_cut_connection_too(store):
     assert read_bytes(url) == CONTENT
 
 
-def test_after_the_last_attempt_the_error_says_how_many_and_what_came_last(store, tmp_path, monkeypatch):
+def test_after_the_last_attempt_the_error_says_how_many(store, tmp_path, monkeypatch):
     url = store.put("a.bin", CONTENT)
     store.proxy.faults = ["503"] * 9
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
@@ -173,7 +173,7 @@ def test_without_credentials_nothing_is_sent(store, new_clients, monkeypatch):
     assert store.proxy.requests == []
 
 
-def test_requests_of_a_reader_who_pays_say_so_and_others_do_not(store, monkeypatch, tmp_path):
+def test_requests_of_a_reader_who_pays_say_so(store, monkeypatch, tmp_path):
     url = store.put("data/a.bin", CONTENT)
     read_bytes(url)
     assert all("x-amz-request-payer" not in headers for _, _, headers in store.proxy.requests)
@@ -234,7 +234,7 @@ def test_a_remote_raw_file_is_copied_once_and_keeps_its_suffix(store, tmp_path):
     assert len(store.proxy.gets("text.jsonl.zst")) == 1
 
 
-def test_a_disk_with_too_little_room_is_found_before_the_transfer(store, tmp_path, monkeypatch):
+def test_a_disk_with_too_little_room_is_found_early(store, tmp_path, monkeypatch):
     url = store.put("a.bin", CONTENT)
     free = disk.shutil.disk_usage(tmp_path)._replace(free=1024)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: free)
@@ -258,7 +258,7 @@ except Exception as error:
 """
 
 
-def test_a_file_that_stops_growing_during_the_transfer_is_explained_and_removed(store, tmp_path, start_python):
+def test_a_file_that_stops_growing_is_explained_and_removed(store, tmp_path, start_python):
     url = store.put("a.bin", CONTENT)
     out, _ = start_python(FILLS_UP, url, tmp_path / "a.bin").communicate(timeout=60)
     assert out.startswith(f"DataError {tmp_path}: has too little room: more is needed, ")

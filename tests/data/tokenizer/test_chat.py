@@ -41,7 +41,7 @@ def chat_encoder(encoder: TextEncoder) -> ChatEncoder:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(ROLE, CONTENT), max_size=4), ANSWER)
-def test_a_conversation_has_the_ids_of_the_chat_template_and_its_answers_as_targets(
+def test_a_conversation_has_the_ids_and_targets_of_the_template(
     chat_encoder: ChatEncoder, tokenizer: PreTrainedTokenizerFast, turns: list[tuple[str, str]], answer: str
 ) -> None:
     messages = [{"role": role, "content": content} for role, content in [*turns, ("assistant", answer)]]
@@ -53,7 +53,7 @@ def test_a_conversation_has_the_ids_of_the_chat_template_and_its_answers_as_targ
     assert tokenizer.decode(chat.input_ids[chat.mask == 1]) == "".join(answers)
 
 
-def test_the_prompt_for_an_answer_ends_with_the_header_of_the_assistant(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_prompt_ends_with_the_header_of_the_assistant(tokenizer: PreTrainedTokenizerFast) -> None:
     messages = [{"role": "user", "content": " why? "}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert text == (
@@ -94,7 +94,7 @@ def test_a_conversation_without_anything_to_learn_is_refused(
 @example([("system", "caf\u00e9 \u4e2d\u6587 "), ("user", "\n more?")], "  12345 words, don't  \n")
 @example([], "/ begins like what may follow a line break")
 @example([], "\u0301 begins with a mark")
-def test_ids_and_mask_are_those_of_transformers_with_the_training_template(
+def test_ids_and_mask_are_those_of_transformers(
     chat_encoder: ChatEncoder, tokenizer: PreTrainedTokenizerFast, turns: list[tuple[str, str]], answer: str
 ) -> None:
     messages = [{"role": role, "content": content} for role, content in [*turns, ("assistant", answer)]]
@@ -107,7 +107,7 @@ def test_ids_and_mask_are_those_of_transformers_with_the_training_template(
     assert ours.mask.tolist() == theirs["assistant_masks"]
 
 
-def test_the_training_template_renders_the_text_of_the_plain_one(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_training_template_renders_the_plain_text(tokenizer: PreTrainedTokenizerFast) -> None:
     for talk in (TALK, [*TALK, *TALK], [{"role": "system", "content": " x "}, *TALK]):
         for prompt in (False, True):
             texts = [
@@ -136,17 +136,13 @@ def test_a_template_without_marks_is_refused(encoder: TextEncoder, tmp_path: Pat
     )
 
 
-def test_a_template_that_renders_another_text_than_the_model_is_served_with_is_refused(
-    encoder: TextEncoder, tmp_path: Path
-) -> None:
+def test_a_template_that_renders_another_text_is_refused(encoder: TextEncoder, tmp_path: Path) -> None:
     (tmp_path / "other.jinja").write_text(LLAMA3_TRAINING.read_text().replace("| trim", "| upper"))
     with pytest.raises(ConfigError, match="renders another text than the tokenizer's own template: 'USER SAYS"):
         ChatEncoder(encoder, str(tmp_path / "other.jinja"))
 
 
-def test_a_template_that_refuses_what_the_model_is_served_with_or_stops_early_is_refused(
-    encoder: TextEncoder, tmp_path: Path
-) -> None:
+def test_a_template_that_refuses_or_stops_early_is_refused(encoder: TextEncoder, tmp_path: Path) -> None:
     (tmp_path / "strict.jinja").write_text(LLAMA3_TRAINING.read_text().replace('"system", ', ""))
     with pytest.raises(ConfigError, match=r"'an error, unknown role system' where that has '<\|begin"):
         ChatEncoder(encoder, str(tmp_path / "strict.jinja"))

@@ -53,7 +53,7 @@ def clean(text: str) -> str:
 @given(parts=TEXTS)
 @example(parts=["don", "'", "t  ", "\n", " x"])
 @example(parts=["\n   ", "\n x", "\r", "\n"])
-def test_a_stream_in_pieces_has_the_ids_of_the_whole_wherever_it_may_be_cut(
+def test_a_stream_in_pieces_has_the_ids_of_the_whole(
     encoder: TextEncoder, tokenizer: PreTrainedTokenizerFast, parts: list[str]
 ) -> None:
     pieces = [clean(part) for part in parts]
@@ -78,7 +78,7 @@ def test_long_runs_have_the_ids_of_the_reference(
     assert encoder.encode_texts([text])[0].tolist() == reference_ids(tokenizer, text)
 
 
-def test_the_quicker_library_is_taken_where_it_gives_the_same_ids(tokenizer_directory: Path) -> None:
+def test_the_quicker_library_is_taken_for_the_same_ids(tokenizer_directory: Path) -> None:
     assert TextEncoder(tokenizer_directory).library == "fast"
     assert TextEncoder(tokenizer_directory, "tokenizers").library == "tokenizers"
 
@@ -106,9 +106,7 @@ def sentencepiece_like(directory: Path) -> TextEncoder:
     return TextEncoder(directory)
 
 
-def test_a_tokenizer_that_needs_texts_whole_gets_them_whole_up_to_a_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tokenizer_that_needs_whole_texts_gets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = sentencepiece_like(tmp_path / "sp")
     assert (encoder.cutter, encoder.library) == (None, "tokenizers")
     monkeypatch.setattr(encoder_module, "_CHUNK_CHARACTERS", 8)
@@ -121,7 +119,7 @@ def test_a_tokenizer_that_needs_texts_whole_gets_them_whole_up_to_a_size(
         list(encoder.encode_stream([text]))
 
 
-def test_bos_and_eos_are_the_tokenizers_own_but_end_of_text_ends_a_document_where_it_exists(
+def test_bos_and_eos_are_the_tokenizers_but_end_of_text_ends_documents(
     tokenizer_directory: Path, tmp_path: Path
 ) -> None:
     llama = TextEncoder(tokenizer_directory)
@@ -137,9 +135,7 @@ def test_bos_and_eos_are_the_tokenizers_own_but_end_of_text_ends_a_document_wher
     )
 
 
-def test_an_instruct_tokenizer_whose_eos_ends_a_turn_does_not_end_documents_with_it(
-    tokenizer_directory: Path, tmp_path: Path
-) -> None:
+def test_an_eos_that_ends_a_turn_does_not_end_documents(tokenizer_directory: Path, tmp_path: Path) -> None:
     for path in tokenizer_directory.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -147,9 +143,7 @@ def test_an_instruct_tokenizer_whose_eos_ends_a_turn_does_not_end_documents_with
     assert TextEncoder(tmp_path).resolve_bos_eos(TokenizerConfig())[1] == "<|end_of_text|>"
 
 
-def test_the_hash_is_of_what_decides_ids_and_not_of_the_layout_of_the_file(
-    tokenizer_directory: Path, tmp_path: Path
-) -> None:
+def test_the_hash_is_of_what_decides_ids_not_of_the_layout(tokenizer_directory: Path, tmp_path: Path) -> None:
     content = json.loads((tokenizer_directory / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(content, indent=None))
     assert TextEncoder(tmp_path).sha256 == TextEncoder(tokenizer_directory).sha256

@@ -74,7 +74,7 @@ def test_the_same_text_gives_the_same_tokenizer(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
 
 
-def test_a_vocabulary_that_the_text_cannot_fill_or_that_has_no_room_is_refused(tmp_path: Path) -> None:
+def test_a_vocabulary_that_does_not_fit_the_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"vocab_size=5000: the text has only \d+ tokens in it. Set vocab_size=\d+"):
         train_tokenizer(["too little text"], 5000, tmp_path)
     with pytest.raises(DataError, match=r"vocab_size=100: .* Set vocab_size to at least 272"):

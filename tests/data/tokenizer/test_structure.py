@@ -79,7 +79,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(text=TEXT, data=st.data())
-def test_a_stream_has_the_ids_of_the_whole_text_in_every_family(
+def test_a_stream_has_the_ids_of_the_text_in_every_family(
     family: dict[str, TextEncoder], text: str, data: st.DataObject
 ) -> None:
     [whole] = family["tokenizers"].encode_with_offsets([text])
@@ -109,7 +109,7 @@ def splitter(request: pytest.FixtureRequest) -> tuple[Tokenizer, Cutter]:
     return tokenizer, cutter
 
 
-def test_every_short_text_is_split_alike_on_both_sides_of_a_cut(splitter: tuple[Tokenizer, Cutter]) -> None:
+def test_every_short_text_is_split_alike_around_a_cut(splitter: tuple[Tokenizer, Cutter]) -> None:
     for characters in itertools.product(" \n\r\u3000aS's1./\u4e2d\u0301", repeat=4):
         check_every_cut(*splitter, "".join(characters))
 
@@ -170,11 +170,11 @@ def added(**changes: object) -> list[dict[str, object]]:
         ),
     ],
 )
-def test_a_tokenizer_that_looks_further_than_a_split_is_not_cut(changes: dict[str, object], why: str) -> None:
+def test_a_tokenizer_that_looks_too_far_is_not_cut(changes: dict[str, object], why: str) -> None:
     assert find_cutter(definition(**changes)) == why
 
 
-def test_no_cut_falls_into_an_added_token_or_where_one_may_begin() -> None:
+def test_no_cut_falls_into_an_added_token() -> None:
     cutter = find_cutter(json.loads(build("llama3", "qwen").to_str()))
     assert not isinstance(cutter, str)
     inside = "abc <think> def"

@@ -33,7 +33,7 @@ def test_bf16_leaves_fp8_off(found):
         (ATTENTION, "delayed", True, "fp8_data_step"),
     ],
 )
-def test_fp8_is_the_recipe_of_the_configuration_with_weights_in_bf16(found, number, recipe, attention, step):
+def test_fp8_is_the_recipe_with_weights_in_bf16(found, number, recipe, attention, step):
     settings = found["settings"][number]
     assert settings["model"]["fp8"] == "hybrid" and settings["model"]["fp8_recipe"] == recipe
     assert settings["model"]["fp8_dot_product_attention"] is attention
@@ -43,12 +43,12 @@ def test_fp8_is_the_recipe_of_the_configuration_with_weights_in_bf16(found, numb
     assert settings["tp_only_amax_red"] is attention
 
 
-def test_the_plugin_tells_the_model_what_the_model_was_built_with(found):
+def test_the_plugin_tells_the_model_how_it_was_built(found):
     for settings in found["settings"]:
         assert len(settings["model"]) == 9 and settings["plugin"] == settings["model"]
 
 
-def test_rows_under_fp8_are_multiples_of_its_tile_on_every_rank(found):
+def test_rows_under_fp8_are_multiples_of_its_tile(found):
     tiles = {BF16: 8, TENSORWISE: 128, BLOCKWISE: 1024, ATTENTION: 128}
     for number, tile in tiles.items():
         (total, part, documents), equal = found["padded"][number]
@@ -56,7 +56,7 @@ def test_rows_under_fp8_are_multiples_of_its_tile_on_every_rank(found):
         assert equal == [1024, 512, 1]
 
 
-def test_the_strategy_asks_for_hierarchical_groups_where_nemo_forms_groups(found):
+def test_the_strategy_asks_for_hierarchical_groups(found):
     assert found["strategy"] == {"hierarchical_context_parallel_sizes": [2, 2]}
 
 

@@ -48,7 +48,7 @@ def test_a_question_is_answered_with_the_greedy_tokens(exported, chat):
     assert printed.strip() == expected(exported, "number 12345").strip() != ""
 
 
-def test_a_file_comes_before_the_first_question_and_stays_after_clear(exported, chat, tmp_path):
+def test_a_file_comes_first_and_stays_after_clear(exported, chat, tmp_path):
     file = tmp_path / "file.txt"
     file.write_text("A document about the number 12345.")
     typed = ("what", "", "/clear", "what")
@@ -58,19 +58,19 @@ def test_a_file_comes_before_the_first_question_and_stays_after_clear(exported, 
     assert answer.split() != expected(exported, "what").split()
 
 
-def test_a_prompt_longer_than_the_advertised_length_is_refused_before_anything_is_computed(exported, chat):
+def test_a_prompt_beyond_the_advertised_length_is_refused_early(exported, chat):
     with pytest.raises(SystemExit) as caught:
         chat(exported, "--max-new-tokens", 2**19, "--ask", "number")
     message = str(caught.value.code)
     assert "the answer may have 524288: more than the 524288 the model is made for. Shorten the file" in message
 
 
-def test_fp8_is_refused_because_transformers_would_ignore_the_scales(fp8, chat):
+def test_fp8_that_transformers_would_ignore_is_refused(fp8, chat):
     with pytest.raises(SystemExit, match="transformers does not read FP8 weights"):
         chat(fp8, "--ask", "number")
 
 
-def test_a_file_that_is_no_text_and_the_checkpoint_of_an_engine_are_refused(exported, engine, chat, capsys, tmp_path):
+def test_neither_binary_files_nor_engine_checkpoints_are_taken(exported, engine, chat, capsys, tmp_path):
     file = tmp_path / "image.bin"
     file.write_bytes(b"\xff\xd8\xff\xe0")
     for arguments, message in (

@@ -69,7 +69,7 @@ def server(fault: str = ""):
         thread.join()
 
 
-def test_a_good_server_passes_with_a_prompt_of_almost_the_whole_length(capsys):
+def test_a_good_server_passes_with_an_almost_full_prompt(capsys):
     with server() as url:
         assert check(url, LIMIT, 5)
     lines = capsys.readouterr().out.splitlines()
@@ -107,7 +107,7 @@ def test_a_length_too_short_for_the_check_is_refused():
         check(url, 50, 5)
 
 
-def test_the_file_in_an_export_needs_only_python_and_knows_its_length(fp8, tmp_path):
+def test_the_file_in_an_export_needs_only_python(fp8, tmp_path):
     program = fp8 / "check_server.py"
     with server("forgets") as url:
         command = [sys.executable, "-I", "-S", program, "--url", url, "--timeout", "5"]

@@ -47,7 +47,7 @@ def test_the_configuration_carries_base_and_length(engine):
     assert "Legacy" in (engine / "README.md").read_text()
 
 
-def test_nothing_of_the_hugging_face_directory_but_tokenizer_and_stop_tokens_is_left(engine):
+def test_only_tokenizer_and_stop_tokens_of_the_directory_are_left(engine):
     names = {path.name for path in engine.iterdir()}
     assert not any(name.startswith("model") for name in names)
     assert {f"rank{rank}.safetensors" for rank in range(4)} < names

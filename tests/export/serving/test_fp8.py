@@ -41,7 +41,7 @@ def change_tensor(directory: Path, name: str, change) -> None:
     save_file({key: value for key, value in tensors.items() if value is not None}, path)
 
 
-def test_the_configuration_is_that_of_the_bf16_directory_and_the_quantization(bf16, fp8):
+def test_the_configuration_is_that_of_bf16_and_the_quantization(bf16, fp8):
     ours, theirs = (json.loads((directory / "config.json").read_text()) for directory in (fp8, bf16))
     quantization = ours.pop("quantization_config")
     assert ours == theirs and ours["rope_theta"] == ours["rope_parameters"]["rope_theta"] == 80000.0
@@ -55,7 +55,7 @@ def test_the_file_and_its_inline_twin_agree(fp8):
     assert (file.algorithm, file.kv_cache_algorithm, file.excluded) == ("FP8", "FP8", {"lm_head"})
 
 
-def test_matrices_of_the_layers_are_fp8_and_everything_else_is_bf16(fp8):
+def test_matrices_of_layers_are_fp8_and_the_rest_is_bf16(fp8):
     tensors = load_file(fp8 / "model.safetensors")
     dtypes = {name: tensor.dtype for name, tensor in tensors.items() if not name.endswith("_scale")}
     assert len(dtypes) == 21
@@ -63,7 +63,7 @@ def test_matrices_of_the_layers_are_fp8_and_everything_else_is_bf16(fp8):
         assert dtype == (torch.float8_e4m3fn if "_proj." in name else torch.bfloat16), name
 
 
-def test_logits_of_the_dequantized_weights_are_within_five_percent_of_bf16(workspace, bf16, fp8):
+def test_dequantized_weights_give_the_logits_of_bf16(workspace, bf16, fp8):
     document = max(calibration_documents(StageManifest.read(workspace.child), 6, 64), key=len)
     assert 0.0 < logit_difference(bf16, fp8, document, dequantize) < 0.05
     target = json.loads((fp8 / "export_manifest.json").read_text())["target"]
@@ -71,7 +71,7 @@ def test_logits_of_the_dequantized_weights_are_within_five_percent_of_bf16(works
     assert target["quantization"]["verified_matrices"] == 14
 
 
-def test_every_matrix_has_its_own_scale_and_those_with_one_input_share_its_scale(bf16, fp8):
+def test_every_matrix_has_its_own_scale_unless_inputs_are_shared(bf16, fp8):
     original, quantized = TensorFiles.of(bf16), TensorFiles.of(fp8)
     for parts in (("self_attn", "qkv"), ("self_attn", "o"), ("mlp", ("gate", "up")), ("mlp", ("down",))):
         modules = [f"{LAYER}.{parts[0]}.{part}_proj" for part in parts[1]]
@@ -81,7 +81,7 @@ def test_every_matrix_has_its_own_scale_and_those_with_one_input_share_its_scale
         assert len({float(quantized.read(f"{module}.input_scale")) for module in modules}) == 1
 
 
-def test_calibration_sees_each_document_by_itself_cut_and_without_padding(workspace):
+def test_calibration_sees_each_document_by_itself(workspace):
     manifest = StageManifest.read(workspace.child)
     whole, cut = (calibration_documents(manifest, 6, length) for length in (64, 20))
     # Rows of 64 tokens, in documents as `write_data` makes them; single tokens are left out.
@@ -90,7 +90,7 @@ def test_calibration_sees_each_document_by_itself_cut_and_without_padding(worksp
     assert all(torch.equal(short, long[:20]) for short, long in zip(cut, whole, strict=True))
 
 
-def test_the_manifest_describes_the_calibration_and_hashes_the_new_files(fp8):
+def test_the_manifest_has_the_calibration_and_new_hashes(fp8):
     manifest = json.loads((fp8 / "export_manifest.json").read_text())
     quantization = manifest["target"]["quantization"]
     assert quantization["calibration_rows"] == 6 and quantization["calibration_length"] == 48
@@ -100,9 +100,7 @@ def test_the_manifest_describes_the_calibration_and_hashes_the_new_files(fp8):
         assert hashlib.sha256((fp8 / name).read_bytes()).hexdigest() == file["sha256"], name
 
 
-def test_a_file_of_weights_that_is_replaced_under_its_own_name_has_the_hash_of_the_new_one(
-    workspace, tmp_path, monkeypatch
-):
+def test_a_replaced_file_of_weights_has_the_hash_of_the_new_one(workspace, tmp_path, monkeypatch):
     name, write = "model-00001-of-00001.safetensors", fp8_export.export_hf_checkpoint
 
     def write_under_our_name(*args, export_dir, **kwargs):
@@ -117,7 +115,7 @@ def test_a_file_of_weights_that_is_replaced_under_its_own_name_has_the_hash_of_t
     assert (file["sha256"], file["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
 
 
-def test_a_tied_model_is_quantized_and_its_head_stays_the_embedding_in_bf16(workspace, tmp_path):
+def test_a_tied_model_is_quantized_but_its_head_stays_bf16(workspace, tmp_path):
     export(target_config(workspace.tied, tmp_path / "fp8", "trtllm", quantization="fp8", max_num_tokens=64))
     tensors = TensorFiles.of(tmp_path / "fp8")
     assert "lm_head.weight" not in tensors.names

@@ -34,9 +34,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_every_file_arrives_with_its_bytes_and_what_an_earlier_export_left_there_goes(
-    exported, endpoint, caplog, capfd
-):
+def test_every_file_arrives_and_earlier_ones_go(exported, endpoint, caplog, capfd):
     with fake_hub(TOKEN, existing=(".gitattributes", "model.safetensors", "README.md")) as hub:
         endpoint(hub.url)
         with caplog.at_level(logging.DEBUG):
@@ -57,7 +55,7 @@ def test_a_public_repository_is_made_when_asked_for(exported, endpoint):
         assert not hub.created.get("private")
 
 
-def test_a_dry_run_names_every_file_with_its_size_and_sends_nothing(exported, endpoint, caplog):
+def test_a_dry_run_names_every_file_and_sends_nothing(exported, endpoint, caplog):
     with fake_hub(TOKEN) as hub, caplog.at_level(logging.INFO):
         endpoint(hub.url)
         dry = TARGET.model_copy(update={"hub_dry_run": True})

@@ -20,7 +20,7 @@ def target(**changes) -> ExportTargetConfig:
     return ExportTargetConfig(**{"format": "trtllm", **changes})
 
 
-def test_the_memory_of_llama_3_8b_at_512k_is_the_sum_of_its_parts(llama3_8b):
+def test_memory_of_llama_3_8b_at_512k_is_a_sum_of_parts(llama3_8b):
     plan = plan_memory(llama3_8b, CONTEXT, target())
     assert plan.weights_bytes == 2 * 8_030_261_248
     # 32 layers, keys and values, 8 heads of 128, 2 bytes.
@@ -31,14 +31,14 @@ def test_the_memory_of_llama_3_8b_at_512k_is_the_sum_of_its_parts(llama3_8b):
     assert plan.kv_available_bytes == int(0.9 * left) and not plan.fits
 
 
-def test_fp8_halves_the_layers_and_the_keys_and_values_but_not_the_vocabulary(llama3_8b):
+def test_fp8_halves_layers_and_caches_but_not_the_vocabulary(llama3_8b):
     plan = plan_memory(llama3_8b, CONTEXT, target(quantization="fp8"))
     vocabulary_and_norms = 2 * 128_256 * 4096 + 65 * 4096
     assert plan.weights_bytes == 8_030_261_248 - vocabulary_and_norms + 2 * vocabulary_and_norms
     assert plan.kv_needed_bytes == 2**35 and plan.fits
 
 
-def test_vllm_takes_its_share_of_all_memory_before_weights_are_counted(llama3_8b):
+def test_vllm_takes_its_share_before_weights_are_counted(llama3_8b):
     plan = plan_memory(llama3_8b, CONTEXT, target(format="vllm"))
     used = plan.weights_bytes + plan.activation_bytes + FIXED_RESERVE_BYTES
     assert plan.kv_available_bytes == int(GPU_MEMORY_BYTES["h100_80gb"] * 0.9) - used
@@ -60,7 +60,7 @@ def test_keys_and_values_of_a_started_block_are_counted_whole(llama3_8b):
         ({"gpu": "l40s_48gb", "max_batch_size": 400}, "Set export.tensor_parallel_size=4 export.max_batch_size=2."),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_nearest_settings_that_do(llama3_8b, changes, remedy):
+def test_what_does_not_fit_is_refused_with_what_does(llama3_8b, changes, remedy):
     with pytest.raises(ExportError) as caught:
         check_memory(llama3_8b, CONTEXT, target(**changes))
     assert caught.value.remedy == remedy

@@ -28,7 +28,7 @@ def vllm(workspace) -> Path:
     return workspace.root / "vllm"
 
 
-def test_the_settings_of_trtllm_have_the_advertised_length_and_its_names(fp8):
+def test_settings_of_trtllm_have_the_advertised_length(fp8):
     settings = read_settings(fp8 / "serve.yaml", TrtllmSettings)
     assert settings.model_dump() == {
         "tensor_parallel_size": 1,
@@ -41,7 +41,7 @@ def test_the_settings_of_trtllm_have_the_advertised_length_and_its_names(fp8):
     assert "#   keys and values  64.0 MiB needed" in (fp8 / "serve.yaml").read_text()
 
 
-def test_the_settings_of_vllm_have_the_advertised_length_and_its_names(vllm):
+def test_settings_of_vllm_have_the_advertised_length(vllm):
     read_settings(vllm / "serve.yaml", VllmSettings)
     assert yaml.safe_load((vllm / "serve.yaml").read_text()) == {
         "dtype": "bfloat16",
@@ -79,7 +79,7 @@ def test_settings_that_the_server_would_refuse_are_found(fp8, tmp_path, change, 
         ("vllm", "vllm", ["--config"]),
     ],
 )
-def test_the_start_script_serves_its_own_directory_from_anywhere(request, tmp_path, kind, program, flags):
+def test_the_start_script_serves_from_anywhere(request, tmp_path, kind, program, flags):
     directory = request.getfixturevalue(kind)
     (tmp_path / program).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / program).chmod(0o755)
@@ -99,7 +99,7 @@ def test_the_start_script_serves_its_own_directory_from_anywhere(request, tmp_pa
     ]  # fmt: skip
 
 
-def test_the_bf16_weights_for_a_server_are_those_of_the_plain_directory(bf16, vllm):
+def test_the_bf16_weights_for_a_server_are_the_plain_ones(bf16, vllm):
     for path in bf16.glob("model*"):
         assert (vllm / path.name).read_bytes() == path.read_bytes()
 
@@ -162,7 +162,7 @@ def test_an_export_for_a_server_can_be_replaced(fp8, workspace):
     assert (fp8 / "serve.sh").is_file()
 
 
-def test_the_compose_file_starts_the_scripts_that_an_export_writes(fp8):
+def test_the_compose_file_starts_what_an_export_writes(fp8):
     services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
     assert services.keys() == {"trtllm", "vllm"}
     for service in services.values():
@@ -170,7 +170,7 @@ def test_the_compose_file_starts_the_scripts_that_an_export_writes(fp8):
         assert service["volumes"] == ["${MODEL_DIR:?set it to an exported directory}:/model:ro"]
 
 
-def test_the_directory_has_what_the_gguf_converter_of_llama_cpp_reads(bf16):
+def test_the_directory_has_what_llama_cpp_reads(bf16):
     """As its source has it: architecture and sizes, files called model*.safetensors, a BPE tokenizer with merges."""
     config = json.loads((bf16 / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]

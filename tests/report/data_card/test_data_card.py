@@ -128,7 +128,7 @@ def test_a_card_loads_nothing_and_runs_nothing(tmp_path):
     assert "@import" not in html and "url(" not in html
 
 
-def test_two_directories_with_the_same_result_have_the_same_card_at_any_time(tmp_path, monkeypatch):
+def test_two_directories_with_the_same_result_have_the_same_card(tmp_path, monkeypatch):
     first = card(tmp_path / "one")[1:]
     monkeypatch.setattr(time, "time", lambda: 1.0)
     monkeypatch.setenv("TZ", "Asia/Tokyo")
@@ -180,14 +180,14 @@ def test_escaped_text_is_one_line_without_a_bare_mark(text):
     assert not re.search(r"(?<!\\)[`*\[\]<>|]", re.sub(r"\\\\", "", escaped))
 
 
-def test_control_characters_turn_visible_and_special_tokens_stay_where_they_were(tmp_path):
+def test_control_characters_are_shown_and_special_tokens_stay(tmp_path):
     boundary = {"position": 1, "before": "\x00\x1b[31m\u202e\ud800<eos>", "before_special": [[8, 13]], "after": ""}
     _, html, _ = card(tmp_path, None, {"docs-2048": [sample(boundaries=[boundary])]})
     assert "\u2400\u241b[31m\ufffd\ufffd" in html
     assert re.search(r'<b class="special">&lt;eos&gt;</b>', html)
 
 
-def test_only_what_the_sample_calls_special_is_set_off_as_special(tmp_path):
+def test_only_what_the_sample_calls_special_is_set_off(tmp_path):
     _, html, _ = card(tmp_path)
     assert html.count('<b class="special">&lt;|begin_of_text|&gt;</b>') == 1
     assert "<pre>&lt;|begin_of_text|&gt;# file: a.py</pre>" in html
@@ -195,7 +195,7 @@ def test_only_what_the_sample_calls_special_is_set_off_as_special(tmp_path):
 
 
 @pytest.mark.parametrize(("epochs", "warned"), [(2.7, False), (2.71, True)])
-def test_a_stage_that_repeats_more_than_the_recipe_is_warned_of_at_the_top(tmp_path, epochs, warned):
+def test_a_stage_that_repeats_too_much_is_warned_of(tmp_path, epochs, warned):
     facts = manifest()
     facts["stages"]["stage1"]["row_sets"]["docs-2048"]["epochs"] = epochs
     page, html, markdown = card(tmp_path, facts)
@@ -221,14 +221,14 @@ def test_histogram_bars_are_as_high_as_their_shares():
     assert "2K\u20134K tokens: 10% of the tokens" in figure.wide
 
 
-def test_stacked_segments_follow_one_another_and_stop_at_the_end_of_the_axis():
+def test_stacked_segments_follow_one_another_to_the_end():
     bar = StackedBar("a", "", [Segment(0.25, 2, ""), Segment(0.5, 2, ""), Segment(9.0, 2, "")])
     drawn = rectangles(StackedBars("", share_axis("", 1.0, 10), [bar]).render(1015), "bar s2")
     assert [(x, width) for x, _, width, _ in drawn] == [(1, 250), (251, 500), (751, 250)]
 
 
 @given(st.lists(st.integers(1, 5_000), min_size=1, max_size=60), st.sampled_from([360.0, 1032.0]))
-def test_the_documents_of_a_strip_lie_in_proportion_and_fill_it(lengths, width):
+def test_documents_of_a_strip_lie_in_proportion(lengths, width):
     ends = [sum(lengths[: n + 1]) for n in range(len(lengths))]
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
     drawn = rectangles(strip(spans, ends[-1], width), r"document s2(?: odd)?")
@@ -251,7 +251,7 @@ def test_attention_cost_is_a_share_of_full_rows():
         ({"row_sets": {"code-2048": row_set()}}, "stage stage1 takes rows of docs-2048, which row_sets does not hold"),
     ],
 )
-def test_a_manifest_that_makes_no_card_is_refused_by_the_name_of_the_key(tmp_path, change, message):
+def test_a_manifest_that_makes_no_card_is_refused_by_key(tmp_path, change, message):
     write_inputs(tmp_path, manifest(**change))
     with pytest.raises(DataError) as caught:
         write_card(tmp_path)
@@ -269,7 +269,7 @@ def test_a_missing_or_torn_file_is_named(tmp_path):
         write_card(tmp_path)
 
 
-def test_a_directory_without_stages_rejections_or_samples_has_a_card_without_those_sections(tmp_path):
+def test_a_card_leaves_out_sections_that_have_nothing_to_say(tmp_path):
     facts = manifest(stages={}, sources=[{**source, "rejected": {}} for source in manifest()["sources"]])
     facts["sources"][0]["rejected_examples"] = []
     page, html, markdown = card(tmp_path, facts, {"docs-2048": []})

@@ -47,7 +47,7 @@ def test_a_row_set_is_shown_as_a_summary(data):
     assert "targets            27.27% of the tokens" in shown(data / "deep" / "chat-11")
 
 
-def test_a_summary_unpacks_one_of_many_compressed_shards_and_says_so(tmp_path, monkeypatch):
+def test_a_summary_unpacks_one_compressed_shard_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with MdsWriter(tmp_path / "zipped", COLUMNS, shard_bytes=1, compression="zstd") as writer:
         for _ in range(3):
@@ -57,7 +57,7 @@ def test_a_summary_unpacks_one_of_many_compressed_shards_and_says_so(tmp_path, m
     assert "tokens             18 (about: from 1 row)" in text
 
 
-def test_a_row_is_shown_with_its_documents_and_the_text_at_their_boundaries(data):
+def test_a_row_is_shown_with_its_documents_and_boundaries(data):
     lines = shown(data / "docs-19", "0").splitlines()
     assert lines[0] == f"{data / 'docs-19'} row 0 of 2  19 tokens \u00b7 2 documents \u00b7 docs"
     assert lines[1].count("|") == 3 and lines[1].endswith(" 19")
@@ -72,7 +72,7 @@ def test_context_and_full_say_how_much_text_is_shown(data):
     assert "document 2: tokens 11 to 19\n<bos>second<eos>" in full and "third text, alone" in full
 
 
-def test_targets_are_bracketed_in_plain_text_and_coloured_on_a_terminal(data):
+def test_targets_are_bracketed_in_text_and_coloured_on_terminals(data):
     chat = data / "deep" / "chat-11"
     assert "<bos>as[[k<eos>]]<bos>tel[[l]]<eos>" in shown(chat, "0")
     assert "3 targets (27.27%)" in shown(chat, "0")
@@ -80,7 +80,7 @@ def test_targets_are_bracketed_in_plain_text_and_coloured_on_a_terminal(data):
     assert "\x1b[36m<bos>\x1b[0mas\x1b[30;42mk\x1b[0m\x1b[30;42m<eos>\x1b[0m" in coloured and "[[" not in coloured
 
 
-def test_control_characters_of_the_data_never_reach_the_terminal(tmp_path):
+def test_control_characters_never_reach_the_terminal(tmp_path):
     write_rows(tmp_path / "rows", [packed(document("a\x1b[2Jb\u202ec\nd\x9b"), domain="x\x1by")])
     path = tmp_path / "tokenizer.json"
     TOKENIZER.save(str(path))
@@ -121,7 +121,7 @@ def test_a_narrow_terminal_folds_facts_and_leaves_tables_whole(data):
     assert "99.95%      50%" in shown(data, color=True, width=50)
 
 
-def test_published_rows_without_manifest_and_length_are_shown_as_ids(tmp_path):
+def test_published_rows_without_manifest_are_shown_as_ids(tmp_path):
     columns = {"input_ids": "ndarray:int32", "indices": "ndarray:uint32", "domain": "str"}
     row = packed([5, 6, 7], [8, 9], length=None)
     write_rows(tmp_path / "book", [{**row, "input_ids": row["input_ids"].astype(np.int32)}], columns)
@@ -153,7 +153,7 @@ def test_a_tokenizer_that_is_gone_leaves_the_ids(data):
         ({"mask": np.array([1, 0], np.uint8)}, "mask has shape (2,) for 5 tokens."),
     ],
 )
-def test_a_row_that_training_would_refuse_is_shown_with_the_reason(tmp_path, change, problem):
+def test_a_row_that_training_would_refuse_is_still_shown(tmp_path, change, problem):
     row = packed([1, 2, 3, 4, 5], **change)
     write_rows(tmp_path / "rows", [row], MASKED if "mask" in change else COLUMNS)
     assert problem in shown(tmp_path / "rows", "0")
@@ -227,13 +227,13 @@ def test_the_script_does_not_wrap_what_goes_into_a_pipe(data):
     assert not any(line.endswith(" ") for line in lines)
 
 
-def test_the_script_ends_with_the_code_of_the_error_and_one_line(data):
+def test_the_script_ends_with_one_line_and_its_code(data):
     result = run(data / "docs-19", "9")
     assert result.returncode == 3
     assert result.stderr == f"row 9: {data / 'docs-19'} has 2 rows, counted from 0. Give 0 to 1.\n"
 
 
-def test_the_script_verifies_and_fails_where_something_is_wrong(data):
+def test_the_script_verifies_and_fails_on_damage(data):
     assert run(data, "--verify").returncode == 0
     (data / "docs-19" / "shard.00000.mds").write_bytes(b"short")
     result = run(data, "--verify")

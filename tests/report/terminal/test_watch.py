@@ -66,7 +66,7 @@ def test_the_last_events_are_listed(run):
     assert "step_skipped" in text and "loss is nan" in text and "200 of 200 steps" in text
 
 
-def test_a_running_stage_says_how_long_it_takes_and_when_it_is_silent(tree, run):
+def test_a_running_stage_says_how_long_it_takes(tree, run):
     tree.edit_manifest(0, status="running", finished_at=None)
     lines = [json.dumps(record) for record in records(run) if record["step"] <= 100]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
@@ -112,7 +112,7 @@ def test_control_characters_of_a_run_never_reach_the_terminal(tree, run):
     assert "de\\x1b[2Jmo" in text and "e\\x9b" in text and "d\\x1b]0;title\\x07" in text
 
 
-def test_records_of_an_earlier_version_are_shown_without_what_they_lack(run):
+def test_records_of_an_earlier_version_are_shown_in_part(run):
     kept = ("step", "loss", "grad_norm", "learning_rate", "real_tokens", "row_tokens", "consumed_train_tokens",
             "step_seconds", "memory_bytes", "time")  # fmt: skip
     steps = [{key: record[key] for key in kept} for record in records(run) if "loss" in record]
@@ -126,7 +126,7 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path):
         RunWatch(tmp_path)
 
 
-def test_the_script_prints_one_frame_without_torch_and_refuses_in_one_line(run, tmp_path):
+def test_the_script_prints_a_frame_without_torch_or_one_line(run, tmp_path):
     done = subprocess.run(
         [sys.executable, "-X", "importtime", str(SCRIPT), str(run), "--once"],
         capture_output=True,

@@ -45,7 +45,7 @@ def lineage(tree):
     return read_lineage(tree.runs, tree.export)
 
 
-def test_every_chart_is_well_formed_and_draws_only_inside_its_picture(lineage):
+def test_every_chart_is_well_formed_and_inside_its_picture(lineage):
     for figure in all_figures(lineage):
         for markup in (figure.wide, figure.narrow):
             root = parse(markup)
@@ -57,7 +57,7 @@ def test_every_chart_is_well_formed_and_draws_only_inside_its_picture(lineage):
                 assert 0 <= float(text.get("x")) <= width and 0 < float(text.get("y")) <= height
 
 
-def test_every_step_and_every_validation_can_be_read_off_the_loss_curve(lineage):
+def test_steps_and_validations_can_be_read_off_the_curve(lineage):
     hover = titles(loss_figure(lineage.stages).wide)
     for stage in lineage.stages:
         last = stage.steps[-1]
@@ -105,7 +105,7 @@ def test_markers_beyond_the_trained_length_are_hollow(lineage):
     assert marks == ["solid", "solid", "solid", "hollow", "hollow"]
 
 
-def test_models_scored_on_different_data_are_said_not_to_compare(tree):
+def test_models_scored_on_different_data_do_not_compare(tree):
     path = Path(tree.runs[0]) / "eval" / "perplexity.json"
     path.write_text(path.read_text().replace('"documents": 12, "buckets"', '"documents": 3, "buckets"'))
     models = [stage.evaluated for stage in read_lineage(tree.runs, None).stages]
@@ -128,7 +128,7 @@ def test_throughput_bars_are_as_long_as_their_medians(lineage):
     assert [width / widths[0] for width in widths] == pytest.approx([m / medians[0] for m in medians], rel=1e-3)
 
 
-def test_a_stage_of_one_step_with_a_constant_loss_still_has_a_chart(lineage):
+def test_a_stage_of_one_step_still_has_a_chart(lineage):
     stage = lineage.stages[0]
     del stage.steps[1:]
     stage.validations.clear()
@@ -162,7 +162,7 @@ def test_smoothing_averages_over_a_twentieth_of_the_steps():
     assert spread < 0.25 * (max(values) - min(values))
 
 
-def test_chart_colours_come_from_the_page_so_that_they_follow_the_theme(lineage):
+def test_chart_colours_come_from_the_page(lineage):
     css = (Path(__file__).parents[3] / "nemo_prolong/report/page/report.css").read_text()
     for figure in all_figures(lineage):
         assert not re.search(r'(fill|stroke|style)="', str(figure.wide))

@@ -68,7 +68,7 @@ def test_strings_from_the_runs_cannot_become_markup(tree):
     assert page.text.count("<script>alert('x')</script>\"&") >= 5
 
 
-def test_missing_evaluations_are_said_with_the_command_that_measures_them(tree):
+def test_missing_evaluations_are_said_with_their_command(tree):
     shutil.rmtree(Path(tree.runs[0]) / "eval")
     text = report(tree).text
     for task in ("perplexity", "recall"):
@@ -77,14 +77,14 @@ def test_missing_evaluations_are_said_with_the_command_that_measures_them(tree):
     assert "stage1: no perplexity" not in text
 
 
-def test_without_any_evaluation_the_rest_of_the_report_is_there(tree):
+def test_without_evaluations_the_rest_of_the_report_is_there(tree):
     for run in tree.runs:
         shutil.rmtree(Path(run) / "eval")
     text = report(tree, exported=None).text
     assert text.count("no recall results") == 4 and "Training loss" in text and "Recall: exact match" not in text
 
 
-def test_when_no_model_answers_a_prompt_the_page_says_so_and_otherwise_not(tree):
+def test_the_page_says_when_no_model_answers_a_prompt(tree):
     sentence = "None of these models answers a single prompt"
     assert sentence not in report(tree, exported=None).text
     for path in (Path(run) / "eval" / "recall.json" for run in tree.runs):
@@ -108,7 +108,7 @@ def test_a_run_that_has_only_started_is_reported_as_such(tree):
     assert "status is running" in text and "0 of 20" in text and "of wall time" not in text
 
 
-def test_a_missing_config_or_data_manifest_leaves_dashes_not_an_error(tree):
+def test_missing_config_or_manifest_leaves_dashes(tree):
     (Path(tree.runs[1]) / "config.json").unlink()
     (tree.root / "data" / "manifest.json").unlink()
     text = report(tree).text
@@ -131,7 +131,7 @@ def test_any_chain_of_stages_makes_a_report(tree, number):
     assert f"{number} stage{'s' if number > 1 else ''} (" in text
 
 
-def test_the_report_is_written_beside_its_summary_without_importing_torch(tree):
+def test_the_report_is_written_without_importing_torch(tree):
     code = (
         "import sys; from nemo_prolong.config.schema import ReportConfig;"
         "from nemo_prolong.report.training.run import write_report;"

@@ -8,7 +8,7 @@ from nemo_prolong.errors import CheckpointError, ExportError
 from nemo_prolong.report.training.read import read_lineage, read_metrics
 
 
-def test_every_stage_is_read_with_its_steps_validations_and_evaluations(tree):
+def test_every_stage_is_read_with_all_its_records(tree):
     lineage = read_lineage(tree.runs, tree.export)
     assert [stage.label for stage in lineage.stages] == ["base", "stage1", "stage2", "sft"]
     assert [len(stage.steps) for stage in lineage.stages] == [200, 60, 30, 20]
@@ -33,7 +33,7 @@ def test_a_cut_last_line_is_skipped_and_said(tree):
     assert stage.notes == [f"{path}: 1 unreadable line(s) skipped; a run that is killed may leave one."]
 
 
-def test_after_a_resume_the_last_record_of_a_repeated_step_counts(tmp_path):
+def test_the_last_record_of_a_repeated_step_counts(tmp_path):
     def line(step, loss):
         record = {
             "step": step,
@@ -83,13 +83,13 @@ def test_a_directory_that_is_no_run_is_refused(tree, tmp_path):
         read_lineage([*tree.runs, str(tmp_path / "empty")], None)
 
 
-def test_a_directory_that_is_no_export_is_refused_with_the_way_out(tree, tmp_path):
+def test_a_directory_that_is_no_export_is_refused(tree, tmp_path):
     with pytest.raises(ExportError, match=r"exported=.*no readable export_manifest\.json.*set exported=null"):
         read_lineage(tree.runs, str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"through": "megatron", "lengths": []}', '{"lengths": [{"length": 1}]}'])
-def test_an_unreadable_evaluation_counts_as_missing_and_is_said(tree, text):
+def test_an_unreadable_evaluation_counts_as_missing(tree, text):
     path = Path(tree.runs[0]) / "eval" / "recall.json"
     path.write_text(text)
     stage = read_lineage(tree.runs, None).stages[0]

@@ -34,7 +34,7 @@ def stages(tree):
 
 
 @pytest.mark.parametrize("key", ["loss_by_position", "loss_by_domain"])
-def test_losses_by_group_are_means_over_the_first_and_the_last_steps(tree, stages, key):
+def test_losses_by_group_are_means_of_first_and_last_steps(tree, stages, key):
     # 20 steps are more than 5% of 200.
     steps = records(tree.runs[0])
     for change in changes(stages[0].steps, key):
@@ -53,7 +53,7 @@ def test_domains_stand_with_their_share_the_largest_first(stages):
     assert shares == pytest.approx([66.7, 33.3], abs=0.2)
 
 
-def test_positions_are_drawn_once_for_every_stage_and_stand_in_the_table(stages):
+def test_positions_are_drawn_and_tabled_for_every_stage(stages):
     figure = position_figure(stages)
     assert [entry.label for entry in figure.legend] == ["base", "stage1", "stage2", "sft"]
     assert figure.wide.count("mark solid") == 2 * 4
@@ -61,7 +61,7 @@ def test_positions_are_drawn_once_for_every_stage_and_stand_in_the_table(stages)
     assert [row[1] for row in rows[:2]] == ["0\u2013256", "256\u2013512"]
 
 
-def test_speed_waits_and_goodput_are_compared_with_what_was_configured(tree, stages):
+def test_speed_waits_and_goodput_are_held_to_the_configuration(tree, stages):
     table = telemetry_tables.performance_table(stages)
     facts = {row[0]: row[1] for row in cells(table)}
     assert facts["ranks, of planned"] == "1 of 2"
@@ -91,7 +91,7 @@ def test_of_very_many_events_the_last_ones_are_listed(tree):
     assert [row[2] for row in rows] == [str(step) for step in range(460, 500)]
 
 
-def test_the_page_shows_all_of_it_and_the_summary_holds_the_numbers(tree):
+def test_the_page_shows_all_and_the_summary_the_numbers(tree):
     page, path = write_report(tree.config())
     text = Page(page.read_text("utf-8")).text
     for words in ("Training loss by position", "Training loss by domain", "Speed, waits and goodput", "Events",
@@ -102,7 +102,7 @@ def test_the_page_shows_all_of_it_and_the_summary_holds_the_numbers(tree):
     assert stage["events"]["resumed"] == 1 and set(stage["loss_by_domain"]) == {"code", "docs"}
 
 
-def test_a_run_of_an_earlier_version_has_a_report_without_these_parts(tree):
+def test_a_run_of_an_earlier_version_has_a_shorter_report(tree):
     for run in tree.runs:
         (Path(run) / "events.jsonl").unlink()
         kept = ("step", "loss", "real_tokens", "consumed_train_tokens", "step_seconds", "memory_bytes", "time")
