@@ -2,7 +2,7 @@
 
 Hydra reports a misspelt group, file, key or experiment in different classes and formats, sometimes with the useful part
 in ``__cause__``. Each becomes a ``ConfigError`` with what was typed, the rule, and what exists instead. The texts
-matched here are Hydra 1.3's; ``tests/config`` provokes each of them, so that a change of wording is noticed.
+matched here are Hydra 1.3's. ``tests/config`` provokes each of them, so that a change of wording is noticed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Turn a composed configuration into a typed section, strictly.
 
-Refuses unknown keys wherever they are (``+model.new=1`` included), values of another type, and missing values; all of
-them are reported at once, each with its path, its rule and a remedy. Costs milliseconds, needs no torch.
+Unknown keys are refused wherever they are (``+model.new=1`` included), and so are values of another type and missing
+values. All of them are reported at once, each with its path, its rule and a remedy. This takes milliseconds and needs
+no torch.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ def read(cfg: DictConfig, schema: type[Section]) -> tuple[str, list[Location], l
         schema: The section it must be.
 
     Returns:
-        The values as JSON, which is the strict form that still reads an enum from its text; the locations of ``???``;
-        pydantic's findings, those of keys that are not there among them.
+        The values as JSON, the locations of ``???``, and pydantic's findings. JSON is the strict form that still reads
+        an enum from its text. Keys that are not there are among the findings.
 
     Raises:
         ConfigError: If an interpolation cannot be resolved.

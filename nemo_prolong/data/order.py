@@ -1,12 +1,12 @@
 """The global order of rows: which row of which directory is row ``i`` of the stage.
 
-Row ``i`` is a pure function of (row counts, proportions, seed, i): not of ranks, workers, batch size or the number of
-steps, so that any world size sees the same global batches and one integer is the whole resume state.
+Row ``i`` is a pure function of (row counts, proportions, seed, i). It does not depend on ranks, workers, batch size or
+the number of steps. So any world size sees the same global batches, and one integer is the whole resume state.
 
-The mixture is a pattern of ``BLOCK_ROWS`` directories that repeats: in every block each directory has its share,
-rounded to a thousandth by largest remainder, and in every prefix it is less than one row away from its share. Each
-directory is walked in permutations, a new one per epoch, so no row comes a second time before all have come once.
-Cost: a permutation per directory and epoch, then one look-up per row.
+The mixture is a pattern of ``BLOCK_ROWS`` directories that repeats. In every block each directory has its share,
+rounded to a thousandth by largest remainder. In every prefix it is less than one row away from its share. Each
+directory is walked in permutations, a new one per epoch. So no row comes a second time before all have come once. The
+cost is a permutation per directory and epoch, then one look-up per row.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """ModelOpt: a Hugging Face directory in FP8, and the checkpoint of TensorRT-LLM's former engine builder.
 
-The only module that imports modelopt, whose import takes seconds and loads Megatron. Both ways start from a written and
-verified bf16 directory, so that what is quantized is what was compared with the source. Runs on the GPU if there is
-one; on a CPU ModelOpt's eager path computes the same scales.
+This is the only module that imports modelopt. That import takes seconds and loads Megatron. Both ways start from a
+written and verified bf16 directory, so that what is quantized is what was compared with the source. They run on the GPU
+if there is one. On a CPU ModelOpt's eager path computes the same scales.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Key-value recall: can the model copy one value out of a long JSON object, wherever in it the value stands?
 
-The shape of HELMET's JSON KV task, sized for any tokenizer: keys are four consonants (160,000 of them, never a word),
-values four digits, so that a pair costs about ten tokens even with a small vocabulary, and the value starts where every
-pre-tokenizer splits. The prompt is a completion, not a chat turn, so that base and instruct models see the same text.
-Everything is generated from the seed; nothing is downloaded.
+It has the shape of HELMET's JSON KV task, sized for any tokenizer. Keys are four consonants (160,000 of them, never a
+word) and values are four digits. So a pair costs about ten tokens even with a small vocabulary, and the value starts
+where every pre-tokenizer splits. The prompt is a completion, not a chat turn, so that base and instruct models see the
+same text. Everything is generated from the seed and nothing is downloaded.
 
 The prompt ends inside the second object::
 
@@ -152,8 +152,8 @@ class RecallScore:
         """Add one prompt: ``logits`` float32 [A, V] at the positions that predict ``answer`` int64 [A].
 
         Greedy decoding writes the answer if and only if, given the prompt and the true tokens so far, every next
-        token of the answer is the most likely one. So one forward pass over prompt and answer decides exact match;
-        nothing has to be generated. What the model would write after the value is not judged.
+        token of the answer is the most likely one. So one forward pass over prompt and answer decides exact match.
+        Nothing has to be generated. What the model would write after the value is not judged.
         """
         correct = logits.argmax(dim=-1) == answer
         self.samples += 1

@@ -1,7 +1,7 @@
 """Send an export to the Hugging Face Hub: only what was verified, and only the files that the manifest lists.
 
-The token is the one that ``hf auth login`` or ``HF_TOKEN`` left; it is never read here, written or printed. The address
-is huggingface_hub's: ``HF_ENDPOINT`` names another Hub.
+The token is the one that ``hf auth login`` or ``HF_TOKEN`` left. It is never read here, written or printed. The address
+is huggingface_hub's. ``HF_ENDPOINT`` names another Hub.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 
 
 def push_to_hub(directory: Path, target: ExportTargetConfig) -> str | None:
-    """Send a verified export in one commit, which replaces whatever the repository holds; or say what would be sent.
+    """Send a verified export in one commit, which replaces whatever the repository holds.
+
+    A dry run says what would be sent.
 
     Args:
         directory: A finished export.

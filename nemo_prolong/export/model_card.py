@@ -1,8 +1,8 @@
 """``README.md`` of an exported model: what it is, how it was made, how it did, what may be done with it.
 
-Every number comes from a manifest, an evaluation result or the verification; nothing is typed by hand. The metadata at
-its head are for the Hub. They hold only what is known: no results, because the Hub files those under one of its data
-sets and the rows here are of none.
+Every number comes from a manifest, an evaluation result or the verification. Nothing is typed by hand. The metadata at
+its head are for the Hub. They hold only what is known. They hold no results, because the Hub files those under one of
+its data sets and the rows here are of none.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Write a safetensors file one tensor after the other.
 
-The library's own writer wants all tensors of a file in memory at once. The format is simple enough to stream: eight
-bytes with the size of a JSON header, the header with every tensor's dtype, shape and place, then the tensors' bytes.
-Cost: one pass over the data, which is hashed on the way; memory of the tensor being written only. The disk is set to
-work while the rest is still being hashed.
+The library's own writer wants all tensors of a file in memory at once. The format is simple enough to stream. It has
+eight bytes with the size of a JSON header, the header with every tensor's dtype, shape and place, then the tensors'
+bytes. Writing takes one pass over the data, which is hashed on the way. It needs memory for the tensor being written
+only. The disk is set to work while the rest is still being hashed.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def write_safetensors(
     """Write ``tensors`` to a new file and wait until the disk has it.
 
     Args:
-        path: File; must not exist.
+        path: File, which must not exist.
         specs: Names and shapes, in the order of ``tensors``.
         dtype: float32 or bfloat16, of every tensor in the file.
-        tensors: As many as ``specs``, each as consecutive blocks of its rows, of any floating dtype; a block is asked
+        tensors: As many as ``specs``, each as consecutive blocks of its rows, of any floating dtype. A block is asked
             for when the one before it is written.
     """
     digest = hashlib.sha256()

@@ -39,7 +39,7 @@ KernelCalls = list[BatchedCall] | list[PackedCall]
 class AttentionBlock:
     """Which queries of a row see which keys: span i of the queries attends to span i of the keys.
 
-    Spans of queries do not overlap each other, nor do spans of keys; spans of length 0 are allowed. A block is made
+    Spans of queries do not overlap each other, nor do spans of keys. Spans of length 0 are allowed. A block is made
     once per row and used by every layer.
 
     Args:

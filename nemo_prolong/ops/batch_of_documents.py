@@ -1,12 +1,14 @@
 """A row whose documents all have one length, seen as a batch: what lets FP8 attention run without a document mask.
 
 Transformer Engine has no FP8 kernel for packed rows (``thd``), but it has one for batches with a causal mask. B
-documents of L tokens, one after the other, are a batch of B sequences already: token i of the row is token i mod L of
+documents of L tokens, one after the other, are a batch of B sequences already. Token i of the row is token i mod L of
 sequence i div L. That stays true on a context-parallel rank. Our partition gives it the chunks r and 2 * CP - 1 - r of
-every document, both together before those of the next document, L / CP tokens a document; Transformer Engine's
-exchanges want the chunks r and 2 * CP - 1 - r of every sequence of the batch, in the same order. So with the batch dim
-first (``bshd``) the two are one memory layout and changing between them is a view. With the sequence first (``sbhd``,
-Megatron's order) it is a transposition, and for more than one document a copy of queries, keys, values and output.
+every document, both together before those of the next document. These are L / CP tokens a document. Transformer
+Engine's exchanges want the chunks r and 2 * CP - 1 - r of every sequence of the batch, in the same order.
+
+So with the batch dim first (``bshd``) the two are one memory layout and changing between them is a view. With the
+sequence first (``sbhd``, Megatron's order) it is a transposition, and for more than one document a copy of queries,
+keys, values and output.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ class Series:
     Attributes:
         style: Which colour and marker.
         points: Where it goes.
-        markers: Draw a marker on every point; otherwise hover texts lie on invisible spots.
-        line: CSS class of the line: ``curve``, ``faint`` or ``dashed``; empty draws none.
+        markers: Draw a marker on every point. Otherwise hover texts lie on invisible spots.
+        line: CSS class of the line, which is ``curve``, ``faint`` or ``dashed``. Empty draws none.
     """
 
     style: int
@@ -54,7 +54,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: its title, range and ticks; ``grid`` draws a line at every tick."""
+    """One axis with its title, range and ticks. ``grid`` draws a line at every tick."""
 
     title: str
     low: float

@@ -8,7 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cell:
-    """A value; whether it lies beyond what the model was trained on; whether it repeats the cell above it."""
+    """A value.
+
+    Attributes:
+        text: As it is shown.
+        beyond: Whether it lies beyond what the model was trained on.
+        repeats: Whether it repeats the cell above it.
+    """
 
     text: str
     beyond: bool = False

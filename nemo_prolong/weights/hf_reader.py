@@ -33,7 +33,7 @@ class HuggingFaceReader:
     def fill(
         self, rows: torch.Tensor, name: str, layer: int | None = None, first_row: int = 0, first_column: int = 0
     ) -> None:
-        """Fill ``rows`` with a part of a Megatron tensor, cast to its dtype; rows that pad a vocabulary become zero.
+        """Fill ``rows`` with a part of a Megatron tensor, cast to its dtype. Rows that pad a vocabulary become zero.
 
         Args:
             rows: Destination [rows, columns], or [rows] for a norm.

@@ -45,7 +45,7 @@ class TensorRule:
         megatron: Name in the checkpoint.
         hugging_face: Names, with ``{layer}`` where there is one per layer.
         shapes: Shapes of the Hugging Face tensors.
-        group_rows: Rows that each Hugging Face tensor has in one group of the Megatron tensor; None if they follow
+        group_rows: Rows that each Hugging Face tensor has in one group of the Megatron tensor. None if they follow
             each other whole.
     """
 

@@ -1,8 +1,9 @@
 """Which attention a stage may run where: one table of rules over formats, layouts, exchanges, versions and devices.
 
-The configuration is checked with ``ASSUMED_PLATFORM`` before any device is known, the engine checks it again with what
-it finds at start-up, and the tables of ``docs/precision.md`` are made from the same rules. The versions are those at
-which Transformer Engine's sources change; later releases are taken to allow what 2.19 does. Needs no torch.
+The configuration is checked with ``ASSUMED_PLATFORM`` before any device is known. When the stage starts it is checked
+again with the platform that the engine finds. The tables of ``docs/precision.md`` are made from the same rules. The
+versions are those at which Transformer Engine's sources change. Later releases are taken to allow what 2.19 does. Needs
+no torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rules between lengths, the model's shape, the parallel layout and the number of ranks.
 
-Each function returns the errors it finds; none looks at files or devices.
+Each function returns the errors it finds. None looks at files or devices.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _global_batch(cfg: RunConfig, world_size: int) -> list[ConfigError]:
 
 
 def _planned_world(cfg: RunConfig) -> list[ConfigError]:
-    """Check the planned number of ranks; a plan of one rank is no plan: torchrun decides."""
+    """Check the planned number of ranks. A plan of one rank is no plan, because torchrun decides then."""
     parallelism = cfg.parallelism
     planned, needed = parallelism.planned_world_size, parallelism.model_parallel_size
     if planned == 1:

@@ -24,10 +24,10 @@ _OPEN_SHARDS = 32
 class MdsReader:
     """Rows of an MDS directory by number; arrays are read-only views of the mapped file.
 
-    Opening costs one look at the size of every local shard, a row one look-up; at most ``_OPEN_SHARDS`` shards are
-    mapped at a time. Remote and compressed shards are fetched into the cache when one of their rows is first read. The
-    hashes that the index holds are compared when a shard is first mapped in a process. Picklable, and safe to use in
-    forked and spawned loader processes: maps are opened where they are used.
+    Opening costs one look at the size of every local shard. A row costs one look-up. At most ``_OPEN_SHARDS`` shards
+    are mapped at a time. Remote and compressed shards are fetched into the cache when one of their rows is first read.
+    The hashes that the index holds are compared when a shard is first mapped in a process. A reader is picklable, and
+    safe to use in forked and spawned loader processes, because maps are opened where they are used.
 
     Attributes:
         directory: The directory.

@@ -1,7 +1,7 @@
 """The bytes of a shard, and of the index that names it: version 2 of MDS, as ``mosaicml-streaming`` writes it.
 
 A directory holds ``index.json`` and shards. A shard is ``uint32 rows``, ``uint32 offset[rows + 1]``, a JSON text of the
-columns, then the rows; a row is the sizes of its variable columns and then its values, columns in alphabetical order.
+columns, then the rows. A row is the sizes of its variable columns and then its values, columns in alphabetical order.
 The size of a row follows from the sizes of its values, so where shards begin can be planned before anything is encoded,
 and any process can write any shard.
 """

@@ -15,8 +15,8 @@ from nemo_prolong.files import publish
 class MdsWriter:
     """Write rows into a new MDS directory that appears complete or not at all.
 
-    Rows go to ``.<name>.partial`` beside the directory; leaving the ``with`` block without an exception writes the
-    index and renames. Memory: twice a shard.
+    Rows go to ``.<name>.partial`` beside the directory. Leaving the ``with`` block without an exception writes the
+    index and renames. It needs memory for twice a shard.
 
     Args:
         directory: Directory to create.

@@ -1,10 +1,11 @@
 """Documents of four domains, read from a Python installation.
 
-``code_by_repo``: all Python files of a repository in one document, as ProLong's code domain. ``reference``: the API
-reference of a package in one document, and the language reference; stands for books. ``docs``: package descriptions and
-documentation files, one document each. ``chat``: questions about functions, answered by their docstrings.
+- ``code_by_repo`` has all Python files of a repository in one document, as ProLong's code domain.
+- ``reference`` has the API reference of a package in one document, and the language reference. It stands for books.
+- ``docs`` has package descriptions and documentation files, one document each.
+- ``chat`` has questions about functions, answered by their docstrings.
 
-Repositories come in an order drawn from the seed; each gives at most a fair share of a domain's budget. Exact
+Repositories come in an order drawn from the seed. Each gives at most a fair share of a domain's budget. Exact
 duplicates (files, docstrings) are kept once per domain. Repositories are held out whole and in all domains at once.
 """
 

@@ -20,10 +20,10 @@ MAX_DROPPED_SHARE = 0.01
 def best_fit(lengths: NDArray[np.int64] | Sequence[int], seq_length: int) -> Layout:
     """Put documents into rows without cutting them.
 
-    A document longer than a row gives full rows first; what remains of it is placed like a document. The longest is
-    placed first, each into the row with the least room that is enough for it; of the two ways to do this (see
-    ``placement.place``) the one with fewer rows is taken. Rows may have fewer than ``seq_length`` tokens; training pads
-    them.
+    A document longer than a row gives full rows first. What remains of it is placed like a document. The longest is
+    placed first, each into the row with the least room that is enough for it. There are two ways to do this (see
+    ``placement.place``), and the one with fewer rows is taken. Rows may have fewer than ``seq_length`` tokens. Training
+    pads them.
 
     Rows come in the order of their longest document (of equal ones the first), and begin with it. So the first rows
     are no sample of long or of short documents: a document's number says nothing of its length, while the order in
@@ -70,7 +70,7 @@ def _place(lengths: NDArray[np.int64], seq_length: int) -> tuple[NDArray[np.int6
         seq_length: Room of an empty row.
 
     Returns:
-        ``order``, documents by row and from long to short in each, int64 [D]; and the row of each of these.
+        ``order`` int64 [D], documents by row and from long to short in each, and the row of each of these.
     """
     if not len(lengths):
         return np.empty(0, np.int64), np.empty(0, np.int64)

@@ -25,10 +25,10 @@ def split(
         seq_length: Tokens of a row.
 
     Returns:
-        Full rows by length of their pieces; no token is in two layouts. Dropped: the incomplete ``last_row`` of each
-        length and, in the layout of the smallest length, every ``short_document`` and the ``remainder`` of documents
-        of which nothing long enough was left. ``dropped_documents`` counts per layout: a document of which every
-        64K piece is in an incomplete last row is dropped there, also if its 512K pieces are in rows.
+        Full rows by length of their pieces. No token is in two layouts. The incomplete ``last_row`` of each length is
+        dropped. The layout of the smallest length also drops every ``short_document``, and the ``remainder`` of
+        documents of which nothing long enough was left. ``dropped_documents`` counts per layout. A document of which
+        every 64K piece is in an incomplete last row is dropped there, also if its 512K pieces are in rows.
     """
     lengths = np.asarray(lengths, np.int64)
     targets = sorted(set(document_lengths), reverse=True)

@@ -19,13 +19,14 @@ def gather(
     Args:
         layout: The rows.
         row: Number of the row.
-        tokens: uint32 [T], the documents one after another; may be mapped from a file. Another array with one value
-            per token, such as uint8 target masks, is gathered in the same way.
+        tokens: uint32 [T], the documents one after another. They may be mapped from a file. Another array with one
+            value per token, such as uint8 target masks, is gathered in the same way.
         bounds: int64 [D+1]; document d is ``tokens[bounds[d]:bounds[d + 1]]``.
 
     Returns:
-        ``input_ids``, an array of its own with the dtype of ``tokens`` [N]; and ``indices``, uint32 [F, 2], the
-        (start, end) of each piece in the row. Pieces of one document that meet stay apart.
+        ``input_ids`` [N] and ``indices`` uint32 [F, 2]. ``input_ids`` is an array of its own with the dtype of
+        ``tokens``. ``indices`` is the (start, end) of each piece in the row. Pieces of one document that meet stay
+        apart.
     """
     pieces = slice(layout.row_bounds[row], layout.row_bounds[row + 1])
     length = layout.length[pieces]

@@ -91,7 +91,8 @@ class Layout:
         """Assert that pieces are within rows and apart from each other.
 
         Args:
-            lengths: All documents, int64 [D]; also assert that pieces are within them and every token accounted for.
+            lengths: All documents, int64 [D]. With them, pieces must also be within documents, and every token
+                accounted for.
         """
         assert self.row_bounds[0] == 0 and self.row_bounds[-1] == len(self.document)
         assert len(self.document) == len(self.start) == len(self.length)

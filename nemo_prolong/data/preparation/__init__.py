@@ -1,1 +1,1 @@
-"""The run that turns sources into a data directory: units, token store, layouts, shards, manifest; resumable."""
+"""Sources become a data directory, by way of units, token store, layouts, shards and manifest. It can be resumed."""

@@ -70,8 +70,8 @@ def list_units(cfg: PrepareConfig) -> list[tuple[Unit, ...]]:
 def fingerprint(cfg: PrepareConfig, tokenizer_sha256: str | None, units: Sequence[Sequence[Unit]]) -> str:
     """Return a hash of what decides the result: configuration, tokenizer, chat template, names and sizes of files.
 
-    The contents of the files are hashed while they are read, and are in the manifest; reading them all only to find
-    that nothing is to be done would take hours on a real corpus.
+    The contents of the files are hashed while they are read, and these hashes are in the manifest. Reading them all
+    only to find that nothing is to be done would take hours on a real corpus.
     """
     files = [[[[f.name, f.num_bytes] for f in unit.files] + [unit.start, unit.stop] for unit in own] for own in units]
     tokenizer = [tokenizer_sha256, _chat_template(cfg)]

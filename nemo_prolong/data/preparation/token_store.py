@@ -2,7 +2,7 @@
 
 A unit's directory holds ``tokens.bin`` (uint32, all documents in order), ``lengths.npy`` (int64 [D]), ``held_out.npy``
 (bool [D]), ``mask.bin`` (uint8, only where documents have target masks) and ``unit.json`` (counts and what was
-rejected). It appears by rename, so a unit exists wholly or not at all; huge documents pass through in parts.
+rejected). It appears by rename, so a unit exists wholly or not at all. Huge documents pass through in parts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The hidden directory in which a data directory is built: who may work in it, and what is already there.
 
-``.<name>.partial`` beside the output. It is kept when a run is killed, and the same configuration goes on in it; it is
-gone when the output is in place. The output itself appears by one rename.
+It is ``.<name>.partial`` beside the output. It is kept when a preparation is killed, and the same configuration goes on
+in it. It is gone when the output is in place. The output itself appears by one rename.
 """
 
 from __future__ import annotations

@@ -27,12 +27,12 @@ _SHOWN_KINDS = 8
 def detect_format(source: SourceConfig, cache: Path | None = None) -> SourceFormat:
     """Return the format of a source by looking at its path.
 
-    A directory of MDS or of ``save_to_disk`` is known by its files; repositories by ``.git`` in a directory below;
-    everything else by the endings of the files, which must be of one format. Tokenized rows and packed rows without
-    spans look alike and are taken for tokenized: name the format of the latter.
+    A directory of MDS or of ``save_to_disk`` is known by its files. Repositories are known by ``.git`` in a directory
+    below. Everything else is known by the endings of the files, which must be of one format. Tokenized rows and packed
+    rows without spans look alike and are taken for tokenized. The format of the latter must be named.
 
     Raises:
-        ConfigError: If the path is empty, or the files are of no format or of several; the message lists them.
+        ConfigError: If the path is empty, or the files are of no format or of several. The message lists them.
         DataError: If nothing is there.
     """
     if os.path.isdir(source.path) and is_saved(source.path):

@@ -1,8 +1,8 @@
 """JSON lines: one object per line, plain, gzip or zstd.
 
-A plain file is read in byte ranges: a unit has the lines that begin in its range, so that ranges need no look at the
-file. Documents of plain files are named by the byte where their line begins, because counting the lines before it would
-mean to read the file up to there; an error that stops the run counts them.
+A plain file is read in byte ranges. A unit has the lines that begin in its range, so that ranges need no look at the
+file. Documents of plain files are named by the byte where their line begins. Counting the lines before it would mean to
+read the file up to there. An error that stops the run counts them.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def _check_columns(schema: pa.Schema, fields: Fields, file: SourceFile) -> None:
     """Check that the columns are there and hold what a document is made of.
 
     Raises:
-        DataError: If one is missing or of another type; every row of the file would be bad.
+        DataError: If one is missing or of another type, because every row of the file would be bad then.
     """
     for name in fields.names:
         if name not in schema.names:

@@ -80,16 +80,16 @@ class _Shard:
 class ShardCache:
     """Gives a local uncompressed file for every shard, fetching it once.
 
-    Any number of processes and threads may use one directory: one of them fetches a shard while the others wait, and
-    a copy has its name only when it is whole and checked. What a killed process left half-written is removed when
-    the next shard is fetched. Addresses are taken to keep their content: an object that is replaced by one of the
-    same size and without hashes is not noticed.
+    Any number of processes and threads may use one directory. One of them fetches a shard while the others wait. A copy
+    has its name only when it is whole and checked. What a killed process left half-written is removed when the next
+    shard is fetched. Addresses are taken to keep their content. An object that is replaced by one of the same size and
+    without hashes is not noticed.
 
     Attributes:
-        directory: Where the copies are, on a local disk; by default :func:`default_cache_directory`.
-        limit_bytes: Evict the copies used longest ago before growing beyond this; None never evicts. A copy that
-            was asked for in the last 30 seconds stays, so the directory may be larger for a while; one that is mapped
-            may go, for its pages live on until the map is closed. Open a file soon after getting its path.
+        directory: Where the copies are, on a local disk. The default is :func:`default_cache_directory`.
+        limit_bytes: Evict the copies used longest ago before growing beyond this. None never evicts. A copy that was
+            asked for in the last 30 seconds stays, so the directory may be larger for a while. One that is mapped may
+            go, because its pages live on until the map is closed. Open a file soon after getting its path.
     """
 
     directory: Path = field(default_factory=default_cache_directory)
@@ -106,8 +106,8 @@ class ShardCache:
     ) -> Path:
         """Return a local file with the uncompressed content of ``source``.
 
-        A local uncompressed source is returned itself after a look at its size; its hashes are not computed, which
-        would read all of it each time (:func:`nemo_prolong.data.storage.checks.check_hashes` does).
+        A local uncompressed source is returned itself after a look at its size. Its hashes are not computed, because
+        that would read all of it each time (:func:`nemo_prolong.data.storage.checks.check_hashes` does).
 
         Args:
             source: Local path or address.
@@ -119,7 +119,7 @@ class ShardCache:
 
         Raises:
             DataError: If the source is missing, refused, unreachable, compressed otherwise, or not of the sizes and
-                hashes given; if the disk is full or the directory cannot be written.
+                hashes given. Also if the disk is full or the directory cannot be written.
         """
         if compression is not None and not is_zstd(compression):
             raise DataError(

@@ -26,7 +26,7 @@ def decompress_zstd(
     raw_bytes: int,
     raw_hashes: Mapping[str, str],
 ) -> None:
-    """Write the decompressed content of ``source`` to ``destination``; memory: one chunk and zstd's window.
+    """Write the decompressed content of ``source`` to ``destination``, with one chunk and zstd's window in memory.
 
     Args:
         source: Compressed local file.

@@ -20,9 +20,10 @@ def list_files(path: str, pattern: str | None = None) -> list[SourceFile]:
     """Return the files at and below ``path``, sorted by name (by code point, as S3 sorts keys).
 
     Args:
-        path: A file, a directory or prefix, or a glob of them (``*``, ``?``, ``[...]``, and ``**`` for any number of
-            directories; all files below a directory that matches are taken), local or remote. Names are relative to
-            the directory, or to what stands before the first part with a wildcard; a single file's is its last part.
+        path: A file, a directory or prefix, or a glob of them, local or remote. A glob has ``*``, ``?``, ``[...]``, and
+            ``**`` for any number of directories. All files below a directory that matches are taken. Names are relative
+            to the directory, or to what stands before the first part with a wildcard. The name of a single file is its
+            last part.
         pattern: Take only files whose name ends with parts that match it: ``*.jsonl``, ``train/*.parquet``.
 
     Returns:

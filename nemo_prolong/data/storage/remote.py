@@ -1,6 +1,6 @@
 """Read files by path or address: what the other rooms of the data use.
 
-A path is local, or an address that fsspec knows; ``s3://`` is the one that is tested. Settings come from the
+A path is local, or an address that fsspec knows. ``s3://`` is the one that is tested. Settings come from the
 environment, as for AWS's own tools. Nothing here is cached except by :func:`local_copy`.
 """
 

@@ -108,9 +108,9 @@ class ChatEncoder:
             conversations: Each a list of messages with ``role`` and ``content``.
 
         Raises:
-            DataError: Naming the conversation by its position: a message has no known role or no text, there is nothing
-                to learn from, the template refuses it, or it holds the text of a special token and this tokenizer could
-                not tell that from the token.
+            DataError: If a message has no known role or no text, there is nothing to learn from, or the template
+                refuses it. Also if it holds the text of a special token and this tokenizer could not tell that from the
+                token. The conversation is named by its position.
         """
         parts = [self._parts(messages, number) for number, messages in enumerate(conversations)]
         encoded = self._encode_parts([part for of_one in parts for part in of_one])

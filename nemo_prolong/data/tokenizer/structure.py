@@ -1,6 +1,6 @@
 r"""What a ``tokenizer.json`` does to text before its model: may a text be cut, and where.
 
-A byte-level tokenizer first splits text with a regular expression; its model never sees across the splits. So a text
+A byte-level tokenizer first splits text with a regular expression. Its model never sees across the splits. So a text
 may be cut, and its parts encoded apart, at a place where every text is split, whatever stands around it. Such places
 are known here for the expressions of the common families, which none of these facts escapes:
 
@@ -14,7 +14,7 @@ are known here for the expressions of the common families, which none of these f
 - They do not look behind, and where matches end before a cut they do so for what is before it.
 
 An NFC normalizer changes nothing of this: the characters after a cut are ASCII or CJK punctuation, which composes with
-nothing. Special tokens are encoded as text; other added tokens are found in the text first, so no cut may fall into
+nothing. Special tokens are encoded as text. Other added tokens are found in the text first, so no cut may fall into
 one.
 """
 

@@ -1,8 +1,8 @@
 """Start a stage from a Hugging Face directory: every rank reads its own part of every tensor.
 
-There is no converted copy on disk: what a rank of any TP and PP layout holds of a tensor is a box of rows and columns,
-and safetensors gives boxes. So nothing has to be written once by somebody, waited for by the others and repaired after
-a kill; until the first checkpoint of the run, a restart reads the directory again.
+There is no converted copy on disk. What a rank of any TP and PP layout holds of a tensor is a box of rows and columns,
+and safetensors gives boxes. So no rank has to write a copy that the others wait for and that a kill may damage. Until
+the first checkpoint of the run, a restart reads the directory again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Megatron's GPT model with the two steps that decide exactness: the positions going in, the loss coming out.
 
-``ExactModelConfig.model_class`` names the class; ``engine.patches.model_class`` has NeMo build it. State-dict and
+``ExactModelConfig.model_class`` names the class. ``engine.patches.model_class`` has NeMo build it. State-dict and
 checkpoint names stay Megatron's.
 """
 

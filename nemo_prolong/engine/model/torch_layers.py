@@ -85,7 +85,7 @@ class DocumentAttention(MegatronModule):
 class RMSNorm(torch.nn.RMSNorm):
     """Megatron's norm in plain torch, under sequence parallelism too, which Megatron's own torch norm refuses.
 
-    Every rank normalises its own tokens; marked weights have their gradients summed over the tensor-parallel ranks.
+    Every rank normalises its own tokens. Marked weights have their gradients summed over the tensor-parallel ranks.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:

@@ -1,8 +1,8 @@
 """Every change of foreign code. ``prepare`` applies them once, before the libraries are used.
 
-Nothing outside of this package changes foreign code; ``tests/house/test_patches.py`` looks. Each ``Patch`` says why it
-is there and for which versions. ``tests/engine/test_patches.py`` leaves each one out in turn and expects something to
-break: a patch that is no longer needed turns that test red.
+Nothing outside of this package changes foreign code. ``tests/house/test_patches.py`` checks that. Each ``Patch`` says
+why it is there and for which versions. ``tests/engine/test_patches.py`` leaves each one out in turn and expects
+something to break. So a patch that is no longer needed fails that test.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ class TEDocumentAttention(_StatelessAttention):
     """Attention inside the documents of a packed row.
 
     A row runs in BF16 as ``thd`` with its document boundaries. With ``fp8_dot_product_attention`` a row of equal
-    documents runs in FP8 as a batch instead, through a second module: Transformer Engine remembers on the module
-    whether its last forward pass ran in FP8, and recomputation believes it, so that one module for both would mix up
-    the micro-batches of a pipeline.
+    documents runs in FP8 as a batch instead, through a second module. Transformer Engine remembers on a module whether
+    its last forward pass ran in FP8, and recomputation believes it. One module for both would mix up the micro-batches
+    of a pipeline.
 
     Args:
         config: The model.

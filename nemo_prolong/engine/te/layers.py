@@ -1,6 +1,6 @@
 """The Transformer Engine layer specification: Megatron's own, with our attention in the middle and our norm at the end.
 
-Parameter names are Transformer Engine's (norms inside the linear layers); checkpoint keys are the torch backend's.
+Parameter names are Transformer Engine's (norms inside the linear layers). Checkpoint keys are the torch backend's.
 """
 
 from __future__ import annotations

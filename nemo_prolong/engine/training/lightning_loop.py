@@ -1,7 +1,7 @@
 """Our callbacks in Lightning's loop: the one place that knows both.
 
-Lightning calls some hooks and Megatron's part of NeMo the others; NeMo hands Lightning's callbacks on to it. Each of
-our callbacks gets an adapter of its own, under its own name, so that its state lies in a checkpoint where it always
+Lightning calls some hooks. Megatron's part of NeMo calls the others, and NeMo hands Lightning's callbacks on to it.
+Each of our callbacks gets an adapter of its own, under its own name. So its state lies in a checkpoint where it always
 did. Another loop would replace this module, and no callback.
 """
 

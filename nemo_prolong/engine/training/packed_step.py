@@ -192,8 +192,9 @@ class ExactLossReduction(MaskedTokenLossReduction):
     def forward(self, batch: RankBatch, forward_out: HeadLoss) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Return (loss to differentiate, what Megatron divides the sum of all by, int32, report).
 
-        The report holds ``loss_sum_and_ub_size``, float64 [2]: sum of token losses, target tokens; and what it is made
-        of: ``loss_by_position``, the ``LossSums`` of each bucket of positions of the predicted tokens, and ``domain``.
+        In the report, ``loss_sum_and_ub_size`` float64 [2] is the sum of token losses and the number of target tokens.
+        ``loss_by_position`` has the ``LossSums`` of each bucket of positions of the predicted tokens. ``domain`` is
+        that of the row.
         """
         # Not by name: mixed precision makes a plain tuple of it.
         loss_sum, token_losses = forward_out

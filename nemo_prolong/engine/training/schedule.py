@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 def learning_rate_factor(step: int, train_iters: int, warmup_iters: int, min_lr_ratio: float) -> float:
     """Return the factor on the peak learning rate for one optimizer step.
 
-    Source: ProLong's trainer (``trainer.min_lr_bound``), on Hugging Face's cosine schedule. Warmup starts at zero, so
-    the first step of a stage changes nothing, as in the original; the floor bends the cosine, it does not cut it.
+    The source is ProLong's trainer (``trainer.min_lr_bound``), on Hugging Face's cosine schedule. Warmup starts at
+    zero, so the first step of a stage changes nothing, as in the original. The floor bends the cosine and does not cut
+    it.
 
     Args:
         step: Optimizer steps done so far, from 0.

@@ -28,9 +28,9 @@ _STATE_OF_THE_STAGE = ("lr", "initial_lr", "max_lr", "min_lr", "weight_decay", "
 class StageStrategy(nl.MegatronStrategy):
     """Megatron's strategy with three differences.
 
-    Optimizer state brings no hyperparameters along, a parent's as little as this run's own: moments, fp32 weights and
-    the step counter of Adam are taken; learning rate, decay and betas are those of the configuration. Megatron's
-    random states exist on CPU too. And the groups of hierarchical context parallelism are formed.
+    Optimizer state brings no hyperparameters along, neither a parent's nor this run's own. Moments, fp32 weights and
+    the step counter of Adam are taken. Learning rate, decay and betas are those of the configuration. Megatron's random
+    states exist on CPU too. The groups of hierarchical context parallelism are formed.
     """
 
     hierarchical_context_parallel_sizes: list[int] | None = None

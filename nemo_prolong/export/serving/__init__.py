@@ -1,1 +1,1 @@
-"""What a server needs beside an exported directory: settings sized for a GPU, start script, check; FP8 weights."""
+"""What a server needs beside an exported directory: settings sized for a GPU, start script, check and FP8 weights."""

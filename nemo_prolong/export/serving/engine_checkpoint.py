@@ -1,7 +1,7 @@
 """Compare a checkpoint of TensorRT-LLM's former engine builder with the verified bf16 directory it was made from.
 
 Its ranks are joined again: tensor-parallel parts along the dim they were cut, pipeline parts by their layers. In bf16
-all tensors are equal to the bit; in FP8 the matrices of the layers are equal after rounding.
+all tensors are equal to the bit. In FP8 the matrices of the layers are equal after rounding.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Does a model with its whole advertised context fit on the GPUs that are to serve it?
 
-Weights, activations of one step and a fixed reserve are taken from the memory of a GPU; what is left must hold the keys
+Weights, activations of one step and a fixed reserve are taken from the memory of a GPU. What is left must hold the keys
 and values of ``max_batch_size`` requests of the advertised length. A server that is started with less refuses long
-requests at run time, after it has answered short ones, so it is refused here. Needs no torch.
+requests at run time, after it has answered short ones. So it is refused here. Needs no torch.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def check_memory(model: ModelConfig, context_length: int, target: ExportTargetCo
     """Return the plan of settings that fit.
 
     Raises:
-        ExportError: If they do not, naming the nearest ones that do; and as ``plan_memory``.
+        ExportError: If they do not, naming the nearest ones that do. Also as ``plan_memory``.
     """
     plan = plan_memory(model, context_length, target)
     if plan.fits:
@@ -161,7 +161,7 @@ def _weights_bytes(model: ModelConfig, target: ExportTargetConfig) -> int:
 def _activation_bytes(model: ModelConfig, target: ExportTargetConfig) -> int:
     """Return the most that is alive in one layer, in bf16, and the fp32 logits of one position per request.
 
-    Four tensors of the hidden size (residual, norm, input and output of a block) are on every rank; queries, keys,
+    Four tensors of the hidden size (residual, norm, input and output of a block) are on every rank. Queries, keys,
     values, gate, up and their product are shared out.
     """
     ranks = target.tensor_parallel_size

@@ -1,8 +1,8 @@
 """Compare an FP8 directory with the verified bf16 directory it was made from; any difference refuses the export.
 
-Every value must be the bf16 value rounded to the nearest FP8 number of its scale, everything that is not quantized must
-be equal to the bit, and the two descriptions of the quantization must agree: TensorRT-LLM believes
-``hf_quant_config.json``, others the copy inside ``config.json``, and nobody compares them.
+Every value must be the bf16 value rounded to the nearest FP8 number of its scale. Everything that is not quantized must
+be equal to the bit. The two descriptions of the quantization must agree. TensorRT-LLM believes
+``hf_quant_config.json``, others believe the copy inside ``config.json``, and no server compares them.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class TrtllmKvCacheSettings(_Settings):
 class TrtllmSettings(_Settings):
     """``LlmArgs`` of TensorRT-LLM: ``tensorrt_llm/llmapi/llm_args.py``.
 
-    Read from the 1.3 development branch and from main, commit 0004396720054fd8e205cbf616f21f0b57c6b412; the docs of 1.0
+    Read from the 1.3 development branch and from main, commit 0004396720054fd8e205cbf616f21f0b57c6b412. The docs of 1.0
     to 1.2 name the same fields.
     """
 

@@ -1,6 +1,6 @@
 """Turn a verified Hugging Face directory into what a server starts from.
 
-What can be refused is refused before the export begins; the rest happens in the export's working directory, so that the
+What can be refused is refused before the export begins. The rest happens in the export's working directory, so that the
 output appears with everything in it or not at all.
 """
 

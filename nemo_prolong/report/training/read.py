@@ -62,7 +62,7 @@ class StageRun:
         label: The stage's name, or the run's where two runs are of one stage.
         manifest: ``stage.json``.
         config: ``config.json``, empty if missing.
-        steps: Ascending by step; of a step that was repeated after a resume, the last record.
+        steps: Ascending by step. Of a step that was repeated after a resume, it is the last record.
         validations: Ascending by step.
         evaluated: The model it produced.
         data_manifest: ``manifest.json`` of its data root, empty if missing.
