@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import ConfigError
+from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.telemetry import trackers as trackers_module
 from nemo_prolong.telemetry.names import GROUP_NAMES, STEP_NAMES, named_figures
 from nemo_prolong.telemetry.trackers import Trackers, check_packages
@@ -137,7 +138,7 @@ def config(tmp_path: Path, **tracker: Any) -> RunConfig:
 
 def track(cfg: RunConfig, *steps: int, done: int = 0, succeeded: bool = True) -> None:
     """Log a record of each step and close."""
-    trackers = Trackers(cfg, done)
+    trackers = Trackers(cfg, RunDirectory(cfg.run_dir), done)
     for step in steps:
         trackers.log(named_figures(RECORD), step, RECORD["time"])
     trackers.close(succeeded=succeeded)
@@ -288,7 +289,8 @@ def test_training_does_not_wait_for_a_slow_tracker(tmp_path, wandb, caplog, monk
 
 
 def test_closing_twice_is_harmless(tmp_path, wandb):
-    trackers = Trackers(config(tmp_path, wandb={}), 0)
+    cfg = config(tmp_path, wandb={})
+    trackers = Trackers(cfg, RunDirectory(cfg.run_dir), 0)
     trackers.log(FIGURES, 1, 0.0)
     trackers.close(succeeded=False)
     trackers.close(succeeded=True)
