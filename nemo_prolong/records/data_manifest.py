@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -265,11 +265,11 @@ class DataManifestFile:
     """``manifest.json`` of a data root as training sees it, read once.
 
     Attributes:
-        where: Path or address of the file.
+        where: Path or address of the file; two with one content are equal wherever they lie.
         content: Its bytes; None where there is none, as in the directories that ProLong published.
     """
 
-    where: str
+    where: str = field(compare=False)
     content: bytes | None
 
     @classmethod

@@ -18,6 +18,7 @@ from nemo_prolong.errors import ConfigError
 from nemo_prolong.ops.attention import document_attention
 from nemo_prolong.ops.context_parallel import DocumentPartition, context_parallel_attention
 from tests.support.attention_tools import boundaries, random_inputs
+from tests.support.turns import turn
 
 PROGRAM = "tests.ops.context_parallel_program"
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
@@ -29,14 +30,15 @@ Findings = list[dict[str, Any]]
 def findings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Findings:
     """What each rank found."""
     output = tmp_path_factory.mktemp("context_parallel") / "findings.json"
-    result = subprocess.run(
-        [sys.executable, "-m", PROGRAM, str(request.param), str(output)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-    )
+    with turn():
+        result = subprocess.run(
+            [sys.executable, "-m", PROGRAM, str(request.param), str(output)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+        )
     assert result.returncode == 0, f"{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
     return json.loads(output.read_text())
 

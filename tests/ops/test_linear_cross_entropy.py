@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nemo_prolong.ops.linear_cross_entropy import HeadLoss, linear_cross_entropy
+from tests.support.turns import turn
 
 HIDDEN_SIZE = 5
 PROGRAM = "tests.ops.cross_entropy_program"
@@ -309,12 +310,13 @@ def test_main_grad_is_left_alone_unless_asked_for() -> None:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_vocabulary_and_tokens_over_ranks_give_the_whole_result(ranks: int) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    result = subprocess.run(
-        [*launcher, "-m", PROGRAM],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-    )
+    with turn():
+        result = subprocess.run(
+            [*launcher, "-m", PROGRAM],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+        )
     assert result.returncode == 0, result.stderr[-6000:]

@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from tests.support.turns import turn
+
 
 def run_ranks(
     run: Callable[[int], None], ranks: int, log: str, seconds_after_first_end: float | None = None
@@ -26,11 +28,17 @@ def run_ranks(
         seconds_after_first_end: What is left of the ranks this long after the first one has ended is killed; None kills
             the others only when one fails.
     """
-    port = _free_port()
-    children = {_fork(run, rank, ranks, port, log): rank for rank in range(ranks)}
+    with turn():
+        port = _free_port()
+        children = {_fork(run, rank, ranks, port, log): rank for rank in range(ranks)}
+        return _wait(children, seconds_after_first_end)
+
+
+def _wait(children: dict[int, int], seconds_after_first_end: float | None) -> list[int]:
+    """Return the exit statuses of ranks by their processes."""
     statuses: dict[int, int] = {}
     deadline = None
-    while len(statuses) < ranks:
+    while len(statuses) < len(children):
         child, wait_status = os.waitpid(-1, os.WNOHANG)
         if child:
             statuses[children[child]] = os.waitstatus_to_exitcode(wait_status)
@@ -45,7 +53,7 @@ def run_ranks(
             deadline = None
         else:
             time.sleep(0.05)
-    return [statuses[rank] for rank in range(ranks)]
+    return [statuses[rank] for rank in range(len(children))]
 
 
 def _fork(run: Callable[[int], None], rank: int, ranks: int, port: int, log: str) -> int:
