@@ -18,6 +18,7 @@ from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine import train_stage
 from nemo_prolong.logs import run_logging
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
+from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.run_log import METRICS_FILE
 
 SEQ_LENGTH, VOCAB_SIZE = 2048, 2048
@@ -133,7 +134,7 @@ def run_jobs(jobs: Sequence[Job]) -> None:
         run_dir = Path(job.config.run_dir)
         run_dir.mkdir(parents=True)
         with run_logging(run_dir / "train.log", console=False):
-            train_stage(job.config, job.resume, job.parent)
+            train_stage(job.config, RunDirectory(job.config.run_dir), job.resume, job.parent)
 
 
 def _as_json(job: Job) -> dict[str, Any]:

@@ -177,7 +177,10 @@ def test_an_old_data_directory_is_reused_shown_and_verified(scripts: Scripts, un
 
 
 def test_an_old_manifest_renders_the_same_card(untouched: Path) -> None:
-    before = (untouched / "data/card.md").read_bytes()
+    before = (untouched / "data/card.md").read_text()
     write_card(untouched / "data")
-    assert (untouched / "data/card.md").read_bytes() == before
+    # Since then amounts below 10K that are no whole number of K are written in full.
+    for rounded, exact in (("3.78K", "3867"), ("2.5K", "2560")):
+        before = before.replace(f" {rounded} ", f" {exact} ")
+    assert (untouched / "data/card.md").read_text() == before
     assert "<svg" in (untouched / "data/card.html").read_text()

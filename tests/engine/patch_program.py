@@ -13,6 +13,7 @@ from typing import Any
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine import train_stage
 from nemo_prolong.engine.patches import PATCHES, prepare
+from nemo_prolong.records.run_directory import RunDirectory
 from tests.support.tiny import tiny_config
 
 
@@ -79,8 +80,8 @@ def train_and_resume(data: Path, runs: Path) -> None:
     resumed = cfg.model_copy(update={"name": "resumed"})
     for run in (cfg, resumed):
         Path(run.run_dir).mkdir(parents=True)
-    train_stage(cfg, None, None)
-    train_stage(resumed, Path(cfg.run_dir) / "checkpoints" / "step_00000002", None)
+    train_stage(cfg, RunDirectory(cfg.run_dir), None, None)
+    train_stage(resumed, RunDirectory(resumed.run_dir), Path(cfg.run_dir) / "checkpoints" / "step_00000002", None)
 
 
 def with_a_hierarchy_of_one_rank(cfg: RunConfig) -> RunConfig:

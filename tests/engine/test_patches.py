@@ -8,19 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from launches import run_program
 
 from nemo_prolong.engine.patches import PATCHES
 from nemo_prolong.engine.patches.patch import Patch, warnings_of_versions
+from tests.support.launches import run_program
 
-PROGRAM = Path(__file__).with_name("patch_program.py")
+PROGRAM = "tests.engine.patch_program"
 NAMES = [patch.name for patch in PATCHES]
 
 
 @pytest.fixture(scope="module")
 def statuses(workspace: Path) -> dict[str, int]:
     output = workspace / "patches.json"
-    run_program([sys.executable, str(PROGRAM), str(workspace / "data"), str(output)])
+    run_program([sys.executable, "-m", PROGRAM, str(workspace / "data"), str(output)])
     return json.loads(output.read_text())
 
 
