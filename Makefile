@@ -1,6 +1,6 @@
 # Every target works from a fresh clone: those that need the environment make it first.
 # Variables: PYTHON (a Python 3.11), TORCH_PIP_ARGS (such as an index with CPU wheels of torch), PYTEST_ARGS,
-# TEST_WORKERS (processes of make test, 2; 0 shows the tests as they run),
+# TEST_PROCESSES (of make test: 2, or 1 to name tests in PYTEST_ARGS),
 # LOCK_ARGS (--upgrade takes newer versions; without it the locked ones stay where they still fit),
 # PYTHON312 (a Python 3.12, for test-te), TE_EXTENSION (a wheel of transformer-engine-torch, which is compiled otherwise),
 # GPU_PYTHON (the Python of a machine with a GPU) and GPU_CHECK_ARGS, for gpu-check.
@@ -13,7 +13,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3.11
 TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
-TEST_WORKERS ?= 2
+TEST_PROCESSES ?= 2
 GPU_PYTHON ?= python3
 GPU_CHECK_ARGS ?=
 LOCK_ARGS ?=
@@ -51,9 +51,14 @@ demo: setup ## run the whole recipe in miniature, from text to report (about 10 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
 test: setup lint ## check imports, style and types, then run every test that needs no GPU
-	@echo "tests: pytest"
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --no-loadscope-reorder \
-		-m "not gpu and not layouts and not recipe" $(PYTEST_ARGS)
+	@pytest=("$(BIN)/python" -m pytest -m "not gpu and not layouts and not recipe" $(PYTEST_ARGS)); \
+	if [[ $(TEST_PROCESSES) == 1 ]]; then echo "tests: pytest"; exec "$${pytest[@]}"; fi; \
+	echo "tests: pytest, tests/engine and the others at the same time"; \
+	"$${pytest[@]}" tests/engine > $(VENV)/test-engine.log 2>&1 & engine=$$!; \
+	trap 'kill $$engine 2> /dev/null' EXIT; \
+	status=0; "$${pytest[@]}" --ignore=tests/engine || status=$$?; \
+	wait $$engine || status=$$?; \
+	echo "tests/engine:"; cat $(VENV)/test-engine.log; exit $$status
 
 test-layouts: setup ## compare every (TP, PP, CP, DP) layout on 2 and 4 ranks with one rank (about 10 minutes)
 	@$(BIN)/python -m pytest tests/layouts $(PYTEST_ARGS)
