@@ -55,12 +55,12 @@ class PlannedStage:
         manifest = self.manifest
         if manifest is None or manifest.status != "complete":
             return False
-        checkpoint = choose_checkpoint(Path(self.cfg.run_dir)).checkpoint
+        checkpoint = choose_checkpoint(self.run.path).checkpoint
         return checkpoint is not None and step_of(checkpoint) == manifest.step
 
     def describe(self) -> str:
         """Return its name and how far it is, in one line."""
-        steps = listed_steps(Path(self.cfg.run_dir))
+        steps = listed_steps(self.run.path)
         done = self.cfg.train.train_iters if self.is_complete else max(steps, default=0)
         state = "complete" if self.is_complete else f"goes on after step {done}" if steps else "starts"
         return f"{self.cfg.stage} {self.cfg.run_dir}: {state}, {done} of {self.cfg.train.train_iters} steps"
@@ -114,7 +114,7 @@ class RecipePlan:
         That is the first that is not complete, or the one before it if its checkpoint is damaged and still needed.
         """
         number = next((number for number, stage in enumerate(self.stages) if not stage.is_complete), None)
-        if number and not listed_steps(Path(self.stages[number].cfg.run_dir)):
+        if number and not listed_steps(self.stages[number].run.path):
             while number and not self.stages[number - 1].is_usable():
                 number -= 1
         return number
@@ -172,7 +172,7 @@ def _check_chain(stages: Sequence[PlannedStage]) -> None:
                 f"Add parent={expected} to stages[{number}].overrides, or put the stages in order.",
             )
         check_same_shape(stage.cfg, before.cfg.model)
-    directories = [Path(stage.cfg.run_dir) for stage in stages]
+    directories = [stage.run.path for stage in stages]
     for number, directory in enumerate(directories):
         if directory in directories[:number]:
             raise ConfigError(
