@@ -57,7 +57,7 @@ test: setup lint ## check imports, style and types, then run every test that nee
 	if [[ $(TEST_PROCESSES) == 1 ]]; then echo "tests: pytest"; exec "$${pytest[@]}"; fi; \
 	echo "tests: pytest, $(RANKS) and the others at the same time"; \
 	"$${pytest[@]}" $(RANKS) > $(VENV)/test-ranks.log 2>&1 & ranks=$$!; \
-	trap 'kill $$ranks 2> /dev/null' EXIT; \
+	trap 'kill $$ranks 2> /dev/null || true' EXIT; \
 	status=0; "$${pytest[@]}" $(RANKS:%=--ignore=%) || status=$$?; \
 	wait $$ranks || status=$$?; \
 	echo "$(RANKS):"; cat $(VENV)/test-ranks.log; exit $$status
