@@ -121,7 +121,12 @@ def test_an_interruption_ends_its_stage_and_leaves_out_the_rest(
     stand_in(monkeypatch, program)
     stages = [Stage(name, "Title", "Shows.", lambda bench: iter(())) for name in "yz"]
     done: list[str] = []
-    reports = runner.run_stages(stages, "cpu", lambda stage: "", lambda stage, report: done.append(stage.name))
+    # A shell has what it starts in the background ignore interruptions.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        reports = runner.run_stages(stages, "cpu", lambda stage: "", lambda stage, report: done.append(stage.name))
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert done == ["y"] == list(reports)
     assert [(row["result"], row["note"]) for row in reports["y"]["rows"]] == [
         ("measured", ""),
