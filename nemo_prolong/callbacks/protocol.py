@@ -7,8 +7,7 @@ them one day. ``engine.training.lightning_loop`` is the one place that would cha
 from __future__ import annotations
 
 import graphlib
-from collections.abc import Callable as Function
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -88,7 +87,7 @@ class TrainingLoop(Protocol):
     @property
     def learning_rate(self) -> float: ...  # noqa: D102
 
-    def new_save(self, reached: Function[[str], None]) -> CheckpointSave:
+    def new_save(self, reached: Callable[[str], None]) -> CheckpointSave:
         """Return a save of the state as it is now.
 
         Args:
