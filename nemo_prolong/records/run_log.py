@@ -32,6 +32,9 @@ class GroupLoss:
         """Nats per target token, or 0 where there is none."""
         return self.loss_sum / self.target_tokens if self.target_tokens else 0.0
 
+    def __add__(self, other: GroupLoss) -> GroupLoss:
+        return GroupLoss(self.loss_sum + other.loss_sum, self.target_tokens + other.target_tokens)
+
 
 Groups = dict[str, GroupLoss]
 """Losses by the name of their group, which is a bucket of positions or a domain."""

@@ -149,8 +149,7 @@ def _losses(title: str, recent: Sequence[StepRecord], key: str) -> Table | None:
     sums: dict[str, GroupLoss] = {}
     for record in recent:
         for name, group in getattr(record, key).items():
-            before = sums.get(name, GroupLoss(0.0, 0))
-            sums[name] = GroupLoss(before.loss_sum + group.loss_sum, before.target_tokens + group.target_tokens)
+            sums[name] = sums.get(name, GroupLoss(0.0, 0)) + group
     if not sums:
         return None
     result = Table(f"loss by {title}", "", "tokens", box=None, pad_edge=False, header_style="dim")

@@ -44,8 +44,7 @@ def _added(steps: Iterable[StepRecord], key: str) -> Groups:
     sums: Groups = {}
     for step in steps:
         for name, group in getattr(step, key).items():
-            before = sums.get(name, GroupLoss(0.0, 0))
-            sums[name] = GroupLoss(before.loss_sum + group.loss_sum, before.target_tokens + group.target_tokens)
+            sums[name] = sums.get(name, GroupLoss(0.0, 0)) + group
     return sums
 
 
