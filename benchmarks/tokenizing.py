@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from nemo_prolong.data.conversation import Conversation
 from nemo_prolong.data.tokenizer import ChatEncoder, TextEncoder, train_tokenizer
 from nemo_prolong.data.tokenizer.template import LLAMA3_TRAINING
 
@@ -209,13 +210,15 @@ def measure_huge_document(directory: Path, texts: Iterator[str]) -> list[dict[st
     return [row("one document against its files, each alone", ours, peer, "M tokens/s", 0.9), {**memory, **bound}]
 
 
-def conversations(texts: Iterator[str]) -> list[list[dict[str, str]]]:
+def conversations(texts: Iterator[str]) -> list[Conversation]:
     """Return conversations of the length of UltraChat's, with real text in them."""
     words = " ".join(take(texts, 400_000)).replace("<|", "").split(" ")
     turns = [" ".join(words[start : start + 100]).strip() or "." for start in range(0, len(words), 100)]
     roles = ("user", "assistant") * 3
     return [
-        [{"role": role, "content": turn} for role, turn in zip(roles, turns[start : start + 6], strict=True)]
+        Conversation(
+            [{"role": role, "content": turn} for role, turn in zip(roles, turns[start : start + 6], strict=True)]
+        )
         for start in range(0, len(turns) - 6, 6)
     ]
 
@@ -227,9 +230,11 @@ def measure_chat(directory: Path, texts: Iterator[str]) -> list[dict[str, object
     tokenizer = AutoTokenizer.from_pretrained(directory)
     encoder = ChatEncoder(TextEncoder(directory))
 
-    def peer(talks: Sequence[list[dict[str, str]]]) -> list[dict[str, list[int]]]:
+    def peer(talks: Sequence[Conversation]) -> list[dict[str, list[int]]]:
         options = {"chat_template": LLAMA3_TRAINING.read_text(), "return_dict": True}
-        return [tokenizer.apply_chat_template(talk, return_assistant_tokens_mask=True, **options) for talk in talks]
+        return [
+            tokenizer.apply_chat_template(talk.messages, return_assistant_tokens_mask=True, **options) for talk in talks
+        ]
 
     groups = [conversations(texts) for _ in range(REPEATS + 1)]
     for chat, theirs in zip(encoder.encode_batch(groups[0]), peer(groups[0]), strict=True):

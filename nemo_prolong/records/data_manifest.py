@@ -152,6 +152,21 @@ class StageFacts(_Record):
     row_sets: dict[str, StageRowSet]
 
 
+class ChatFormat(_Record):
+    """How the conversations of a data directory were written, for those who serve a model that was trained on them.
+
+    ``template`` is ``tokenizer.chat_template`` of the configuration, None for the built-in one. ``end_of_turn`` are the
+    tokens that the template writes after what an assistant says, in the order in which they come. Generation ends at
+    the first of them. ``date`` is what the template was given as today's, None where it asks for none.
+    """
+
+    template: str | None
+    template_sha256: str
+    end_of_turn: list[str]
+    end_of_turn_ids: list[int]
+    date: str | None = None
+
+
 class DataManifest(_Document):
     """A data directory: what went in, what came out, what was dropped and why.
 
@@ -169,6 +184,7 @@ class DataManifest(_Document):
     vocab_size: int
     bos_token: str | None = None
     eos_token: str | None = None
+    chat: ChatFormat | None = None
     sources: list[SourceFacts]
     domains: dict[str, dict[str, DomainSplit]]
     row_sets: dict[str, RowSetFacts] = Field(min_length=1)

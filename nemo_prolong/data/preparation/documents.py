@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_prolong.config.schema.prepare import SourceConfig
+from nemo_prolong.data.conversation import Conversation
 from nemo_prolong.data.preparation.encoders import EncoderConfig, chat_encoder, text_encoder
 from nemo_prolong.data.preparation.token_store import TokenWriter
 from nemo_prolong.data.preparation.workers import count_progress, disk_errors
 from nemo_prolong.data.sources import read_unit
-from nemo_prolong.data.sources.base import Document, Messages, Rejected, Unit
+from nemo_prolong.data.sources.base import Document, Rejected, Unit
 from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import local_copy
 from nemo_prolong.data.tokenizer import ChatEncoder
@@ -87,7 +88,7 @@ class _Encoding:
         self._drop = task.source.on_bad_document == "drop"
         self._writer = writer
         self._texts: list[tuple[Document, str]] = []
-        self._conversations: list[Document] = []
+        self._conversations: list[tuple[Document, Conversation]] = []
         self._waiting_characters = 0
         self._bytes_to_report = task.unit.num_bytes
 
@@ -98,9 +99,9 @@ class _Encoding:
                 self._writer.reject(item)
             elif item.input_ids is not None:
                 self._add_tokens(item)
-            elif item.messages is not None:
-                self._conversations.append(item)
-                self._wait(sum(len(message["content"]) for message in item.messages))
+            elif item.conversation is not None:
+                self._conversations.append((item, item.conversation))
+                self._wait(item.conversation.characters)
             else:
                 self._add_text(item)
         self._flush()
@@ -165,23 +166,23 @@ class _Encoding:
             return
         encoder = chat_encoder(self._config)
         try:
-            encoded = encoder.encode_batch([document.messages or [] for document in documents])
+            encoded = encoder.encode_batch([conversation for _, conversation in documents])
         except DataError:
             # One of them is at fault: find it, or leave it out.
-            for document in documents:
-                self._add_conversation(encoder, document)
+            for document, conversation in documents:
+                self._add_conversation(encoder, document, conversation)
             return
-        for document, tokens in zip(documents, encoded, strict=True):
-            self._finish(document, tokens.input_ids, tokens.mask, _characters(document.messages or []))
+        for (document, conversation), tokens in zip(documents, encoded, strict=True):
+            self._finish(document, tokens.input_ids, tokens.mask, conversation.characters)
 
-    def _add_conversation(self, encoder: ChatEncoder, document: Document) -> None:
+    def _add_conversation(self, encoder: ChatEncoder, document: Document, conversation: Conversation) -> None:
         try:
-            tokens = encoder.encode(document.messages or [])
+            tokens = encoder.encode(conversation)
         except DataError as error:
             where = error.what.replace("conversation 0", document.key)
             self._reject(document, DataError(where, error.rule, error.remedy), "unusable_conversation")
             return
-        self._finish(document, tokens.input_ids, tokens.mask, _characters(document.messages or []))
+        self._finish(document, tokens.input_ids, tokens.mask, conversation.characters)
 
     def _add_tokens(self, document: Document) -> None:
         ids = np.asarray(document.input_ids)
@@ -217,10 +218,6 @@ class _Encoding:
         if not self._drop:
             raise error
         self._writer.reject(Rejected(document.key, reason, 0, str(error)))
-
-
-def _characters(messages: Messages) -> int:
-    return sum(len(message["content"]) for message in messages)
 
 
 def _as_parts(token: int | None) -> Sequence[NDArray[np.uint32]]:

@@ -162,8 +162,9 @@ def _texts_of(document: Document) -> Iterator[str]:
             f"{document.key} is tokenized already, so no tokenizer can be trained on it.",
             "Set tokenizer.path to the directory of the tokenizer that made its tokens.",
         )
-    if document.messages is not None:
-        yield from (message["content"] for message in document.messages)
+    if document.conversation is not None:
+        messages = document.conversation.messages
+        yield from (m["content"] for m in messages if isinstance(m.get("content"), str))
         return
     assert document.pieces is not None
     taken = 0

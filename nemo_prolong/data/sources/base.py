@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_prolong.data.conversation import Conversation
 from nemo_prolong.data.storage.files import SourceFile
-
-Messages = list[dict[str, str]]
-"""A conversation: ``{"role": "user" | "assistant" | "system", "content": ...}``."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Document:
-    """One document, with exactly one of ``pieces``, ``messages`` and ``input_ids``.
+    """One document, with exactly one of ``pieces``, ``conversation`` and ``input_ids``.
 
     Attributes:
         key: Names it in messages and manifests: ``file.jsonl:17``, a path, a repository.
         group: What is held out together; the key where a source has no groups.
         pieces: Its text in order, readable once; a huge document comes in many pieces.
-        messages: Its messages, of a conversation.
+        conversation: The conversation that it is.
         input_ids: Its tokens, integers [T], where it comes tokenized.
         mask: With ``input_ids``: uint8 [T], 1 on targets, or None.
         whole: False where the document is a span of a packed row: no BOS or EOS is added to it.
@@ -51,7 +49,7 @@ class Document:
     key: str
     group: str
     pieces: Iterable[str] | None = None
-    messages: Messages | None = None
+    conversation: Conversation | None = None
     input_ids: NDArray[np.integer[Any]] | None = None
     mask: NDArray[np.integer[Any]] | None = None
     whole: bool = True

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_prolong.config.schema.prepare import SourceConfig
-from nemo_prolong.data.sources.base import Document, Messages
+from nemo_prolong.data.conversation import Conversation, Message
+from nemo_prolong.data.sources.base import Document
 from nemo_prolong.data.sources.rejection import BadDocument
 
 _NAMED_FIELDS = 12
@@ -70,7 +71,7 @@ class Fields:
         group = key if self.group is None else _group(field_of(record, self.group), self.group)
         value = field_of(record, self.content)
         if self.messages is not None:
-            return Document(key, group, messages=_messages(value, self.messages))
+            return Document(key, group, conversation=Conversation(_messages(value, self.messages)))
         if not isinstance(value, str):
             rule = f"has {kind_of(value)} in its field {self.text!r}, not text."
             raise BadDocument("wrong_type", rule, "Name the field of the text: text_field=...")
@@ -114,7 +115,7 @@ def check_encodable(document: Document) -> None:
         BadDocument: If it has.
     """
     texts = [document.group, *(document.pieces or ())]
-    texts += [text for message in document.messages or () for text in message.values()]
+    texts += document.conversation.texts() if document.conversation else ()
     for text in texts:
         try:
             text.encode()
@@ -130,7 +131,7 @@ def _group(value: Any, name: str) -> str:
     return str(value)
 
 
-def _messages(value: Any, name: str) -> Messages:
+def _messages(value: Any, name: str) -> list[Message]:
     if not isinstance(value, list):
         rule = f"has {kind_of(value)} in its field {name!r}, not a list of messages."
         raise BadDocument("wrong_type", rule, "Name the field of the messages: messages_field=...")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -18,15 +18,16 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
+from nemo_prolong.data.conversation import Conversation, Message
 from nemo_prolong.data.tokenizer.encoder import TextEncoder
 from nemo_prolong.data.tokenizer.llama3 import BOS, END_HEADER, END_OF_TURN, START_HEADER
-from nemo_prolong.data.tokenizer.template import LLAMA3_TRAINING, ChatTemplate, Marks, Messages, choose_marks
+from nemo_prolong.data.tokenizer.template import LLAMA3_TRAINING, ChatTemplate, Marks, choose_marks
 from nemo_prolong.errors import ConfigError, DataError
 
 _ROLES = ("system", "user", "assistant")
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-_PROBES: tuple[Messages, ...] = tuple(
-    [{"role": role, "content": f"{role} says {n}."} for n, role in enumerate(roles)]
+_PROBES: tuple[Conversation, ...] = tuple(
+    Conversation([{"role": role, "content": f"{role} says {n}."} for n, role in enumerate(roles)])
     for roles in (_ROLES[1:], _ROLES, (*_ROLES[1:], *_ROLES[1:]))
 )
 """Conversations on which a training template must agree with the tokenizer's own."""
@@ -97,35 +98,36 @@ class ChatEncoder:
             if token["special"]
         )
 
-    def encode(self, messages: Messages) -> ChatTokens:
+    def encode(self, conversation: Conversation) -> ChatTokens:
         """Encode one conversation; see ``encode_batch``."""
-        return self.encode_batch([messages])[0]
+        return self.encode_batch([conversation])[0]
 
-    def encode_batch(self, conversations: Sequence[Messages]) -> list[ChatTokens]:
+    def encode_batch(self, conversations: Sequence[Conversation]) -> list[ChatTokens]:
         """Encode conversations.
 
         Args:
-            conversations: Each a list of messages with ``role`` and ``content``.
+            conversations: Of messages with ``role`` and ``content``.
 
         Raises:
             DataError: If a message has no known role or no text, there is nothing to learn from, or the template
                 refuses it. Also if it holds the text of a special token and this tokenizer could not tell that from the
                 token. The conversation is named by its position.
         """
-        parts = [self._parts(messages, number) for number, messages in enumerate(conversations)]
+        parts = [self._parts(conversation, number) for number, conversation in enumerate(conversations)]
         encoded = self._encode_parts([part for of_one in parts for part in of_one])
         chats = [_join([next(encoded) for _ in of_one]) for of_one in parts]
-        for number, (messages, chat) in enumerate(zip(conversations, chats, strict=True)):
+        for number, (conversation, chat) in enumerate(zip(conversations, chats, strict=True)):
             if not chat.mask.any():
-                raise _without_target(messages, number)
+                raise _without_target(conversation.messages, number)
         return chats
 
-    def _parts(self, messages: Messages, number: int) -> list[_Part]:
+    def _parts(self, conversation: Conversation, number: int) -> list[_Part]:
+        messages = conversation.messages
         _check(messages, number)
-        marks = choose_marks(messages, number)
+        marks = choose_marks(conversation, number)
         safe = [{**message, "content": self._break(message["content"], marks)} for message in messages]
         try:
-            rendered = self._template.render(safe, marks.start, marks.end)
+            rendered = self._template.render(replace(conversation, messages=safe), marks.start, marks.end)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise DataError(
                 f"conversation {number}: roles={[message['role'] for message in messages]}",
@@ -234,9 +236,9 @@ def _check_own_template(encoder: TextEncoder, template: ChatTemplate) -> None:
             )
 
 
-def _render_or_say_why_not(template: ChatTemplate, messages: Messages) -> str:
+def _render_or_say_why_not(template: ChatTemplate, conversation: Conversation) -> str:
     try:
-        return template.render(messages)
+        return template.render(conversation)
     except TemplateError as error:
         return f"an error, {error}"
 
@@ -258,7 +260,7 @@ def _own_template(encoder: TextEncoder) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _check(messages: Messages, number: int) -> None:
+def _check(messages: Sequence[Message], number: int) -> None:
     for message in messages:
         if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
             raise DataError(
@@ -274,7 +276,7 @@ def _check(messages: Messages, number: int) -> None:
         )
 
 
-def _without_target(messages: Messages, number: int) -> DataError:
+def _without_target(messages: Sequence[Message], number: int) -> DataError:
     return DataError(
         f"conversation {number}: roles={[message['role'] for message in messages]}",
         "the template marks nothing of it as a target.",

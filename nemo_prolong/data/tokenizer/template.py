@@ -7,7 +7,7 @@ the same tokens tomorrow, so templates fall back to the date that they carry.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,12 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from nemo_prolong.data.conversation import Conversation
 from nemo_prolong.errors import ConfigError, DataError
 
 LLAMA3_TRAINING = Path(__file__).parent / "llama3_training.jinja"
 _NONCHARACTERS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 _MARKS_NEEDED = 3
-
-Messages = Sequence[Mapping[str, str]]
 
 
 class Marks(NamedTuple):
@@ -96,23 +95,23 @@ class ChatTemplate:
             raise ConfigError(name, rule, "Correct the template.") from error
         self.marks_targets = environment.has_generation
 
-    def render(self, messages: Messages, start: str = "", end: str = "") -> str:
+    def render(self, conversation: Conversation, start: str = "", end: str = "") -> str:
         """Return the text of a conversation, what is generated between ``start`` and ``end``.
 
         Raises:
             TemplateError: If the template refuses the conversation.
         """
         self._environment.generation_marks = (start, end)
-        return self._template.render(messages=messages, **self._variables)
+        return self._template.render(messages=conversation.messages, **{**self._variables, **conversation.variables})
 
 
-def choose_marks(messages: Messages, number: int) -> Marks:
-    """Return marks that no message contains.
+def choose_marks(conversation: Conversation, number: int) -> Marks:
+    """Return marks that the conversation does not contain.
 
     Raises:
-        DataError: If almost all of Unicode's noncharacters occur in the messages.
+        DataError: If almost all of Unicode's noncharacters occur in it.
     """
-    text = "".join(message["content"] for message in messages)
+    text = "".join(conversation.texts())
     free = [mark for mark in _NONCHARACTERS if mark not in text][:_MARKS_NEEDED]
     if len(free) < _MARKS_NEEDED:
         rule = "contains nearly all noncharacters from U+FDD0 to U+FDEF, which are reserved for internal use."

@@ -168,7 +168,10 @@ def test_conversations_are_read_with_role_and_content_alone(tmp_path, read):
     messages = [{"role": "user", "content": "caf\u00e9?", "id": 3}, {"role": "assistant", "content": ""}]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages, "prompt": "unused"}))
     (document,) = read(tmp_path, format="jsonl", messages_field="messages").documents
-    assert document.messages == [{"role": "user", "content": "caf\u00e9?"}, {"role": "assistant", "content": ""}]
+    assert document.conversation.messages == [
+        {"role": "user", "content": "caf\u00e9?"},
+        {"role": "assistant", "content": ""},
+    ]
     assert document.pieces is None
 
 

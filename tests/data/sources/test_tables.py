@@ -57,7 +57,7 @@ def test_parquet_files_come_sorted_with_groups_from_a_column(tmp_path, read):
 def test_lists_of_role_and_content_are_conversations(tmp_path, read):
     pq.write_table(pa.table({"messages": _MESSAGES, "prompt": ["x", "y"]}), tmp_path / "a.parquet")
     found = read(tmp_path, format="parquet", messages_field="messages")
-    assert [document.messages for document in found.documents] == _MESSAGES
+    assert [document.conversation.messages for document in found.documents] == _MESSAGES
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_what_the_datasets_library_saves_is_read(tmp_path, read, awkward):
     datasets.DatasetDict({"train": data}).save_to_disk(str(tmp_path / "d"))
     assert read(tmp_path / "d", unit_bytes=2**14, format="huggingface").texts == awkward * 300
     found = read(tmp_path / "d" / "train", format="huggingface", messages_field="messages")
-    assert {json.dumps(document.messages) for document in found.documents} == {json.dumps(_MESSAGES[0])}
+    assert {json.dumps(document.conversation.messages) for document in found.documents} == {json.dumps(_MESSAGES[0])}
 
 
 def test_several_splits_are_refused_and_one_is_taken(tmp_path, read):
