@@ -31,6 +31,35 @@ def test_a_plain_configuration_passes() -> None:
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "a prompt without a completion": (
+        {"sources": [{**SOURCE, "prompt_field": "question"}]},
+        "sources[0].prompt_field=question: a prompt and its completion are a pair. "
+        "Set sources[0].completion_field=completion, or sources[0].prompt_field=null.",
+    ),
+    "a completion without a prompt": (
+        {"sources": [{**SOURCE, "completion_field": "answer"}]},
+        "sources[0].completion_field=answer: a prompt and its completion are a pair. "
+        "Set sources[0].prompt_field=prompt, or sources[0].completion_field=null.",
+    ),
+    "messages and tokens": (
+        {"sources": [{**SOURCE, "messages_field": "messages", "tokens_field": "input_ids"}]},
+        "sources[0].messages_field=messages, tokens_field=input_ids: a document is made of one of them. "
+        "Set sources[0].tokens_field=null.",
+    ),
+    "messages in a tree of text": (
+        {"sources": [{**SOURCE, "format": "text", "messages_field": "messages"}]},
+        "sources[0].messages_field=messages: format=text has no such columns. "
+        "Set sources[0].messages_field=null, or sources[0].format to one of jsonl, parquet, huggingface.",
+    ),
+    "groups of a tree of text": (
+        {"sources": [{**SOURCE, "format": "text", "group_field": "site"}]},
+        "sources[0].group_field=site: format=text has no columns, and its groups are files or repositories. "
+        "Set sources[0].group_field=null.",
+    ),
+    "messages that are to be ignored": (
+        {"sources": [{**SOURCE, "messages_field": "messages", "ignore_fields": ["messages"]}]},
+        "sources[0].ignore_fields=[messages]: the documents are made of it. Take messages out of it.",
+    ),
     "pieces do not fill rows": (
         {"row_sets": [{**ROW_SET, "document_length": "3K"}]},
         "row_sets[0].document_length=3K: pieces of one length must fill the row of seq_length=8K exactly. "

@@ -14,6 +14,10 @@ from nemo_prolong.units import exact_tokens
 INSTALLATION_DOMAINS = ("code_by_repo", "reference", "docs", INSTALLATION_CHAT)
 """What ``format=installation`` can read."""
 _RESERVED = ("tokenizer",)
+_CONTENT_FIELDS = ("messages_field", "prompt_field", "completion_field", "tokens_field")
+_RECORDS = (SourceFormat.AUTO, SourceFormat.JSONL, SourceFormat.PARQUET, SourceFormat.HUGGINGFACE)
+"""Formats with columns that may be named."""
+_WITHOUT_GROUPS = (SourceFormat.TEXT, SourceFormat.REPOSITORIES, SourceFormat.INSTALLATION)
 
 
 def _tokenizer(cfg: PrepareConfig) -> Iterator[ConfigError]:
@@ -63,6 +67,50 @@ def _sources(cfg: PrepareConfig) -> Iterator[ConfigError]:
                 "an installation is read up to one size, the same for all its domains.",
                 "Set the same max_bytes, such as 8M, for every source with format=installation.",
             )
+
+
+def content_fields(cfg: PrepareConfig) -> Iterator[ConfigError]:
+    """Yield what is wrong with the fields that sources name: they contradict each other, or their format has none.
+
+    What ``format=auto`` finds is known later, so this is asked once more then.
+    """
+    for index, source in enumerate(cfg.sources):
+        where = f"sources[{index}]"
+        given = {name: value for name in _CONTENT_FIELDS if (value := getattr(source, name)) is not None}
+        one, other = source.prompt_field, source.completion_field
+        if (one is None) != (other is None):
+            missing, there = (
+                ("completion_field", "prompt_field") if other is None else ("prompt_field", "completion_field")
+            )
+            yield ConfigError(
+                f"{where}.{there}={given[there]}",
+                "a prompt and its completion are a pair.",
+                f"Set {where}.{missing}={missing.removesuffix('_field')}, or {where}.{there}=null.",
+            )
+        kinds = list(dict.fromkeys(name for name in given if name != "completion_field"))
+        if len(kinds) > 1:
+            yield ConfigError(
+                f"{where}.{kinds[0]}={given[kinds[0]]}, {kinds[1]}={given[kinds[1]]}",
+                "a document is made of one of them.",
+                f"Set {where}.{kinds[1]}=null.",
+            )
+        elif kinds and source.format not in _RECORDS:
+            yield ConfigError(
+                f"{where}.{kinds[0]}={given[kinds[0]]}",
+                f"format={source.format.value} has no such columns.",
+                f"Set {where}.{kinds[0]}=null, or {where}.format to one of {', '.join(_RECORDS[1:])}.",
+            )
+        if source.group_field is not None and source.format in _WITHOUT_GROUPS:
+            yield ConfigError(
+                f"{where}.group_field={source.group_field}",
+                f"format={source.format.value} has no columns, and its groups are files or repositories.",
+                f"Set {where}.group_field=null.",
+            )
+        for name in source.ignore_fields:
+            if name in given.values() or name == source.group_field:
+                yield ConfigError(
+                    f"{where}.ignore_fields=[{name}]", "the documents are made of it.", f"Take {name} out of it."
+                )
 
 
 def _row_sets(cfg: PrepareConfig) -> Iterator[ConfigError]:
@@ -153,5 +201,11 @@ def _stages(cfg: PrepareConfig) -> Iterator[ConfigError]:
             )
 
 
-PREPARE_RULES: tuple[Callable[[PrepareConfig], Iterator[ConfigError]], ...] = (_tokenizer, _sources, _stages, _row_sets)
+PREPARE_RULES: tuple[Callable[[PrepareConfig], Iterator[ConfigError]], ...] = (
+    _tokenizer,
+    _sources,
+    content_fields,
+    _stages,
+    _row_sets,
+)
 """Rules of a preparation, in the order in which they are reported."""

@@ -41,21 +41,35 @@ class SourceConfig(Section):
     text_field: str = "text"
     """Column that holds the text of a document."""
     messages_field: str | None = None
-    """Column that holds the messages of a conversation; set it to make this a source of conversations."""
+    """Column that holds the messages of a conversation, ``role`` and ``content`` or ShareGPT's ``from`` and ``value``;
+    set it to make this a source of conversations."""
+    prompt_field: str | None = None
+    """Column that holds what is answered, as text or messages; with completion_field this is a source of conversations
+    too."""
+    completion_field: str | None = None
+    """Column that holds the answer, as text or messages, which alone is trained on."""
+    tokens_field: str | None = None
+    """Tables and JSON lines: column of token ids, ``input_ids`` in most; set it to make this a source of tokens."""
     group_field: str | None = None
     """Column that names what is held out together (a repository, a site); null makes every document its own group."""
     include: list[str] = Field(default_factory=list)
     """Trees: take only files that match one of these patterns, such as ``*.md``; empty takes all text files."""
     on_bad_document: Literal["refuse", "drop"] = "refuse"
     """What to do with a document that is empty, no UTF-8, no JSON or lacks its column: stop, or count and leave out."""
+    on_unknown_key: Literal["refuse", "drop"] = "refuse"
+    """What to do with a key of a message that no common chat template reads: stop, or count and leave out."""
+    ignore_fields: list[str] = Field(default_factory=list)
+    """Columns not to read although they say something of the documents, such as ``tools``, ``weight`` or ``labels``."""
     max_bytes: Size | None = None
     """Use only the first files up to this much input; null uses all. For format=installation: text of this domain."""
 
     @property
     def holds_conversations(self) -> bool:
         """Whether its documents are conversations, which are packed intact and trained on in part."""
-        return self.messages_field is not None or (
-            self.format is SourceFormat.INSTALLATION and self.domain == INSTALLATION_CHAT
+        return (
+            self.messages_field is not None
+            or self.prompt_field is not None
+            or (self.format is SourceFormat.INSTALLATION and self.domain == INSTALLATION_CHAT)
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nemo_prolong.config.rules.prepare import content_fields
 from nemo_prolong.config.schema.prepare import INSTALLATION_CHAT, PrepareConfig, SourceConfig, SourceFormat
 from nemo_prolong.data.miniature.corpus import read_corpus, write_corpus
 from nemo_prolong.data.miniature.installation import Installation
@@ -44,6 +45,7 @@ def with_formats(cfg: PrepareConfig) -> PrepareConfig:
     """Return the configuration with the format of every source found out, once and not in every worker.
 
     Raises:
+        ConfigError: If a source names fields that its format does not have.
         DataError: If a source is missing, empty or of no known format.
     """
     found = [
@@ -52,7 +54,10 @@ def with_formats(cfg: PrepareConfig) -> PrepareConfig:
         else source
         for source in cfg.sources
     ]
-    return cfg.model_copy(update={"sources": found})
+    settled = cfg.model_copy(update={"sources": found})
+    for error in content_fields(settled):
+        raise error
+    return settled
 
 
 def list_units(cfg: PrepareConfig) -> list[tuple[Unit, ...]]:

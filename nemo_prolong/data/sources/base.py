@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -70,3 +71,20 @@ class Rejected:
     reason: str
     num_bytes: int
     detail: str
+
+
+@dataclass
+class Unread:
+    """What lies in the records of a unit and is in none of its documents; readers count it while they read.
+
+    Attributes:
+        columns: Column to the records that have it; null is no value.
+        keys: Key of messages to the messages that lost it.
+    """
+
+    columns: Counter[str] = field(default_factory=Counter)
+    keys: Counter[str] = field(default_factory=Counter)
+
+
+Item = Document | Rejected
+"""What a reader yields."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nemo_prolong.config.schema.prepare import SourceConfig, SourceFormat
 from nemo_prolong.data.sources import huggingface, jsonl, mds_rows, repositories, tables, text
-from nemo_prolong.data.sources.base import Document, Rejected, Unit
+from nemo_prolong.data.sources.base import Item, Unit, Unread
 from nemo_prolong.data.sources.detection import detect_format
 from nemo_prolong.data.sources.planning import UNIT_BYTES
 
@@ -16,7 +16,7 @@ from nemo_prolong.data.sources.planning import UNIT_BYTES
 @dataclass(frozen=True)
 class _Reader:
     plan: Callable[[SourceConfig, Path | None, int], list[Unit]]
-    read: Callable[[SourceConfig, Unit, Path | None], Iterator[Document | Rejected]]
+    read: Callable[[SourceConfig, Unit, Path | None, Unread], Iterator[Item]]
 
 
 _READERS = {
@@ -45,16 +45,24 @@ def plan_units(source: SourceConfig, cache: Path | None = None, unit_bytes: int 
     return _reader(source).plan(source, cache, unit_bytes)
 
 
-def read_unit(source: SourceConfig, unit: Unit, cache: Path | None = None) -> Iterator[Document | Rejected]:
+def read_unit(
+    source: SourceConfig, unit: Unit, cache: Path | None = None, unread: Unread | None = None
+) -> Iterator[Item]:
     """Yield the documents of a unit in order, and what was left out in their place.
 
     The pieces of a document have to be taken before the next one is asked for, or not at all.
     With ``format=auto`` the source is looked at again for every unit; settle the format before, for many units.
 
+    Args:
+        source: What to read.
+        unit: A unit of it.
+        cache: Directory for copies of remote files; None takes the default.
+        unread: Counts what is not read; complete when the last document is there.
+
     Raises:
         DataError: For a damaged file; for a bad document, where the source refuses those.
     """
-    return _reader(source).read(source, unit, cache)
+    return _reader(source).read(source, unit, cache, Unread() if unread is None else unread)
 
 
 def _reader(source: SourceConfig) -> _Reader:

@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemo_prolong.config.schema.prepare import SourceConfig
-from nemo_prolong.data.sources.base import Document, Rejected, Unit
+from nemo_prolong.data.sources.base import Item, Unit, Unread
 from nemo_prolong.data.sources.listing import chosen_files, first_files
-from nemo_prolong.data.sources.records import listed
+from nemo_prolong.data.sources.rejection import listed
 from nemo_prolong.data.sources.tables import (
     arrow_units,
     is_parquet,
@@ -45,10 +45,10 @@ def plan(source: SourceConfig, cache: Path | None, unit_bytes: int) -> list[Unit
     return arrow_units(first_files(_arrow_files(_one_split(source.path)), source.max_bytes), unit_bytes)
 
 
-def read(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[Document | Rejected]:
+def read(source: SourceConfig, unit: Unit, cache: Path | None, unread: Unread) -> Iterator[Item]:
     """Yield the documents of a unit; raises what the readers of tables raise."""
     reader = read_parquet if is_parquet(unit.files[0].name) else read_arrow
-    return reader(source, unit, cache)
+    return reader(source, unit, cache, unread)
 
 
 def is_saved(path: str) -> bool:

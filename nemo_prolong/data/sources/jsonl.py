@@ -18,10 +18,11 @@ from typing import IO, Any
 import zstandard
 
 from nemo_prolong.config.schema.prepare import SourceConfig
-from nemo_prolong.data.sources.base import Document, Rejected, Unit
+from nemo_prolong.data.sources.base import Item, Unit, Unread
 from nemo_prolong.data.sources.listing import chosen_files
-from nemo_prolong.data.sources.records import Fields, check_encodable
+from nemo_prolong.data.sources.records import RecordReader, check_document
 from nemo_prolong.data.sources.rejection import BadDocument, dropped, is_dropped, refused
+from nemo_prolong.data.sources.strict_json import DuplicateKeyError, parse_json
 from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import local_copy
 from nemo_prolong.errors import DataError
@@ -48,21 +49,21 @@ def is_jsonl(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def read(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[Document | Rejected]:
+def read(source: SourceConfig, unit: Unit, cache: Path | None, unread: Unread) -> Iterator[Item]:
     """Yield the documents of a unit.
 
     Raises:
         DataError: For a damaged compressed file; for a bad line, where the source refuses those.
     """
     (file,) = unit.files
-    fields = Fields.of(source)
+    records = RecordReader(source, unread)
     lines = _Lines(file, local_copy(file, cache))
     for offset, number, line in lines.between(unit.start, unit.stop):
         key = f"{file.name}:{number}" if lines.compressed else f"{file.name}@{offset}"
         try:
-            document = fields.document(_parse(line, offset), key)
+            document = records.document(_parse(line, offset), key)
             if b"\\u" in line:
-                check_encodable(document)
+                check_document(document)
         except BadDocument as bad:
             if is_dropped(source):
                 yield dropped(bad, key, len(line))
@@ -92,11 +93,13 @@ def _parse(line: bytes, offset: int) -> Any:
         rule = f"is no UTF-8: byte {offset + error.start} of the file is {line[error.start]:#04x} ({error.reason})."
         raise BadDocument("invalid_utf8", rule, "Convert the file to UTF-8.") from error
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         rule = f"is no JSON: {error.msg} at column {error.pos + 1}."
         remedy = "Write one JSON object per line, not one over several lines or one list of all."
         raise BadDocument("invalid_json", rule, remedy) from error
+    except DuplicateKeyError as error:
+        raise BadDocument("duplicate_key", f"holds JSON in which {error}.", "Write each key once.") from error
     except (ValueError, RecursionError) as error:
         rule = f"holds JSON that cannot be read: {error}."
         raise BadDocument("invalid_json", rule, "Write smaller numbers and less nesting.") from error

@@ -15,16 +15,26 @@ from numpy.typing import NDArray
 from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.mds.index import ShardEntry
-from nemo_prolong.data.sources.base import Document, Rejected, Unit
+from nemo_prolong.data.sources.base import Document, Item, Rejected, Unit, Unread
 from nemo_prolong.data.sources.listing import first_files
 from nemo_prolong.data.sources.planning import units_of_groups
-from nemo_prolong.data.sources.records import kind_of
-from nemo_prolong.data.sources.rejection import BadDocument, drop_or_refuse
+from nemo_prolong.data.sources.rejection import BadDocument, drop_or_refuse, kind_of
+from nemo_prolong.data.sources.token_columns import (
+    INPUT_IDS,
+    TOKEN_COLUMNS,
+    check_bounds,
+    check_length,
+    check_positions,
+    check_unpadded,
+    checked_ids,
+    mask_of,
+    tokens_of,
+)
 from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import is_remote
 from nemo_prolong.errors import DataError
 
-_TOKENS = "input_ids"
+_SPANS = "indices"
 _REMEDY = "Write the row again."
 
 
@@ -55,13 +65,13 @@ def plan(source: SourceConfig, cache: Path | None, unit_bytes: int) -> list[Unit
     reader, by_name = _opened(source.path, cache)
     if not len(reader):
         raise DataError(f"path={source.path}", "has no rows.", "Check the path.")
-    reader.require_columns(*(name for name in (_TOKENS, source.group_field) if name is not None))
+    reader.require_columns(*(name for name in (INPUT_IDS, source.group_field) if name is not None))
     shards = list(by_name.values())
     taken = len(first_files([shard.file for shard in shards], source.max_bytes))
     return list(_units(shards[:taken], unit_bytes))
 
 
-def read_tokenized(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[Document | Rejected]:
+def read_tokenized(source: SourceConfig, unit: Unit, cache: Path | None, unread: Unread) -> Iterator[Item]:
     """Yield every row as a document.
 
     Raises:
@@ -70,15 +80,17 @@ def read_tokenized(source: SourceConfig, unit: Unit, cache: Path | None) -> Iter
     for number, row in _rows(source, unit, cache):
         key = f"{_name(source)} row {number}"
         try:
-            ids, mask = _tokens(row)
+            ids, mask = tokens_of(row[INPUT_IDS], _beside(source, row))
+            _check_not_packed(source, row)
             document = Document(key, _group(source, row, key), input_ids=ids, mask=mask)
         except BadDocument as bad:
             yield _rejected(source, bad, number, row)
             continue
         yield document
+    unread.columns.update(_unread(source, unit, cache))
 
 
-def read_packed(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[Document | Rejected]:
+def read_packed(source: SourceConfig, unit: Unit, cache: Path | None, unread: Unread) -> Iterator[Item]:
     """Yield every span of every row as a document, the whole row where it has no spans.
 
     A bad row is bad as a whole: where its documents begin is what is wrong.
@@ -89,8 +101,7 @@ def read_packed(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterato
     for number, row in _rows(source, unit, cache):
         key = f"{_name(source)} row {number}"
         try:
-            ids, mask = _tokens(row)
-            spans = checked_spans(row["indices"], len(ids)) if "indices" in row else None
+            ids, mask, spans = _packed(source, row)
             groups = [_group(source, row, name) for name in _span_keys(key, spans)]
         except BadDocument as bad:
             yield _rejected(source, bad, number, row)
@@ -98,6 +109,7 @@ def read_packed(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterato
         for (start, stop), name, group in zip(spans or [(0, len(ids))], _span_keys(key, spans), groups, strict=True):
             part = None if mask is None else mask[start:stop]
             yield Document(name, group, input_ids=ids[start:stop], mask=part, whole=False)
+    unread.columns.update(_unread(source, unit, cache))
 
 
 def checked_spans(indices: Any, num_tokens: int) -> list[tuple[int, int]]:
@@ -140,31 +152,47 @@ def _span_keys(key: str, spans: Sequence[tuple[int, int]] | None) -> list[str]:
     return [key] if spans is None else [f"{key} span {number}" for number in range(len(spans))]
 
 
-def _tokens(row: dict[str, Any]) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]] | None]:
-    """Return tokens, integers [T] with T > 0 (the format has no empty arrays), and the mask, uint8 [T], of a row.
+def _packed(
+    source: SourceConfig, row: dict[str, Any]
+) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]] | None, list[tuple[int, int]] | None]:
+    """Return tokens, integers [T], mask, uint8 [T] or None, and spans, or None, of a packed row.
 
     Raises:
         BadDocument: If the tokens are none, or the columns contradict each other.
     """
-    ids = np.asarray(row[_TOKENS])
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        rule = f"has {_TOKENS} of shape {list(ids.shape)} and type {ids.dtype}, not integers [tokens]."
-        raise BadDocument("wrong_type", rule, _REMEDY)
-    if "length" in row and int(row["length"]) != len(ids):
-        raise BadDocument("wrong_length", f"says length={row['length']} and has {len(ids)} tokens.", _REMEDY)
-    return ids, _checked_mask(row["mask"], len(ids)) if "mask" in row else None
+    beside = _beside(source, row)
+    ids = checked_ids(row[INPUT_IDS])
+    check_length(beside, len(ids))
+    mask = mask_of(ids, beside)
+    check_unpadded(beside, len(ids))
+    spans = checked_spans(row[_SPANS], len(ids)) if _SPANS in row else None
+    check_bounds(beside, spans or [(0, len(ids))])
+    check_positions(beside, spans or [(0, len(ids))])
+    return ids, mask, spans
 
 
-def _checked_mask(value: Any, num_tokens: int) -> NDArray[np.integer[Any]]:
-    mask = np.asarray(value)
-    if mask.shape != (num_tokens,):
-        rule = f"has a mask of shape {list(mask.shape)} for {num_tokens} tokens."
-        raise BadDocument("bad_mask", rule, _REMEDY)
-    if mask.min() < 0 or mask.max() > 1:
-        # Packers are known that write the ids of BOS and EOS into it.
-        odd = mask[(mask < 0) | (mask > 1)][0]
-        raise BadDocument("bad_mask", f"has {odd} in its mask, which is of 0 and 1.", _REMEDY)
-    return mask.astype(np.uint8)
+def _check_not_packed(source: SourceConfig, row: dict[str, Any]) -> None:
+    """Check that a row that is read as one document is one.
+
+    Raises:
+        BadDocument: If its spans say otherwise.
+    """
+    if _SPANS in row and _SPANS not in source.ignore_fields and len(row[_SPANS]) > 1:
+        rule = f"holds {len(row[_SPANS])} documents by its {_SPANS}, and is read as one."
+        raise BadDocument("bad_spans", rule, f"Set format=packed_mds, or ignore_fields=[{_SPANS}].")
+
+
+def _beside(source: SourceConfig, row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in TOKEN_COLUMNS if name in row and name not in source.ignore_fields}
+
+
+def _unread(source: SourceConfig, unit: Unit, cache: Path | None) -> dict[str, int]:
+    """Return the columns that are not read, each with the rows of the unit."""
+    reader, _ = _opened(source.path, cache)
+    start, stop = _bounds(source, unit, cache)
+    about = {name for name in (_SPANS, *TOKEN_COLUMNS) if name not in source.ignore_fields}
+    taken = {INPUT_IDS, source.group_field, *about}
+    return {name: stop - start for name in reader.columns if name not in taken}
 
 
 def _group(source: SourceConfig, row: dict[str, Any], key: str) -> str:
@@ -178,16 +206,22 @@ def _group(source: SourceConfig, row: dict[str, Any], key: str) -> str:
 
 
 def _rejected(source: SourceConfig, bad: BadDocument, number: int, row: dict[str, Any]) -> Rejected:
-    num_bytes = int(np.asarray(row[_TOKENS]).nbytes)
+    num_bytes = int(np.asarray(row[INPUT_IDS]).nbytes)
     return drop_or_refuse(source, bad, f"{_name(source)} row {number}", f"{source.path}: row {number}", num_bytes)
 
 
 def _rows(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader, shards = _opened(source.path, cache)
+    reader, _ = _opened(source.path, cache)
+    for number in range(*_bounds(source, unit, cache)):
+        yield number, reader[number]
+
+
+def _bounds(source: SourceConfig, unit: Unit, cache: Path | None) -> tuple[int, int]:
+    """Return the first row of a unit and the one after its last, counted in the directory."""
+    _, shards = _opened(source.path, cache)
     first, last = shards[unit.files[0].name], shards[unit.files[-1].name]
     stop = last.first_row + last.rows if unit.stop is None else first.first_row + unit.stop
-    for number in range(first.first_row + unit.start, stop):
-        yield number, reader[number]
+    return first.first_row + unit.start, stop
 
 
 @lru_cache(maxsize=2)

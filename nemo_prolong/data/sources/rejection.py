@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.sources.base import Rejected
 from nemo_prolong.errors import DataError
+
+_NAMED_FIELDS = 12
+"""Fields that an error lists at most."""
+_KINDS = {
+    type(None): "null",
+    bool: "a truth value",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    bytes: "bytes",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def listed(names: Any) -> str:
+    """Return names for a message, the first few of many."""
+    names = [printable(str(name)) for name in names]
+    shown = ", ".join(names[:_NAMED_FIELDS]) or "none"
+    return shown if len(names) <= _NAMED_FIELDS else f"{shown} and {len(names) - _NAMED_FIELDS} more"
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is, in the words of a message."""
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def printable(name: str) -> str:
+    """Return a name from the data with half surrogates, which no file or terminal takes, written out."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class BadDocument(Exception):

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from nemo_prolong.config.schema.prepare import SourceConfig
-from nemo_prolong.data.sources.base import Document, Rejected, Unit
+from nemo_prolong.data.sources.base import Document, Item, Rejected, Unit, Unread
 from nemo_prolong.data.sources.code_files import (
     BUILD_DIRECTORIES,
     CODE_LINE_CHARACTERS,
@@ -94,7 +94,7 @@ def plan(source: SourceConfig, cache: Path | None, unit_bytes: int) -> list[Unit
     return list(units_of_groups(groups, unit_bytes))
 
 
-def read(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[Document | Rejected]:
+def read(source: SourceConfig, unit: Unit, cache: Path | None, unread: Unread) -> Iterator[Item]:
     """Yield a document for every repository of a unit, after what was left out of it.
 
     What is left out is a choice of this format, not a bad document, so it is counted whatever ``on_bad_document`` says.

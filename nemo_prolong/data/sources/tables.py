@@ -1,6 +1,7 @@
-"""Tables: Parquet files and the Arrow files of ``datasets.save_to_disk``. Only the columns that are needed are read.
+"""Tables: Parquet files and the Arrow files of ``datasets.save_to_disk``.
 
-Nothing is imported but pyarrow: a ``datasets`` directory is read as the files it is, and no script in it is looked at.
+Only the columns that are needed are read. The others are counted without reading them. Nothing is imported but pyarrow:
+a ``datasets`` directory is read as the files it is, and no script in it is looked at.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nemo_prolong.config.schema.prepare import SourceConfig
-from nemo_prolong.data.sources.base import Document, Rejected, Unit
+from nemo_prolong.data.sources.base import Item, Unit, Unread
+from nemo_prolong.data.sources.column_types import check_schema, plain_value, top_column
 from nemo_prolong.data.sources.listing import chosen_files
 from nemo_prolong.data.sources.planning import units_of_parts
-from nemo_prolong.data.sources.records import Fields, listed
+from nemo_prolong.data.sources.records import RecordReader
 from nemo_prolong.data.sources.rejection import BadDocument, drop_or_refuse
 from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import is_remote, local_copy
@@ -56,7 +58,7 @@ def parquet_units(files: Iterable[SourceFile], unit_bytes: int) -> list[Unit]:
     return units
 
 
-def read_parquet(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[Document | Rejected]:
+def read_parquet(source: SourceConfig, unit: Unit, cache: Path | None, unread: Unread) -> Iterator[Item]:
     """Yield the documents of a unit of row groups.
 
     Raises:
@@ -64,37 +66,42 @@ def read_parquet(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterat
     """
     (file,) = unit.files
     path = local_copy(file, cache)
-    fields = Fields.of(source)
+    records = RecordReader(source, unread)
     with _arrow_errors(file), pq.ParquetFile(path) as table:
-        _check_columns(table.schema_arrow, fields, file)
+        check_schema(table.schema_arrow, source, records, file)
+        columns = _columns(table.schema_arrow, records)
         stop = table.num_row_groups if unit.stop is None else unit.stop
         groups = [table.metadata.row_group(n) for n in range(stop)]
         row = sum(group.num_rows for group in groups[: unit.start])
         for number in range(unit.start, stop):
             group = groups[number]
             batch_rows = max(1, group.num_rows * _BATCH_BYTES // max(group.total_byte_size, _BATCH_BYTES))
-            for batch in table.iter_batches(batch_rows, [number], fields.names, use_threads=False):
-                yield from _documents(source, fields, batch, file, row)
+            for batch in table.iter_batches(batch_rows, [number], columns, use_threads=False):
+                yield from _documents(source, records, batch, file, row)
                 row += batch.num_rows
+            unread.columns.update(_unread(table.schema_arrow, records, group))
 
 
-def read_arrow(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[Document | Rejected]:
+def read_arrow(source: SourceConfig, unit: Unit, cache: Path | None, unread: Unread) -> Iterator[Item]:
     """Yield the documents of a unit of record batches.
 
     Raises:
         DataError: If the file is damaged or lacks a column; for a bad row, where the source refuses those.
     """
     (file,) = unit.files
-    fields = Fields.of(source)
+    records = RecordReader(source, unread)
     with _arrow_errors(file), pa.memory_map(file.path) as mapped:
         stream = pa.ipc.open_stream(mapped)
-        _check_columns(stream.schema, fields, file)
+        check_schema(stream.schema, source, records, file)
+        columns = list(dict.fromkeys(top_column(name, stream.schema) for name in _columns(stream.schema, records)))
         row = 0
         for number, batch in enumerate(stream):
             if unit.stop is not None and number >= unit.stop:
-                return
+                break
             if number >= unit.start:
-                yield from _documents(source, fields, batch.select(fields.names), file, row)
+                yield from _documents(source, records, batch.select(columns), file, row)
+                left = [name for name in batch.schema.names if records.is_unread(name)]
+                unread.columns.update({name: batch.num_rows - batch.column(name).null_count for name in left})
             row += batch.num_rows
 
 
@@ -130,46 +137,30 @@ def _arrow_errors(file: SourceFile) -> Iterator[None]:
         raise DataError(file.path, f"cannot be read: {reason}.", "Copy or write the file again.") from error
 
 
-def _check_columns(schema: pa.Schema, fields: Fields, file: SourceFile) -> None:
-    """Check that the columns are there and hold what a document is made of.
-
-    Raises:
-        DataError: If one is missing or of another type, because every row of the file would be bad then.
-    """
-    for name in fields.names:
-        if name not in schema.names:
-            rule = f"has no column {name!r}; its columns are {listed(schema.names)}."
-            raise DataError(file.path, rule, "Name the right column in the source.")
-    column = schema.field(fields.content).type
-    if fields.messages is None and not _is_text(column):
-        rule = f"has {column} in its column {fields.text!r}, not text."
-        raise DataError(file.path, rule, "Name the column of the text: text_field=...")
-    if fields.messages is not None and not _is_messages(column):
-        rule = f"has {column} in its column {fields.messages!r}, not lists of (role, content)."
-        raise DataError(file.path, rule, "Name the column of the messages: messages_field=...")
+def _columns(schema: pa.Schema, records: RecordReader) -> list[str]:
+    """Return the columns to read, ``a.b`` for a part of one; what stands beside the contents only where it is there."""
+    return [*records.needed, *(name for name in records.beside if name in schema.names)]
 
 
-def _is_text(column: pa.DataType) -> bool:
-    if pa.types.is_dictionary(column):
-        column = column.value_type
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(is_kind(column) for is_kind in kinds)
-
-
-def _is_messages(column: pa.DataType) -> bool:
-    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_kind(column) for is_kind in kinds) and bool(pa.types.is_struct(column.value_type))
+def _unread(schema: pa.Schema, records: RecordReader, group: pq.RowGroupMetaData) -> dict[str, int]:
+    """Return how many rows of a group have a value in each column that is not read, as far as the file tells."""
+    nulls: dict[str, int] = {}
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.statistics is not None and column.statistics.has_null_count:
+            nulls[column.path_in_schema] = column.statistics.null_count
+    return {name: group.num_rows - nulls.get(name, 0) for name in schema.names if records.is_unread(name)}
 
 
 def _documents(
-    source: SourceConfig, fields: Fields, batch: pa.RecordBatch, file: SourceFile, first_row: int
-) -> Iterator[Document | Rejected]:
-    columns = {name: batch.column(name) for name in fields.names}
+    source: SourceConfig, records: RecordReader, batch: pa.RecordBatch, file: SourceFile, first_row: int
+) -> Iterator[Item]:
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     for index in range(batch.num_rows):
         row = first_row + index
         key = f"{file.name} row {row}"
         try:
-            document = fields.document(_record(columns, index), key)
+            document = records.document(_record(columns, index), key)
         except BadDocument as bad:
             yield drop_or_refuse(source, bad, key, f"{file.path}: row {row}", 0)
             continue
@@ -183,7 +174,7 @@ def _record(columns: dict[str, pa.Array], index: int) -> dict[str, Any]:
         BadDocument: If its text is no UTF-8, which writers of tables need not check.
     """
     try:
-        return {name: column[index].as_py() for name, column in columns.items()}
+        return {name: plain_value(column[index]) for name, column in columns.items()}
     except UnicodeDecodeError as error:
         rule = f"holds text that is no UTF-8: byte {error.start} is {error.object[error.start]:#04x}."
         raise BadDocument("invalid_utf8", rule, "Write UTF-8.") from error

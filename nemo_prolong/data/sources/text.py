@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_prolong.config.schema.prepare import SourceConfig
-from nemo_prolong.data.sources.base import Document, Rejected, Unit
+from nemo_prolong.data.sources.base import Document, Item, Unit, Unread
 from nemo_prolong.data.sources.listing import chosen_files
 from nemo_prolong.data.sources.planning import units_of_groups
 from nemo_prolong.data.sources.rejection import BadDocument, drop_or_refuse
@@ -31,7 +31,7 @@ def is_text(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def read(source: SourceConfig, unit: Unit, cache: Path | None) -> Iterator[Document | Rejected]:
+def read(source: SourceConfig, unit: Unit, cache: Path | None, unread: Unread) -> Iterator[Item]:
     """Yield the documents of a unit.
 
     Raises:

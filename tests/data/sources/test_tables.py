@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nemo_prolong.config.schema.prepare import SourceConfig
+from nemo_prolong.data.sources import plan_units, read_unit
+from nemo_prolong.data.sources.base import Unread
 from nemo_prolong.errors import ConfigError, DataError
 
 _MESSAGES = [
@@ -34,7 +39,19 @@ def _batches(texts: list[str], rows: int = 2) -> list[pa.RecordBatch]:
 
 
 @pytest.mark.parametrize("unit_bytes", [1, 200, 2**20])
-@pytest.mark.parametrize("text_type", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "text_type",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
+    ids=str,
+)
 def test_row_groups_give_their_texts_in_units_of_any_size(tmp_path, read, awkward, unit_bytes, text_type):
     table = pa.table({"text": pa.array(awkward).cast(text_type), "huge": [b"x" * 1000] * len(awkward)})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
@@ -80,6 +97,120 @@ def test_a_wrong_column_is_refused_even_with_dropping(tmp_path, read, settings, 
         read(tmp_path / "d" if kind == "huggingface" else tmp_path, format=kind, on_bad_document="drop", **settings)
     assert caught.value.rule == said
     assert caught.value.what.endswith((".parquet", ".arrow"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "huggingface"])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        pa.list_(pa.map_(pa.string(), pa.string())),
+        pa.large_list(pa.struct([("role", pa.dictionary(pa.int32(), pa.string())), ("content", pa.binary())])),
+        pa.list_(pa.struct([("from", pa.large_string()), ("value", pa.string())])),
+        pa.struct([("role", pa.list_(pa.string())), ("content", pa.list_(pa.string()))]),
+    ],
+    ids=str,
+)
+def test_messages_are_read_whatever_their_column_is(tmp_path, read, kind, messages):
+    rows = [[{"role": m["role"], "content": m["content"]} for m in talk] for talk in _MESSAGES]
+    values: Any = [[{"from": m["role"], "value": m["content"]} for m in talk] for talk in rows]
+    if "from" not in str(messages):
+        values = [[{**m, "content": m["content"].encode()} for m in talk] for talk in rows]
+    if pa.types.is_struct(messages):
+        values = [{key: [m[key] for m in talk] for key in ("role", "content")} for talk in rows]
+    elif pa.types.is_map(messages.value_type):
+        values = [[list(m.items()) for m in talk] for talk in rows]
+    table = pa.table({"messages": pa.array(values, messages)})
+    path = tmp_path / "d"
+    if kind == "huggingface":
+        _save(path, table.to_batches())
+    else:
+        path.mkdir()
+        pq.write_table(table, path / "a.parquet")
+    found = read(path, format=kind, messages_field="messages")
+    assert [document.conversation.messages for document in found.documents] == rows
+
+
+def test_null_in_a_struct_is_no_key_and_in_a_map_a_value(tmp_path, read):
+    call = pa.struct([("name", pa.string()), ("arguments", pa.map_(pa.string(), pa.int64()))])
+    message = pa.struct(
+        [("role", pa.string()), ("content", pa.string()), ("weight", pa.int8()), ("tool_calls", pa.list_(call))]
+    )
+    rows = [
+        [
+            {"role": "user", "content": "a", "weight": None, "tool_calls": None},
+            {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": [("a", 1), ("b", None)]}]},
+            {"role": "assistant", "content": "b", "weight": 0, "tool_calls": []},
+        ]
+    ]
+    pq.write_table(pa.table({"messages": pa.array(rows, pa.list_(message)), "tools": [None]}), tmp_path / "a.parquet")
+    (document,) = read(tmp_path, format="parquet", messages_field="messages").documents
+    assert document.conversation.messages == [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": 1, "b": None}}]},
+        {"role": "assistant", "content": "b"},
+    ]
+    assert (document.conversation.trained, document.conversation.variables) == ((True, True, False), {})
+
+
+def test_a_map_with_a_key_twice_is_refused(tmp_path, read):
+    messages = pa.array(
+        [[[("role", "user"), ("content", "a"), ("content", "b")]]], pa.list_(pa.map_("string", "string"))
+    )
+    pq.write_table(pa.table({"messages": messages}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: row 0: has a map with a key twice: .*'content'"):
+        read(tmp_path, format="parquet", messages_field="messages")
+
+
+def test_values_that_json_has_not_are_refused_in_tools(tmp_path, read):
+    table = pa.table({"messages": _MESSAGES[:1], "tools": [[{"name": "f", "since": datetime(2026, 1, 1)}]]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"row 0: has a datetime in its tools, which JSON has not\."):
+        read(tmp_path, format="parquet", messages_field="messages")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "huggingface"])
+def test_columns_of_one_name_are_refused(tmp_path, read, kind):
+    table = pa.table([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["text", "n", "text"])
+    if kind == "huggingface":
+        _save(tmp_path / "d", table.to_batches())
+    else:
+        (tmp_path / "d").mkdir()
+        pq.write_table(table, tmp_path / "d" / "a.parquet")
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "d", format=kind, on_bad_document="drop")
+    assert caught.value.rule == "has several columns called text."
+
+
+def test_fields_of_one_name_in_messages_are_refused(tmp_path, read):
+    message = pa.StructArray.from_arrays(
+        [pa.array(["user"]), pa.array(["a"]), pa.array(["b"])], ["role", "content", "content"]
+    )
+    talks = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), message)
+    _save(tmp_path / "d", pa.table({"messages": talks}).to_batches())
+    with pytest.raises(DataError, match=r"has several fields in column 'messages' called content\."):
+        read(tmp_path / "d", format="huggingface", messages_field="messages")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "huggingface"])
+def test_columns_that_nobody_reads_are_counted_without_null(tmp_path, kind):
+    table = pa.table({"text": ["a", "b", "c"], "score": [1.0, None, 2.0], "empty": pa.array([None] * 3, pa.string())})
+    if kind == "huggingface":
+        _save(tmp_path / "d", table.to_batches(max_chunksize=2))
+    else:
+        (tmp_path / "d").mkdir()
+        pq.write_table(table, tmp_path / "d" / "a.parquet", row_group_size=2)
+    source = SourceConfig(domain="d", path=str(tmp_path / "d"), format=kind)
+    unread = Unread()
+    for unit in plan_units(source, None, 1):
+        list(read_unit(source, unit, None, unread))
+    assert +unread.columns == {"score": 2}
+
+
+def test_bad_bytes_of_a_text_are_named_by_their_place(tmp_path, read):
+    pq.write_table(pa.table({"text": pa.array([b"one", b"caf\xe9"], pa.binary())}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"row 1: holds text that is no UTF-8: byte 3 is 0xe9\."):
+        read(tmp_path, format="parquet")
+    assert read(tmp_path, format="parquet", on_bad_document="drop").texts == ["one"]
 
 
 def test_bad_rows_are_refused_by_number_or_dropped(tmp_path, read):
