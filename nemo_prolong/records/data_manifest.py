@@ -76,7 +76,11 @@ class RejectedExample(_Record):
 
 
 class SourceFacts(_Record):
-    """What one source gave."""
+    """What one source gave.
+
+    ``unread_columns`` counts the records that have a value in a column that was not read, and ``columns_to_check`` are
+    those of them whose names say that they change what is learned. ``dropped_keys`` counts messages that lost a key.
+    """
 
     domain: str
     format: str
@@ -88,6 +92,9 @@ class SourceFacts(_Record):
     tokens: int
     rejected: dict[str, Rejection] = {}
     rejected_examples: list[RejectedExample] = []
+    unread_columns: dict[str, int] = {}
+    columns_to_check: list[str] = []
+    dropped_keys: dict[str, int] = {}
 
 
 class DomainSplit(_Record):

@@ -22,7 +22,7 @@ from nemo_prolong.data.preparation.encoders import EncoderConfig, chat_encoder, 
 from nemo_prolong.data.preparation.token_store import TokenWriter
 from nemo_prolong.data.preparation.workers import count_progress, disk_errors
 from nemo_prolong.data.sources import read_unit
-from nemo_prolong.data.sources.base import Document, Rejected, Unit
+from nemo_prolong.data.sources.base import Document, Rejected, Unit, Unread
 from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import local_copy
 from nemo_prolong.data.tokenizer import ChatEncoder
@@ -69,7 +69,9 @@ class UnitTask:
             DataError: For a document that cannot be read and is not to be dropped, or a full disk.
         """
         with disk_errors(self.directory.parent), TokenWriter(self.directory) as writer:
-            _Encoding(self, writer).run(read_unit(self.source, self.unit, self.cache))
+            unread = Unread()
+            _Encoding(self, writer).run(read_unit(self.source, self.unit, self.cache, unread))
+            writer.note_unread(unread)
             writer.publish([self._file_facts(file) for file in self.unit.files if self.unit.start == 0])
 
     def _file_facts(self, file: SourceFile) -> FileFacts:

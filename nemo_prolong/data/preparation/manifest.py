@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from nemo_prolong.data.order import GlobalOrder
 from nemo_prolong.data.preparation.catalog import PlannedSource
 from nemo_prolong.data.preparation.rows import PackedSet
 from nemo_prolong.data.preparation.token_store import TokenUnit
+from nemo_prolong.data.sources.meaning import columns_to_check
 from nemo_prolong.records.data_manifest import (
     DomainSplit,
     LengthHistogram,
@@ -59,6 +60,7 @@ def _source_facts(planned: PlannedSource, units: Sequence[TokenUnit]) -> SourceF
     for reason, count in ((r, c) for unit in units for r, c in unit.facts.rejected.items()):
         rejected[reason] = rejected.get(reason, Rejection(documents=0, bytes=0)) + count
     examples = [example for unit in units for example in unit.facts.rejected_examples]
+    unread = _summed(unit.facts.unread_columns for unit in units)
     return SourceFacts(
         domain=planned.configured.domain,
         format=planned.configured.format.value,
@@ -70,7 +72,18 @@ def _source_facts(planned: PlannedSource, units: Sequence[TokenUnit]) -> SourceF
         tokens=sum(unit.facts.tokens for unit in units),
         rejected=rejected,
         rejected_examples=examples[:_REJECTED_EXAMPLES],
+        unread_columns=unread,
+        columns_to_check=columns_to_check(planned.source, unread),
+        dropped_keys=_summed(unit.facts.dropped_keys for unit in units),
     )
+
+
+def _summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Return counts by name, the most frequent first."""
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
 def domain_facts(planned: Sequence[tuple[PlannedSource, Sequence[TokenUnit]]]) -> dict[str, dict[str, DomainSplit]]:

@@ -53,7 +53,15 @@ from nemo_prolong.data.preparation.work_directory import TOKENIZER, WorkDirector
 from nemo_prolong.data.preparation.workers import disk_errors, run_tasks
 from nemo_prolong.data.samples import sample_row
 from nemo_prolong.errors import DataError
-from nemo_prolong.records.data_manifest import MANIFEST, SAMPLES, DataManifest, RowSetFacts, Sample, Samples
+from nemo_prolong.records.data_manifest import (
+    MANIFEST,
+    SAMPLES,
+    DataManifest,
+    RowSetFacts,
+    Sample,
+    Samples,
+    SourceFacts,
+)
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
 
 log = logging.getLogger(__name__)
@@ -118,6 +126,8 @@ def _build(
     _write_shards(cfg, work, packed, tasks)
     row_sets = {one.row_set.path: _finish_row_set(work, one, tasks[one.row_set.path]) for one in packed}
     Samples(row_sets=_samples(work, row_sets)).write(work.data / SAMPLES)
+    facts = source_facts(units)
+    _warn_of_unread(facts)
     seq_lengths = {row_set.path: row_set.seq_length for row_set in cfg.row_sets}
     tokenizer = text_encoder(encoder)
     manifest = DataManifest(
@@ -132,7 +142,7 @@ def _build(
         vocab_size=tokenizer.vocab_size,
         bos_token=encoder.bos,
         eos_token=encoder.eos,
-        sources=source_facts(units),
+        sources=facts,
         domains=domain_facts(units),
         row_sets=row_sets,
         stages=stage_facts(cfg.stages, {path: facts.rows for path, facts in row_sets.items()}, seq_lengths),
@@ -141,6 +151,17 @@ def _build(
     )
     manifest.write(work.data / MANIFEST)
     return manifest
+
+
+def _warn_of_unread(sources: Sequence[SourceFacts]) -> None:
+    for source in sources:
+        if source.columns_to_check:
+            names = ", ".join(f"{name} ({source.unread_columns[name]:,})" for name in source.columns_to_check)
+            what = (source.path or source.format, names, names.split(" ")[0])
+            log.warning(
+                "%s: not read, and may change what is to be learned: %s; if that is meant, set ignore_fields=[%s]",
+                *what,
+            )
 
 
 def _tokenize(

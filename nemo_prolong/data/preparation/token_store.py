@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from nemo_prolong.data.packing.arrays import Value
-from nemo_prolong.data.sources.base import Rejected
+from nemo_prolong.data.sources.base import Rejected, Unread
 from nemo_prolong.errors import DataError
 from nemo_prolong.files import publish, sync, synced_file, write_json_atomically
 from nemo_prolong.records.data_manifest import FileFacts, RejectedExample, Rejection
@@ -40,6 +40,8 @@ class UnitFacts(BaseModel):
         rejected: Reason to the documents that were left out for it.
         rejected_examples: The first of them.
         files: The files that the unit answers for.
+        unread_columns: Column that was not read to the records that have it.
+        dropped_keys: Key of messages to the messages that lost it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,6 +51,8 @@ class UnitFacts(BaseModel):
     rejected: dict[str, Rejection]
     rejected_examples: list[RejectedExample]
     files: list[FileFacts]
+    unread_columns: dict[str, int] = {}
+    dropped_keys: dict[str, int] = {}
 
 
 class TokenWriter:
@@ -66,6 +70,7 @@ class TokenWriter:
         self._held_out: list[bool] = []
         self._rejected: dict[str, Rejection] = {}
         self._examples: list[RejectedExample] = []
+        self._unread = Unread()
         self._open_length = 0
         self._mask_used: bool | None = None
 
@@ -139,6 +144,10 @@ class TokenWriter:
                 )
             )
 
+    def note_unread(self, unread: Unread) -> None:
+        """Keep what the reader did not read of the unit."""
+        self._unread = unread
+
     def publish(self, files: Sequence[FileFacts]) -> None:
         """Make the unit readable.
 
@@ -161,6 +170,8 @@ class TokenWriter:
             rejected=self._rejected,
             rejected_examples=self._examples,
             files=list(files),
+            unread_columns=+self._unread.columns,
+            dropped_keys=+self._unread.keys,
         )
         write_json_atomically(self._partial / "unit.json", facts.model_dump())
         publish(self._partial, self._directory)

@@ -30,7 +30,7 @@ def render(manifest: DataManifest, samples: Samples, manifest_sha256: str) -> st
     blocks = [f"# {escape(title(manifest))}", escape(subtitle(manifest))]
     tiles = headline_tiles(manifest)
     blocks.append("\n".join(f"- **{escape(tile.value)}** {tile.title} ({escape(tile.detail)})" for tile in tiles))
-    blocks += [f"> **Warning:** {escape(warning)}" for warning in tables.repetition_warnings(manifest)]
+    blocks += [f"> **Warning:** {escape(warning)}" for warning in tables.warnings(manifest)]
     blocks += ["## Documents", _table(tables.documents_table(manifest))]
     blocks += _mixture(manifest)
     blocks += ["## Rows", _table(tables.row_sets_table(manifest))]
@@ -41,6 +41,7 @@ def render(manifest: DataManifest, samples: Samples, manifest_sha256: str) -> st
     blocks += ["## Sources", _table(tables.sources_table(manifest))]
     blocks += _optional("### Rejected documents", tables.rejected_table(manifest))
     blocks += _optional("### Examples of rejected documents", tables.examples_table(manifest))
+    blocks += _optional("### Columns and keys that were not read", tables.unread_table(manifest))
     blocks += _optional("### Files", tables.files_table(manifest))
     blocks += ["### Tokenizer", _table(tables.tokenizer_table(manifest)), "## How to get it again"]
     blocks += [_fenced(manifest.command, "sh")] if manifest.command else []

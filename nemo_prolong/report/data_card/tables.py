@@ -13,6 +13,8 @@ from nemo_prolong.units import format_bytes, format_tokens
 
 MAX_FILES = 20
 """Files of a source that a card lists; the manifest lists all."""
+MAX_COLUMNS = 20
+"""Columns of a source that were not read and that a card lists; the manifest lists more."""
 
 REASONS = {
     "short_document": "shorter than a piece",
@@ -97,6 +99,22 @@ def domain_table(manifest: DataManifest) -> Table | None:
         for domain, given in shares.items()
     ]
     return Table(["Domain", *manifest.stages], rows)
+
+
+def warnings(manifest: DataManifest) -> list[str]:
+    """Return what a reader is warned of, each in a sentence or two."""
+    return [*repetition_warnings(manifest), *unread_warnings(manifest)]
+
+
+def unread_warnings(manifest: DataManifest) -> list[str]:
+    """Return a warning for every source with columns that change what is learned and were not read."""
+    return [
+        f"The source {source.path or source.format} of {source.domain} has columns that were not read, and their names "
+        f"say that they change what is learned: {listed(source.columns_to_check)}. If that is meant, name them in its "
+        "ignore_fields."
+        for source in manifest.sources
+        if source.columns_to_check
+    ]
 
 
 def repetition_warnings(manifest: DataManifest) -> list[str]:
@@ -267,6 +285,20 @@ def examples_table(manifest: DataManifest) -> Table | None:
         for example in source.rejected_examples
     ]
     return Table(["Document", "Reason", "What was wrong", "Size"], rows, frozenset({0, 1, 2})) if rows else None
+
+
+def unread_table(manifest: DataManifest) -> Table | None:
+    """Return the columns of sources that were not read, and the keys that messages lost; None where there are none."""
+    rows: list[list[Cell]] = []
+    for source in manifest.sources:
+        for kind, counts in (("column", source.unread_columns), ("key of messages", source.dropped_keys)):
+            shown = list(counts.items())[:MAX_COLUMNS]
+            name = source.path or source.format
+            rows += [_cells(name, source.domain, kind, column, numbers.count(count)) for column, count in shown]
+            if len(counts) > len(shown):
+                rows.append(_cells(name, source.domain, kind, f"and {len(counts) - len(shown):,} more", ""))
+    head = ["Source", "Domain", "What", "Name", "Records or messages"]
+    return Table(head, rows, frozenset({0, 1, 2, 3})) if rows else None
 
 
 def files_table(manifest: DataManifest) -> Table | None:

@@ -104,6 +104,29 @@ def rectangles(svg, class_):
     return [tuple(map(float, numbers)) for numbers in found]
 
 
+def test_what_was_not_read_is_in_the_card_with_a_warning(tmp_path):
+    facts = manifest()
+    facts["sources"][1].update(
+        unread_columns={"url": 400, "tools": 7, **{f"n{n}": 1 for n in range(30)}},
+        columns_to_check=["tools"],
+        dropped_keys={"emotion": 12},
+    )
+    page, _, markdown = card(tmp_path, facts)
+    warning = (
+        "The source docs.jsonl of docs has columns that were not read, and their names say that they change what is"
+    )
+    for text in (page.text, re.sub(r"\\(?=\W)", "", markdown)):
+        assert warning in text
+        assert "learned: tools. If that is meant, name them in its ignore_fields." in text
+        assert "Columns and keys that were not read" in text
+        assert "and 12 more" in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.replace("\\", "").splitlines()]
+    assert ["docs.jsonl", "docs", "column", "tools", "7"] in rows
+    assert ["docs.jsonl", "docs", "key of messages", "emotion", "12"] in rows
+    plain = card(tmp_path / "plain")
+    assert all("not read" not in text for text in (plain[0].text, plain[2]))
+
+
 def test_page_and_markdown_say_what_the_directory_holds(tmp_path):
     page, _, markdown = card(tmp_path)
     flat = re.sub(r"\\(?=\W)", "", markdown)
