@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nemo_prolong.config.rules.prepare import content_fields
 from nemo_prolong.config.schema.prepare import INSTALLATION_CHAT, PrepareConfig, SourceConfig, SourceFormat
@@ -19,6 +19,8 @@ from nemo_prolong.data.sources.base import Unit
 FORMAT: Literal[2] = 2
 """Version of the data directory; part of every fingerprint."""
 _NOT_IN_RESULT = {"output", "workers", "cache"}
+_NEWER_SOURCE_FIELDS = ("prompt_field", "completion_field", "tokens_field", "on_unknown_key", "ignore_fields")
+"""Fields that the configurations of earlier versions lack; unset they do not change a fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class PlannedSource:
     units: tuple[Unit, ...]
 
 
-def described_config(cfg: PrepareConfig) -> dict[str, object]:
+def described_config(cfg: PrepareConfig) -> dict[str, Any]:
     """Return the configuration without what changes nothing in the result."""
     return cfg.model_dump(mode="json", exclude=_NOT_IN_RESULT)
 
@@ -80,8 +82,19 @@ def fingerprint(cfg: PrepareConfig, tokenizer_sha256: str | None, units: Sequenc
     """
     files = [[[[f.name, f.num_bytes] for f in unit.files] + [unit.start, unit.stop] for unit in own] for own in units]
     tokenizer = [tokenizer_sha256, _chat_template(cfg)]
-    described = json.dumps([FORMAT, described_config(cfg), tokenizer, files], sort_keys=True)
+    described = json.dumps([FORMAT, _fingerprinted(cfg), tokenizer, files], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _fingerprinted(cfg: PrepareConfig) -> dict[str, Any]:
+    """Return the configuration as the version wrote it that made an older data directory."""
+    described = described_config(cfg)
+    unset = SourceConfig(domain="").model_dump(mode="json", include=set(_NEWER_SOURCE_FIELDS))
+    described["sources"] = [
+        {name: value for name, value in source.items() if name not in unset or value != unset[name]}
+        for source in described["sources"]
+    ]
+    return described
 
 
 def _chat_template(cfg: PrepareConfig) -> str | None:

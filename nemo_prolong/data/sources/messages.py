@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from nemo_prolong.data.conversation import Message
-from nemo_prolong.data.sources.rejection import BadDocument, kind_of, listed
+from nemo_prolong.data.sources.rejection import BadDocument, kind_of, listed, printable
 from nemo_prolong.data.sources.strict_json import check_json_value
 from nemo_prolong.data.sources.template_values import objects_of, tool_calls_of
 from nemo_prolong.data.sources.training_weights import UNCLEAR_KEYS, WEIGHT_KEYS, weight_of
@@ -164,7 +164,7 @@ class MessageReader:
             rule = f"has the key {key!r} in {what}, which would be lost."
             remedy = "Take it out of the messages. Or drop and count such keys: on_unknown_key=drop."
             raise BadDocument("unknown_key", rule, remedy)
-        self.dropped[key] += 1
+        self.dropped[printable(key)] += 1
 
 
 def said(role: str, text: str) -> Weighted:

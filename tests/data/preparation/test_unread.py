@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nemo_prolong.config.schema.prepare import PrepareConfig
+from nemo_prolong.data.preparation.catalog import fingerprint
 from nemo_prolong.data.preparation.run import prepare
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.records.data_manifest import DataManifest, SourceFacts
@@ -64,6 +65,12 @@ def test_unread_columns_and_dropped_keys_are_in_the_manifest(
         assert "prompt" in card
 
 
+def test_names_with_half_characters_reach_the_manifest(facts_of: Callable[..., SourceFacts]) -> None:
+    talk = [TALK[0], {**TALK[1], "\udc00": 1}]
+    facts = facts_of([{"messages": talk, "\ud800": 1}], messages_field="messages", on_unknown_key="drop")
+    assert (facts.unread_columns, facts.dropped_keys) == ({"\\ud800": 1}, {"\\udc00": 1, "id": 1})
+
+
 def test_columns_that_are_left_unread_on_purpose_are_no_warning(
     facts_of: Callable[..., SourceFacts], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -92,3 +99,19 @@ def test_fields_that_a_found_format_has_not_are_refused(
     )
     with pytest.raises(ConfigError, match=r"messages_field=messages: format=text has no such columns\."):
         prepare(cfg)
+
+
+def test_another_reading_of_the_same_files_is_another_result(
+    mixed_config: Callable[..., PrepareConfig], tmp_path: Path
+) -> None:
+    row_sets = [{"path": "rows", "domain": "d", "seq_length": 16}]
+    source = {"domain": "d", "path": "a.jsonl", "messages_field": "messages"}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"on_unknown_key": "drop"},
+        {"ignore_fields": ["tools"]},
+        {"messages_field": None, "tokens_field": "input_ids"},
+        {"messages_field": None, "prompt_field": "a", "completion_field": "b"},
+    ]
+    configs = [mixed_config(tmp_path, sources=[{**source, **change}], row_sets=row_sets) for change in changes]
+    assert len({fingerprint(cfg, None, []) for cfg in configs}) == len(changes)
