@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -92,6 +93,8 @@ class TokenizerConfig(Section):
     """End documents with ``eos_token``."""
     chat_template: str | None = None
     """Jinja file whose ``{% generation %}`` blocks mark what is trained on; null takes Llama-3's, built in."""
+    chat_date: date | None = None
+    """What a chat template that asks for today's date is told, as 2024-07-26; null refuses such templates."""
     library: Literal["auto", "tokenizers", "fast"] = "auto"
     """tokenizers is the reference; fast is the quicker library; auto takes fast where it gives the same ids."""
 

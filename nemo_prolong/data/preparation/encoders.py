@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -15,12 +17,18 @@ from nemo_prolong.data.preparation.catalog import PlannedSource, cache_of
 from nemo_prolong.data.sources import read_unit
 from nemo_prolong.data.sources.base import Document, Rejected
 from nemo_prolong.data.tokenizer import ChatEncoder, TextEncoder, train_tokenizer
+from nemo_prolong.data.tokenizer.served import TEMPLATE_FILE, check_served_template, served_source
 from nemo_prolong.errors import DataError
-from nemo_prolong.files import digest_file, publish, sync_files
+from nemo_prolong.files import digest_file, publish, sync_files, write_text_atomically
+from nemo_prolong.records.data_manifest import ChatFormat
+
+log = logging.getLogger(__name__)
 
 _SAMPLE_CHARACTERS = 20_000
 """A document gives at most this much to the training of a tokenizer."""
 _COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+_MORE_TEMPLATES = "additional_chat_templates"
+"""Where ``transformers`` looks for chat templates with names."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class EncoderConfig:
         eos: Token put after text documents, or None.
         bos_id: Its id.
         eos_id: Its id.
+        chat_date: What a chat template is told when it asks for the date.
     """
 
     directory: str
@@ -44,6 +53,7 @@ class EncoderConfig:
     eos: str | None
     bos_id: int | None
     eos_id: int | None
+    chat_date: date | None = None
 
 
 def forget_encoders() -> None:
@@ -61,7 +71,25 @@ def text_encoder(config: EncoderConfig) -> TextEncoder:
 @lru_cache(maxsize=1)
 def chat_encoder(config: EncoderConfig) -> ChatEncoder:
     """Return the encoder of conversations, loaded once per process."""
-    return ChatEncoder(text_encoder(config), config.chat_template)
+    return ChatEncoder(text_encoder(config), config.chat_template, config.chat_date)
+
+
+def served_chat_format(config: EncoderConfig) -> ChatFormat:
+    """Return how conversations are written, which is how the tokenizer in the data directory serves them.
+
+    A tokenizer whose own template is missing, or leaves out what ``tokenizer.chat_template`` writes, is given that.
+
+    Raises:
+        ConfigError: If the template is not usable, or the tokenizer's own one writes another text.
+        DataError: If ``AutoTokenizer`` cannot load the tokenizer, or gives other ids.
+    """
+    chat = chat_encoder(config)
+    if not check_served_template(chat):
+        path = Path(config.directory) / TEMPLATE_FILE
+        log.info("%s: the tokenizer has no such chat template, and is given that of the conversations", path)
+        write_text_atomically(path, served_source(chat.template.source))
+        check_served_template(chat)
+    return chat.format
 
 
 def copy_or_train_tokenizer(
@@ -99,6 +127,7 @@ def copy_or_train_tokenizer(
         eos=eos,
         bos_id=encoder.special_id(bos) if config.add_bos and bos else None,
         eos_id=encoder.special_id(eos) if config.add_eos and eos else None,
+        chat_date=config.chat_date,
     )
 
 
@@ -113,23 +142,26 @@ def tokenizer_sha256(config: TokenizerConfig) -> str | None:
     TextEncoder(config.path, "tokenizers")  # says what is wrong with it, if anything is
     digest = hashlib.sha256()
     for path in _tokenizer_files(Path(config.path)):
-        digest.update(f"{path.name}\0{digest_file(path).sha256}\n".encode())
+        digest.update(f"{path.relative_to(config.path)}\0{digest_file(path).sha256}\n".encode())
     return digest.hexdigest()
 
 
 def _tokenizer_files(directory: Path) -> list[Path]:
     """Return the files of a tokenizer; a model directory may hold gigabytes beside them."""
-    return [
+    files = [
         path
         for path in sorted(directory.iterdir())
         if path.is_file() and path.suffix in _COPIED_SUFFIXES and not path.name.endswith(".index.json")
     ]
+    return files + sorted((directory / _MORE_TEMPLATES).glob("*.jinja"))
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for path in _tokenizer_files(source):
-        shutil.copyfile(path, target / path.name)
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def _training_texts(cfg: PrepareConfig, sources: Sequence[PlannedSource], max_bytes: int) -> Iterator[str]:

@@ -35,6 +35,7 @@ from nemo_prolong.data.preparation.encoders import (
     EncoderConfig,
     copy_or_train_tokenizer,
     forget_encoders,
+    served_chat_format,
     text_encoder,
     tokenizer_sha256,
 )
@@ -120,6 +121,7 @@ def _build(
 ) -> DataManifest:
     """Do what is not done yet and return the manifest."""
     encoder = copy_or_train_tokenizer(cfg, sources, work.data / TOKENIZER, work.root / "tokenizer.partial")
+    chat = served_chat_format(encoder) if any(source.holds_conversations for source in cfg.sources) else None
     units = _tokenize(cfg, work, sources, encoder)
     packed = _pack(cfg, units)
     tasks = {one.row_set.path: _shard_tasks(cfg, work, one, [u for _, own in units for u in own]) for one in packed}
@@ -143,6 +145,7 @@ def _build(
         bos_token=encoder.bos,
         eos_token=encoder.eos,
         sources=facts,
+        chat=chat,
         domains=domain_facts(units),
         row_sets=row_sets,
         stages=stage_facts(cfg.stages, {path: facts.rows for path, facts in row_sets.items()}, seq_lengths),

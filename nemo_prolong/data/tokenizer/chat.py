@@ -6,31 +6,30 @@ tell it from the tokens that the template writes, it is broken by a character be
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
-from nemo_prolong.data.conversation import Conversation, Message
+from nemo_prolong.data.conversation import Conversation
 from nemo_prolong.data.tokenizer.encoder import TextEncoder
 from nemo_prolong.data.tokenizer.llama3 import BOS, END_HEADER, END_OF_TURN, START_HEADER
-from nemo_prolong.data.tokenizer.template import LLAMA3_TRAINING, ChatTemplate, Marks, choose_marks
+from nemo_prolong.data.tokenizer.marks import SpecialTokenBreaker
+from nemo_prolong.data.tokenizer.rendering import Rendered, Renderer
+from nemo_prolong.data.tokenizer.template import LLAMA3_TRAINING, ChatTemplate
+from nemo_prolong.data.tokenizer.turns import find_turns
 from nemo_prolong.errors import ConfigError, DataError
+from nemo_prolong.records.data_manifest import ChatFormat
 
-_ROLES = ("system", "user", "assistant")
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-_PROBES: tuple[Conversation, ...] = tuple(
-    Conversation([{"role": role, "content": f"{role} says {n}."} for n, role in enumerate(roles)])
-    for roles in (_ROLES[1:], _ROLES, (*_ROLES[1:], *_ROLES[1:]))
-)
-"""Conversations on which a training template must agree with the tokenizer's own."""
+_DATE_STRING = "%d %b %Y"
+"""How Llama-3's templates write the date that they are given as ``date_string``."""
 
 
 class ChatTokens(NamedTuple):
@@ -67,30 +66,49 @@ class ChatEncoder:
         encoder: The tokenizer.
         template: A Jinja file with ``{% generation %}`` blocks around what is trained on; None takes Llama-3's format,
             where that is the stripped content of assistant messages and the ``<|eot_id|>`` after it.
+        today: The date that a template is told when it asks.
+
+    Attributes:
+        template: The compiled template.
+        variables: What the template is given beside conversations and special tokens: the date.
+        format: What the manifest says about it.
 
     Raises:
-        ConfigError: If there is no such file, it marks nothing, the tokenizer has no tokens for Llama-3's format, or
-            the text differs from that of the tokenizer's own chat template: the model would be served another format
-            than it was trained on.
+        ConfigError: If there is no such file, it marks nothing or no token that ends a turn, the tokenizer has no
+            tokens for Llama-3's format, or the template asks for the date and none is given.
     """
 
-    def __init__(self, encoder: TextEncoder, template: str | None = None) -> None:
-        self._encoder = encoder
+    def __init__(self, encoder: TextEncoder, template: str | None = None, today: date | None = None) -> None:
+        self.encoder = encoder
         if template is None:
             _check_llama3(encoder)
         name = f"tokenizer.chat_template={template or 'null'}"
-        self._template = ChatTemplate(_read(template, name), name, _variables(encoder))
-        if not self._template.marks_targets:
+        source = _read(template, name)
+        self.template = ChatTemplate(source, name, encoder.named_tokens, today)
+        if not self.template.marks_targets:
             raise ConfigError(
                 name,
                 "does not mark what is trained on.",
                 "Put {% generation %} and {% endgeneration %} around what the assistant says and the token that ends "
                 "it.",
             )
-        _check_own_template(encoder, self._template)
-        special = sorted(encoder.special_tokens, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, special))) if special else re.compile("(?!)")
-        self._special_ids = {token: encoder.special_id(token) for token in special}
+        _check_date(self.template, today)
+        self.variables: dict[str, Any] = {}
+        if today is not None and "date_string" in self.template.reads:
+            self.variables["date_string"] = today.strftime(_DATE_STRING)
+            self.template = ChatTemplate(source, name, {**encoder.named_tokens, **self.variables}, today)
+        breaker = SpecialTokenBreaker(encoder.special_tokens)
+        self._special = breaker.pattern
+        self._turns = find_turns(self.template, self._special)
+        self._renderer = Renderer(self.template, breaker)
+        self._special_ids = {token: encoder.special_id(token) for token in encoder.special_tokens}
+        self.format = ChatFormat(
+            template=template,
+            template_sha256=hashlib.sha256(source.encode()).hexdigest(),
+            end_of_turn=list(self._turns.end),
+            end_of_turn_ids=[self._special_ids[token] for token in self._turns.end],
+            date=today.isoformat() if today is not None else None,
+        )
         # Only then are the parts between special tokens encoded as they are within the whole text.
         self._in_parts = encoder.cutter is not None and not any(
             token["lstrip"] or token["rstrip"] or token["single_word"]
@@ -106,48 +124,61 @@ class ChatEncoder:
         """Encode conversations.
 
         Args:
-            conversations: Of messages with ``role`` and ``content``.
+            conversations: Of messages with ``role`` and ``content``, and whatever else the template writes.
 
         Raises:
-            DataError: If a message has no known role or no text, there is nothing to learn from, or the template
-                refuses it. Also if it holds the text of a special token and this tokenizer could not tell that from the
-                token. The conversation is named by its position.
+            DataError: As ``Renderer.render``. Also if a conversation holds the text of a special token and this
+                tokenizer could not tell that from the token. The conversation is named by its position.
         """
-        parts = [self._parts(conversation, number) for number, conversation in enumerate(conversations)]
+        rendered = [self.render(conversation, number) for number, conversation in enumerate(conversations)]
+        parts = [self._parts(one, number) for number, one in enumerate(rendered)]
         encoded = self._encode_parts([part for of_one in parts for part in of_one])
         chats = [_join([next(encoded) for _ in of_one]) for of_one in parts]
-        for number, (conversation, chat) in enumerate(zip(conversations, chats, strict=True)):
+        for number, (one, chat) in enumerate(zip(rendered, chats, strict=True)):
             if not chat.mask.any():
-                raise _without_target(conversation.messages, number)
+                raise _without_target(conversations[number], number)
+            if not self._in_parts:
+                self._check_special(one, chat, number)
         return chats
 
-    def _parts(self, conversation: Conversation, number: int) -> list[_Part]:
-        messages = conversation.messages
-        _check(messages, number)
-        marks = choose_marks(conversation, number)
-        safe = [{**message, "content": self._break(message["content"], marks)} for message in messages]
-        try:
-            rendered = self._template.render(replace(conversation, messages=safe), marks.start, marks.end)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise DataError(
-                f"conversation {number}: roles={[message['role'] for message in messages]}",
-                f"the chat template refuses it: {error}.",
-                "Drop it, or change the template.",
-            ) from error
-        text, spans = _take_out_marks(rendered, marks)
-        if self._in_parts:
-            return [_cut_out(text, spans, *piece, marks.broken) for piece in self._pieces(text)]
-        if marks.broken in text:
-            raise DataError(
-                f"conversation {number}",
-                f"a message contains the text of a special token of {self._encoder.directory}, which this tokenizer "
-                "would take for the token.",
-                "Drop the conversation, or remove that text.",
-            )
-        return [_Part(text, False, tuple(spans))]
+    def render(self, conversation: Conversation, number: int = 0) -> Rendered:
+        """Return the text of one conversation and its targets; ``number`` is what it is called in messages.
 
-    def _break(self, content: str, marks: Marks) -> str:
-        return self._special.sub(lambda match: match[0][0] + marks.broken + match[0][1:], content)
+        Raises:
+            DataError: As ``Renderer.render``.
+        """
+        if not self._turns.learns_calls and any(message.get("tool_calls") for message in conversation.messages):
+            raise DataError(
+                f"conversation {number}: tool_calls",
+                "the chat template writes calls of tools, and not as a target with the token that ends the turn.",
+                "Put {% generation %} and {% endgeneration %} around the calls and the token that ends them.",
+            )
+        return self._renderer.render(conversation, number)
+
+    def _parts(self, rendered: Rendered, number: int) -> list[_Part]:
+        text, spans, broken = rendered.text, rendered.spans, rendered.broken
+        if self._in_parts:
+            return [_cut_out(text, spans, *piece, broken) for piece in self._pieces(text)]
+        whole = _cut_out(text, spans, 0, len(text), False, broken)
+        if len(self._special.findall(whole.text)) != len(self._special.findall(text)):
+            raise self._taken_for_a_token(number)
+        return [whole]
+
+    def _check_special(self, rendered: Rendered, chat: ChatTokens, number: int) -> None:
+        """Refuse what became special tokens that the template did not write, by a normalizer for example."""
+        written = [self._special_ids[token] for token in self._special.findall(rendered.text)]
+        control = set(self._special_ids.values()) - {self.encoder.unknown_id}
+        found = [token for token in chat.input_ids.tolist() if token in control]
+        if found != [token for token in written if token in control]:
+            raise self._taken_for_a_token(number)
+
+    def _taken_for_a_token(self, number: int) -> DataError:
+        return DataError(
+            f"conversation {number}",
+            f"a message contains the text of a special token of {self.encoder.directory}, which this tokenizer would "
+            "take for the token.",
+            "Drop the conversation, or remove that text.",
+        )
 
     def _pieces(self, text: str) -> Iterator[tuple[int, int, bool]]:
         """Yield (start, end, special) of the special tokens in ``text`` and of what is between them."""
@@ -163,9 +194,9 @@ class ChatEncoder:
     def _encode_parts(self, parts: Sequence[_Part]) -> Iterator[ChatTokens]:
         """Yield the tokens of each part: as text where its mask is one value, else by the characters of its tokens."""
         divided = [self._divide(part) for part in parts]
-        texts = iter(self._encoder.encode_texts([sub.text for part in divided for sub in part if self._is_plain(sub)]))
+        texts = iter(self.encoder.encode_texts([sub.text for part in divided for sub in part if self._is_plain(sub)]))
         others = [sub.text for part in divided for sub in part if not sub.special and not self._is_plain(sub)]
-        encodings = iter(self._encoder.encode_with_offsets(others, special=not self._in_parts))
+        encodings = iter(self.encoder.encode_with_offsets(others, special=not self._in_parts))
         for part in divided:
             tokens = []
             for sub in part:
@@ -176,7 +207,7 @@ class ChatEncoder:
                     ids = next(texts)
                     tokens.append(ChatTokens(ids, np.full(len(ids), bool(sub.spans), np.uint8)))
                 else:
-                    tokens.append(_mask_by_characters(next(encodings), sub.spans))
+                    tokens.append(_mask_by_characters(next(encodings), sub, self._turns.prompt_gap))
             yield _join(tokens)
 
     def _is_plain(self, part: _Part) -> bool:
@@ -185,7 +216,7 @@ class ChatEncoder:
     def _divide(self, part: _Part) -> list[_Part]:
         """Return ``part`` cut where its mask changes if the tokenizer allows that: so no characters must be matched."""
         places = sorted({place for span in part.spans for place in span} - {0, len(part.text)})
-        cutter = self._encoder.cutter
+        cutter = self.encoder.cutter
         if not self._in_parts or cutter is None or not all(cutter.allows(part.text, place) for place in places):
             return [part]
         edges = [0, *places, len(part.text)]
@@ -200,10 +231,6 @@ def _read(template: str | None, name: str) -> str:
         raise ConfigError(name, f"the file cannot be read: {error}.", "Give a Jinja file.") from error
 
 
-def _variables(encoder: TextEncoder) -> dict[str, str]:
-    return {name: encoder.named_token(name) or "" for name in _NAMED_TOKENS}
-
-
 def _check_llama3(encoder: TextEncoder) -> None:
     missing = [t for t in (BOS, START_HEADER, END_HEADER, END_OF_TURN) if t not in encoder.special_tokens]
     if missing:
@@ -215,89 +242,26 @@ def _check_llama3(encoder: TextEncoder) -> None:
         )
 
 
-def _check_own_template(encoder: TextEncoder, template: ChatTemplate) -> None:
-    """Refuse to train on another text than the model will be served with."""
-    source = _own_template(encoder)
-    if source is None:
-        return
-    own = ChatTemplate(source, f"the chat template of {encoder.directory}", _variables(encoder))
-    for probe in _PROBES:
-        try:
-            expected = own.render(probe)
-        except TemplateError:
-            continue  # some formats have no system message
-        found = _render_or_say_why_not(template, probe)
-        if found != expected:
-            ours, theirs = _first_difference(found, expected)
-            raise ConfigError(
-                template.name,
-                f"renders another text than the tokenizer's own template: {ours!r} where that has {theirs!r}.",
-                "Train on the text that the model is served with: add the marks to a copy of the tokenizer's template.",
-            )
-
-
-def _render_or_say_why_not(template: ChatTemplate, conversation: Conversation) -> str:
-    try:
-        return template.render(conversation)
-    except TemplateError as error:
-        return f"an error, {error}"
-
-
-def _first_difference(text: str, other: str) -> tuple[str, str]:
-    """Return what two different texts hold from the first place where they differ."""
-    shorter = min(len(text), len(other))
-    place = next((n for n in range(shorter) if text[n] != other[n]), shorter)
-    return text[place : place + 30], other[place : place + 30]
-
-
-def _own_template(encoder: TextEncoder) -> str | None:
-    path = encoder.directory / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text("utf-8")
-    template = encoder.config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
-
-
-def _check(messages: Sequence[Message], number: int) -> None:
-    for message in messages:
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise DataError(
-                f"conversation {number}: {dict(message)!r:.80}",
-                "a message has a role and a text.",
-                "Give role and content as strings.",
-            )
-    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
-        raise DataError(
-            f"conversation {number}: roles={[message['role'] for message in messages]}",
-            "has no answer to learn from.",
-            "Drop it, or add an assistant message with text.",
+def _check_date(template: ChatTemplate, today: date | None) -> None:
+    asks = "strftime_now" in template.reads
+    if asks and today is None:
+        raise ConfigError(
+            template.name,
+            "asks for today's date, and the same conversation must give the same tokens tomorrow.",
+            "Set tokenizer.chat_date to a date, such as 2024-07-26.",
+        )
+    if today is not None and not asks and "date_string" not in template.reads:
+        raise ConfigError(
+            f"tokenizer.chat_date={today}", "the chat template asks for no date.", "Set tokenizer.chat_date=null."
         )
 
 
-def _without_target(messages: Sequence[Message], number: int) -> DataError:
+def _without_target(conversation: Conversation, number: int) -> DataError:
     return DataError(
-        f"conversation {number}: roles={[message['role'] for message in messages]}",
+        f"conversation {number}: roles={[message['role'] for message in conversation.messages]}",
         "the template marks nothing of it as a target.",
         "Drop it, or correct the {% generation %} blocks of the template.",
     )
-
-
-def _take_out_marks(rendered: str, marks: Marks) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text without the marks around targets, and the characters (start, end) that they enclosed."""
-    parts: list[str] = []
-    spans = []
-    length = start = 0
-    for part in re.split(f"([{marks.start}{marks.end}])", rendered):
-        if part == marks.start:
-            start = length
-        elif part == marks.end:
-            spans += [(start, length)] if length > start else []
-        else:
-            parts.append(part)
-            length += len(part)
-    return "".join(parts), spans
 
 
 def _cut_out(
@@ -314,12 +278,20 @@ def _cut_out(
     return _Part(part.replace(broken, "") if broken else part, special, clipped)
 
 
-def _mask_by_characters(encoding: Encoding, spans: Sequence[tuple[int, int]]) -> ChatTokens:
-    """Return the tokens of a text; one is a target where its first character is."""
+def _mask_by_characters(encoding: Encoding, part: _Part, gap: int) -> ChatTokens:
+    """Return the tokens of a text; one is a target where its first character is.
+
+    Args:
+        encoding: Of the text.
+        part: The text and its targets.
+        gap: A token that begins at most so many characters before a target and ends in it is one too.
+    """
     starts = np.array([start for start, _ in encoding.offsets], np.int64)
+    ends = np.array([end for _, end in encoding.offsets], np.int64)
     mask = np.zeros(len(starts), np.uint8)
-    for first, last in spans:
+    for first, last in part.spans:
         mask[(starts >= first) & (starts < last)] = 1
+        mask[(starts >= first - gap) & (starts < first) & (ends > first)] = 1
     return ChatTokens(np.array(encoding.ids, np.uint32), mask)
 
 

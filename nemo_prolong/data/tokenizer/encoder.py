@@ -15,6 +15,7 @@ from tokenizers import Encoding, Tokenizer
 
 from nemo_prolong.config.schema.prepare import TokenizerConfig
 from nemo_prolong.data.tokenizer.fast import FastLibrary
+from nemo_prolong.data.tokenizer.special_tokens import named_tokens
 from nemo_prolong.data.tokenizer.structure import find_cutter
 from nemo_prolong.errors import ConfigError, DataError
 
@@ -93,21 +94,23 @@ class TextEncoder:
         return tuple(token["content"] for token in added if token["special"])
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """Content of ``tokenizer_config.json``, empty where there is none."""
-        path = self.directory / "tokenizer_config.json"
-        if not path.is_file():
-            return {}
-        try:
-            content = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}", f"is no JSON: {error}.", "Copy the tokenizer again.") from error
-        return content if isinstance(content, dict) else {}
+    def unknown_id(self) -> int | None:
+        """The id that stands for text without a token, None where every text has tokens."""
+        model = self.definition["model"]
+        unknown = model.get("unk_token")
+        token_id = model.get("unk_id") if unknown is None else self._reference.token_to_id(unknown)
+        return None if token_id is None else int(token_id)
+
+    @cached_property
+    def named_tokens(self) -> dict[str, str | list[str]]:
+        """The special tokens by the names that ``transformers`` has for them, such as ``bos_token``."""
+        files = ("tokenizer_config.json", "special_tokens_map.json")
+        return named_tokens(*(_read_object(self.directory / file) for file in files))
 
     def named_token(self, name: str) -> str | None:
-        """Return the token that ``tokenizer_config.json`` calls ``name``, such as ``bos_token``, or None."""
-        token = self.config.get(name)
-        return token.get("content") if isinstance(token, dict) else token
+        """Return the token that the tokenizer calls ``name``, such as ``bos_token``, or None."""
+        token = self.named_tokens.get(name)
+        return token if isinstance(token, str) else None
 
     def special_id(self, token: str) -> int:
         """Return the id of a token.
@@ -237,6 +240,17 @@ def _load(directory: Path) -> Tokenizer:
     # Without special tokens it changes no id; some shift offsets.
     tokenizer.post_processor = None
     return tokenizer
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file, empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}", f"is no JSON: {error}.", "Copy the tokenizer again.") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _slices(pieces: Iterable[str]) -> Iterator[str]:

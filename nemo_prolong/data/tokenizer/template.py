@@ -1,15 +1,16 @@
 """Chat templates whose ``{% generation %}`` blocks say what an assistant generates.
 
-The environment has what ``transformers`` gives to templates, except ``strftime_now``: the same conversation must become
-the same tokens tomorrow, so templates fall back to the date that they carry.
+The environment has what ``transformers`` gives to templates. ``strftime_now`` knows one date, which the configuration
+fixes, because the same conversation must become the same tokens tomorrow.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -17,19 +18,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nemo_prolong.data.conversation import Conversation
-from nemo_prolong.errors import ConfigError, DataError
+from nemo_prolong.errors import ConfigError
 
 LLAMA3_TRAINING = Path(__file__).parent / "llama3_training.jinja"
-_NONCHARACTERS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
-_MARKS_NEEDED = 3
-
-
-class Marks(NamedTuple):
-    """Characters that a conversation does not contain: around generated text, and inside forged special tokens."""
-
-    start: str
-    end: str
-    broken: str
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -61,8 +52,14 @@ def _raise(message: str) -> None:
     raise TemplateError(message)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 class ChatTemplate:
@@ -72,48 +69,56 @@ class ChatTemplate:
         source: Text of the template.
         name: What it is called in messages.
         variables: What it sees beside the messages: ``bos_token`` and the like.
+        today: What it is told when it asks for the date.
 
     Attributes:
+        source: As given.
         name: As given.
         marks_targets: Whether it has a ``{% generation %}`` block.
+        reads: Names of the variables that it reads.
 
     Raises:
         ConfigError: If it is no Jinja.
     """
 
-    def __init__(self, source: str, name: str, variables: Mapping[str, Any]) -> None:
+    def __init__(self, source: str, name: str, variables: Mapping[str, Any], today: date | None = None) -> None:
         environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = self._strftime_now
+        self.source = source
         self.name = name
+        self._today = today
         self._environment = environment
         self._variables = {"tools": None, "documents": None, "add_generation_prompt": False, **variables}
         try:
             self._template = environment.from_string(source)
+            names = environment.parse(source).find_all(nodes.Name)
         except TemplateError as error:
             rule = f"is no Jinja template: {error}, line {getattr(error, 'lineno', '?')}."
             raise ConfigError(name, rule, "Correct the template.") from error
+        self.reads = frozenset(name.name for name in names if name.ctx == "load")
         self.marks_targets = environment.has_generation
 
-    def render(self, conversation: Conversation, start: str = "", end: str = "") -> str:
+    def render(self, conversation: Conversation, start: str = "", end: str = "", prompt: bool = False) -> str:
         """Return the text of a conversation, what is generated between ``start`` and ``end``.
+
+        Args:
+            conversation: What to render.
+            start: Put before what is generated.
+            end: Put after what is generated.
+            prompt: End with what the model is given before an answer.
 
         Raises:
             TemplateError: If the template refuses the conversation.
         """
         self._environment.generation_marks = (start, end)
-        return self._template.render(messages=conversation.messages, **{**self._variables, **conversation.variables})
+        variables = {**self._variables, **conversation.variables}
+        if prompt:
+            variables["add_generation_prompt"] = True
+        return self._template.render(messages=conversation.messages, **variables)
 
-
-def choose_marks(conversation: Conversation, number: int) -> Marks:
-    """Return marks that the conversation does not contain.
-
-    Raises:
-        DataError: If almost all of Unicode's noncharacters occur in it.
-    """
-    text = "".join(conversation.texts())
-    free = [mark for mark in _NONCHARACTERS if mark not in text][:_MARKS_NEEDED]
-    if len(free) < _MARKS_NEEDED:
-        rule = "contains nearly all noncharacters from U+FDD0 to U+FDEF, which are reserved for internal use."
-        raise DataError(f"conversation {number}", rule, "Remove them.")
-    return Marks(*free)
+    def _strftime_now(self, form: str) -> str:
+        if self._today is None:
+            raise TemplateError("it asks for today's date, and tokenizer.chat_date is not set")
+        return datetime.combine(self._today, time()).strftime(form)
