@@ -61,7 +61,7 @@ def choose_marks(conversation: Conversation, number: int) -> Marks:
         DataError: If almost all of Unicode's noncharacters occur in it.
     """
     text = "".join(_strings((conversation.messages, conversation.variables)))
-    lower = text.lower() if r"\ufd" in text.lower() else ""
+    lower = text.lower() if r"\u" in text else ""
     free = (mark for mark in _NONCHARACTERS if mark not in text and _escape(mark) not in lower)
     marks = list(islice(free, len(Marks._fields)))
     if len(marks) < len(Marks._fields):

@@ -16,6 +16,8 @@ from nemo_prolong.data.tokenizer.marks import Marks, changed_strings
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of what an assistant thought before it answered, by the names that templates have for it."""
+MEANT = ("tool_plan", "function_calls", "functions", "tools", "documents")
+"""Other keys of a message that say something, where a template knows them."""
 _INSIDE_LAST_WORD = re.compile(r".*\w(?=\w)", re.DOTALL)
 _FIRST_CHARACTER = re.compile(r"\s*\S")
 _VARIABLES = ("tools", "documents")

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 
 from nemo_prolong.data.conversation import Conversation, Message
 from nemo_prolong.data.tokenizer.marks import Marks, SpecialTokenBreaker, choose_marks, take_out_marks, unescaped
-from nemo_prolong.data.tokenizer.places import REASONING, Place, Tags, without
+from nemo_prolong.data.tokenizer.places import MEANT, REASONING, Place, Tags, without
 from nemo_prolong.data.tokenizer.template import ChatTemplate
 from nemo_prolong.errors import DataError
 
@@ -135,6 +135,10 @@ class Renderer:
         for key in REASONING:
             if any(message.get(key) for message in conversation.messages) and key not in self._written_reasoning:
                 raise _not_written(key, conversation, Place(key), number)
+        meant = [(n, key) for n, message in enumerate(conversation.messages) for key in MEANT if message.get(key)]
+        for n, key in meant:
+            if not self._writes(conversation, Place(key, n)):
+                raise _not_written(str(Place(key, n)), conversation, Place(key, n), number)
         for key, value in conversation.variables.items():
             if value not in (None, [], "", {}) and key not in self._template.reads:
                 raise _not_written(key, conversation, Place(key), number)
@@ -213,6 +217,7 @@ def check_conversation(conversation: Conversation, number: int) -> None:
 def _fault(message: Message) -> str:
     """Return what is wrong with a message, or nothing."""
     content, calls = message.get("content"), message.get("tool_calls")
+    called = calls or message.get("function_calls")
     if calls and not (isinstance(calls, Sequence) and all(isinstance(call, Mapping) for call in calls)):
         return "tool_calls is a list of objects."
     if isinstance(content, list):
@@ -221,7 +226,7 @@ def _fault(message: Message) -> str:
     elif isinstance(content, Mapping):
         known = message.get("role") == "tool"
     else:
-        known = isinstance(content, str) or (content is None and bool(calls))
+        known = isinstance(content, str) or (content is None and bool(called))
     return "" if isinstance(message.get("role"), str) and known else "a message has a role and a text."
 
 
@@ -230,7 +235,7 @@ def _is_answer(message: Message) -> bool:
         return False
     content = message.get("content")
     text = content if isinstance(content, str) else "".join(part["text"] for part in content or ())
-    return bool(text.strip() or message.get("tool_calls"))
+    return bool(text.strip() or message.get("tool_calls") or message.get("function_calls"))
 
 
 def _is_divided(conversation: Conversation) -> bool:

@@ -80,6 +80,13 @@ def test_a_conversation_of_one_call_has_something_to_learn(make: Make, tokenizer
         ([QUESTION, ANSWER], {"documents": [{"title": "a", "text": "b"}]}, "documents"),
         ([QUESTION, {**ANSWER, "reasoning_content": "clouds"}], {}, "reasoning_content"),
         ([QUESTION, {**ANSWER, "thinking": "clouds"}], {}, "thinking"),
+        ([QUESTION, {**ANSWER, "tool_plan": "look"}], {}, r"the tool_plan of message 1 \(assistant\)"),
+        ([{**QUESTION, "functions": [TOOL]}, ANSWER], {}, r"the functions of message 0 \(user\)"),
+        (
+            [QUESTION, {"role": "assistant", "function_calls": [CALL]}],
+            {},
+            r"the function_calls of message 1 \(assistant\)",
+        ),
         ([QUESTION, ANSWER], {"custom_instructions": "be brief"}, "custom_instructions"),
     ],
 )
