@@ -50,18 +50,22 @@ class Tags:
     Args:
         conversation: What to tag.
         marks: Characters that it does not contain.
+        answers_only: Put none into what an assistant does not say.
 
     Attributes:
         conversation: With tags.
         places: The parts, in the order of their numbers.
     """
 
-    def __init__(self, conversation: Conversation, marks: Marks) -> None:
+    def __init__(self, conversation: Conversation, marks: Marks, answers_only: bool = False) -> None:
         self._marks = marks
         self.places: list[Place] = []
-        messages = [dict(self._message(message, number)) for number, message in enumerate(conversation.messages)]
+        messages = [
+            message if answers_only and message["role"] != "assistant" else dict(self._message(message, number))
+            for number, message in enumerate(conversation.messages)
+        ]
         variables = {
-            key: self._listed(key, value) if key in _VARIABLES else value
+            key: self._listed(key, value) if key in _VARIABLES and not answers_only else value
             for key, value in conversation.variables.items()
         }
         self.conversation = replace(conversation, messages=messages, variables=variables)

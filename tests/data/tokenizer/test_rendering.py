@@ -234,6 +234,19 @@ def test_each_target_is_of_a_trained_message(
     assert ends[1::2].tolist() == turns
 
 
+def test_a_template_may_compare_questions(make: Make, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Mistral's writes the tools before each question that equals the last one."""
+    questions = '{%- set last = messages | selectattr("role", "equalto", "user") | list | last %}'
+    template = questions + TOOLS.replace(
+        "        {{- message.content | trim ~",
+        '        {{- ("TOOLS " if message == last else "") ~ message.content | trim ~',
+    )
+    messages = [QUESTION, {**ANSWER, "content": "No."}, QUESTION, ANSWER]
+    chat = make(template).encode(Conversation(messages, (True, False, True, True)))
+    assert targets(chat, tokenizer) == "It rains.<|eot_id|>"
+    assert tokenizer.decode(chat.input_ids).count("TOOLS") == 2
+
+
 def test_a_call_that_is_not_trained_is_no_target(make: Make, tokenizer: PreTrainedTokenizerFast) -> None:
     chat = make(TOOLS).encode(Conversation([QUESTION, CALLING, RESULT, ANSWER], (True, False, True, True)))
     assert targets(chat, tokenizer) == "It rains.<|eot_id|>"
