@@ -25,7 +25,7 @@ LLAMA2_TRAINING_WITHOUT_SPACE = LLAMA2.replace(
 
 def _texts() -> list[str]:
     rng = random.Random(0)
-    return [" ".join(rng.choices(_WORDS, k=12)) + ", [INST] 12 [/INST]: (x)!" for _ in range(200)]
+    return [" ".join(rng.choices(_WORDS, k=12)) + ", [INST] 0123456789 [/INST]: (x)!" for _ in range(200)]
 
 
 def _save(tokenizer: dict[str, Any], directory: Path, tokenizer_class: str = "PreTrainedTokenizerFast") -> Path:

@@ -78,6 +78,29 @@ def expected_mask(text: str, offsets: list[tuple[int, int]], messages: list[dict
     return [int(any(first <= start < last for first, last in spans)) for start, _ in offsets]
 
 
+WORDS = st.text(alphabet=" \nab\u00e9\u0301\ufb01\uff21\u00df\u0130\u00ad\u200b\u4e2d\U0001f600\u2167[]", max_size=20)
+ROLES = ("user", "assistant")
+DIGITS = st.text(alphabet="0123\uff14\u00b2\u2463 ", min_size=1, max_size=8).filter(lambda text: text.strip() != "")
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(WORDS, DIGITS), min_size=1, max_size=3))
+@example([("\ufb01\ufb01\u0301\ufb01", "1\uff14\u00b2"), ("\u2167\u00ad\U0001f600", "2")])
+def test_digits_are_targets_where_answers_alone_have_digits(family: Any, turns: list[tuple[str, str]]) -> None:
+    """Normalizers change lengths before an answer and in it. This looks at tokens and at no place in the text."""
+    tokenizer, encoder, _ = family
+    messages = [{"role": role, "content": text} for turn in turns for role, text in zip(ROLES, turn, strict=True)]
+    chat = encoder.encode(Conversation(messages))
+    tokens = tokenizer.convert_ids_to_tokens(chat.input_ids.tolist())
+    for token, target in zip(tokens, chat.mask.tolist(), strict=True):
+        if any(character.isdigit() for character in token) and not token.startswith("<0x"):
+            assert target, token
+        if any(character in "ab[]INST" for character in token) and token not in ("<unk>", "</s>", "<s>"):
+            assert not target or token.startswith("<0x"), token
+    ends = chat.mask[chat.input_ids == encoder.encoder.special_id("</s>")]
+    assert ends.tolist() == [1] * len(turns)
+
+
 def test_the_first_word_of_an_answer_is_learned_with_its_space(tmp_path: Path) -> None:
     """The prompt ends before the space, so the model is never given it."""
     encoder = TextEncoder(llama2_tokenizer(tmp_path / "tokenizer"))
