@@ -120,6 +120,11 @@ def test_what_the_template_does_not_write_is_refused(
             [{"role": "system", "content": "Be brief."}, QUESTION, ANSWER],
             r"the content of message 0 \(system\)",
         ),
+        (
+            ("{{- message.content | trim ~", '{{- ("" if message.content == "Be brief." else message.content) ~'),
+            [{"role": "system", "content": "Be brief."}, QUESTION, ANSWER],
+            r"the content of message 0 \(system\)",
+        ),
     ],
 )
 def test_every_call_argument_and_content_must_be_written(
