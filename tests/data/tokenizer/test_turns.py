@@ -81,6 +81,10 @@ def test_the_end_of_a_turn_of_llama_2_is_its_eos(tmp_path: Path) -> None:
 
 def test_tokens_that_close_calls_do_not_end_a_turn(tokenizer: TextEncoder, tmp_path: Path) -> None:
     template = TOOLS.replace("(call.function | tojson)", '(call.function | tojson) ~ "[/INST]"')
+    template = template.replace(
+        'trim ~ "<|eot_id|>" }}\n        {%- endg', 'trim ~ "<|eot_id|><|end_of_text|>" }}{%- endg'
+    )
+    assert "<|eot_id|><|end_of_text|>" in template
     assert encoder_of(tokenizer, template, tmp_path).format.end_of_turn == ["<|eot_id|>"]
 
 
