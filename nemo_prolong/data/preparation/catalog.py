@@ -15,7 +15,6 @@ from nemo_prolong.data.miniature.corpus import read_corpus, write_corpus
 from nemo_prolong.data.miniature.installation import Installation
 from nemo_prolong.data.sources import detect_format, plan_units
 from nemo_prolong.data.sources.base import Unit
-from nemo_prolong.data.tokenizer.template import LLAMA3_TRAINING
 
 FORMAT: Literal[2] = 2
 """Version of the data directory; part of every fingerprint."""
@@ -95,14 +94,14 @@ def _fingerprinted(cfg: PrepareConfig) -> dict[str, Any]:
         {name: value for name, value in source.items() if name not in unset or value != unset[name]}
         for source in described["sources"]
     ]
+    if cfg.tokenizer.chat_date is None:
+        del described["tokenizer"]["chat_date"]
     return described
 
 
 def _chat_template(cfg: PrepareConfig) -> str | None:
-    """Return the text of the chat template; None where none is used and for a missing one, refused when used."""
-    if not any(source.holds_conversations for source in cfg.sources):
-        return None
-    path = Path(cfg.tokenizer.chat_template or LLAMA3_TRAINING)
+    """Return the text of the chat template; None for the built-in one and for a missing one, refused when used."""
+    path = Path(cfg.tokenizer.chat_template or "")
     return path.read_text("utf-8", errors="replace") if path.is_file() else None
 
 
