@@ -33,17 +33,17 @@ def prepare_chat(tokenizer_directory: Path, tmp_path: Path) -> Prepare:
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in TALKS))
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": "no conversation " * 200}) + "\n")
 
-    def run(field: str | None = "messages", output: str = "data", **tokenizer: Any) -> Any:
+    def run(field: str | None = "messages", seq_length: int = 128, **tokenizer: Any) -> Any:
         source = {
             "domain": "x",
             "path": str(tmp_path / ("chat.jsonl" if field else "text.jsonl")),
             "messages_field": field,
         }
         cfg = PrepareConfig(
-            output=str(tmp_path / output),
+            output=str(tmp_path / "data"),
             sources=[source],
             tokenizer={"path": str(tmp_path / "tokenizer"), **tokenizer},
-            row_sets=[{"path": "rows", "domain": "x", "seq_length": 128}],
+            row_sets=[{"path": "rows", "domain": "x", "seq_length": seq_length}],
             workers=1,
         )
         check(cfg)
@@ -95,6 +95,27 @@ def test_the_tokenizer_gets_a_template_that_writes_more(prepare_chat: Prepare, t
         for template in (None, TOOLS)
     ]
     assert texts[0] == texts[1] and "get_weather" in texts[0]
+
+
+def test_calls_and_weights_of_a_file_reach_the_rows(prepare_chat: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "train.jinja").write_text(TOOLS)
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": '{"town": 7}'}}
+    messages = [
+        TALKS[0][0],
+        {"role": "assistant", "content": "No.", "weight": 0},
+        TALKS[1][0],
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "rain"},
+        TALKS[2][1],
+    ]
+    (tmp_path / "chat.jsonl").write_text((json.dumps({"messages": messages, "tools": [tool]}) + "\n") * 9)
+    prepare_chat(chat_template=str(tmp_path / "train.jinja"), seq_length=512)
+    row = MdsReader(tmp_path / "data" / "rows")[0]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "data" / "tokenizer")
+    first = slice(*row["indices"][0].tolist())
+    targets = tokenizer.decode(row["input_ids"][first][row["mask"][first] == 1])
+    assert targets == 'CALL {"name": "get_weather", "arguments": {"town": 7}}<|eot_id|>It is 2.<|eot_id|>'
 
 
 def test_a_tokenizer_without_a_template_gets_the_one_in_use(prepare_chat: Prepare, tmp_path: Path) -> None:
