@@ -163,8 +163,8 @@ class ChatFormat(_Record):
     """How the conversations of a data directory were written, for those who serve a model that was trained on them.
 
     ``template`` is ``tokenizer.chat_template`` of the configuration, None for the built-in one. ``end_of_turn`` are the
-    tokens that the template writes after what an assistant says, in the order in which they come. Generation ends at
-    the first of them. ``date`` is what the template was given as today's, None where it asks for none.
+    tokens that the template ends what an assistant says with, that of a last answer first. Generation ends at each of
+    them. ``date`` is what the template was given as today's, None where it asks for none.
     """
 
     template: str | None
@@ -317,18 +317,46 @@ class DataManifestFile:
         """Hash of the file, None where there is none."""
         return None if self.content is None else hashlib.sha256(self.content).hexdigest()
 
-    @cached_property
+    @property
     def tokenizer_sha256(self) -> str | None:
         """Hash of the tokenizer that the rows were made with, None where nothing says which that was.
 
         Raises:
             DataError: If the file is no JSON object.
         """
+        sha256 = self._values.get("tokenizer_sha256")
+        return None if sha256 is None else str(sha256)
+
+    @property
+    def eos_token(self) -> str | None:
+        """The token that ends a document of the rows, None where there is none or nothing says which.
+
+        Raises:
+            DataError: If the file is no JSON object.
+        """
+        token = self._values.get("eos_token")
+        return None if token is None else str(token)
+
+    @property
+    def chat(self) -> ChatFormat | None:
+        """How conversations of the rows were written, None where there are none or nothing says how.
+
+        Raises:
+            DataError: If the file is no JSON object, or what it says of them cannot be read.
+        """
+        values = self._values.get("chat")
+        try:
+            return None if values is None else ChatFormat.model_validate(values)
+        except ValidationError as error:
+            rule = f"its entry chat cannot be read: {error.errors()[0]['msg']}."
+            raise DataError(self.where, rule, "Copy or prepare the data again.") from error
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
         try:
             found = json.loads(self.content or b"{}")
         except ValueError as error:
             raise DataError(self.where, f"is no JSON ({error}).", "Copy or prepare the data again.") from error
         if not isinstance(found, dict):
             raise DataError(self.where, "is no JSON object.", "Copy or prepare the data again.")
-        sha256 = found.get("tokenizer_sha256")
-        return None if sha256 is None else str(sha256)
+        return found

@@ -177,6 +177,9 @@ class ExportManifest(_Record):
         rotary_base: RoPE base.
         trained_context_length: Longest training row, in tokens.
         advertised_context_length: Tokens the model is said to take.
+        stop_token_ids: Tokens that end what the model generates; empty in files of earlier versions.
+        chat_template_sha256: Of the chat template; None where there is none.
+        chat_date: What the training template was given as today's date; None where it asked for none.
         verification: What was compared; None if it was not asked for.
         target: What the directory was prepared for; None for a plain Hugging Face directory.
         versions: Packages that wrote it.
@@ -191,6 +194,9 @@ class ExportManifest(_Record):
     rotary_base: float
     trained_context_length: int
     advertised_context_length: int
+    stop_token_ids: list[int] = []
+    chat_template_sha256: str | None = None
+    chat_date: str | None = None
     verification: VerificationRecord | None
     target: TargetRecord | None = None
     versions: dict[str, str]

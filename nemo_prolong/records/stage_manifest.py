@@ -14,9 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nemo_prolong.config.addresses import HF_PREFIX, is_address
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.files import write_text_atomically
+from nemo_prolong.records.data_manifest import ChatFormat
+from nemo_prolong.records.locations import recorded_path
 from nemo_prolong.redaction import redact_values
 
 MANIFEST_FILE = "stage.json"
@@ -43,6 +46,8 @@ class ParentRecord(BaseModel):
         sha256: One hash over configuration, index and weights of a Hugging Face directory.
         context_length: Tokens that a Hugging Face directory says its model is made for.
         rotary_base: RoPE base that the weights were trained with. The stage's own may be another.
+        stop_token_ids: Tokens that end what its model generates.
+        working_directory: Where ``path`` was typed; None in files of earlier versions.
         taken: What the stage took, in words.
         not_taken: What it did not take, and started anew.
     """
@@ -55,8 +60,15 @@ class ParentRecord(BaseModel):
     sha256: str | None = None
     context_length: int | None = None
     rotary_base: float | None = None
+    stop_token_ids: list[int] = []
+    working_directory: str | None = None
     taken: list[str] = []
     not_taken: list[str] = []
+
+    @property
+    def directory(self) -> Path:
+        """Where it lies, seen from here."""
+        return recorded_path(self.path.removeprefix(HF_PREFIX), self.working_directory)
 
 
 class SettingChange(BaseModel):
@@ -81,7 +93,16 @@ class SettingChange(BaseModel):
 
 
 class DataRecord(BaseModel):
-    """The data a stage was trained on."""
+    """The data a stage was trained on.
+
+    Attributes:
+        root: Directory or address, as it was typed.
+        tokenizer: Tokenizer directory, as it was typed.
+        mixture: Row sets with their proportions.
+        manifest_sha256: Of ``manifest.json``; None where there is none.
+        tokenizer_sha256: Of the tokenizer, by that file; None where nothing says which it is.
+        working_directory: Where ``root`` was typed; None in files of earlier versions.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -89,10 +110,23 @@ class DataRecord(BaseModel):
     tokenizer: str
     mixture: list[dict[str, Any]]
     manifest_sha256: str | None
+    tokenizer_sha256: str | None = None
+    working_directory: str | None = None
+
+    @property
+    def location(self) -> str:
+        """The root, seen from here."""
+        return self.root if is_address(self.root) else str(recorded_path(self.root, self.working_directory))
 
 
 class StageManifest(BaseModel):
-    """The content of ``stage.json``. Counts are of this stage alone."""
+    """The content of ``stage.json``. Counts are of this stage alone.
+
+    ``stop_token_ids`` are the tokens that end what the model generates. The end of a document is the first, then come
+    those of the parent and the end of a turn. None stands for files of earlier versions, which do not say it. ``chat``
+    is the format of the conversations that the model was trained on, in this stage or before, None where there were
+    none.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -114,6 +148,8 @@ class StageManifest(BaseModel):
     skipped_steps: int = 0
     changes: list[SettingChange] = []
     data: DataRecord
+    stop_token_ids: list[int] | None = None
+    chat: ChatFormat | None = None
     versions: dict[str, str]
     git_commit: str | None
     world_size: int

@@ -41,6 +41,9 @@ MANIFEST = {
     "rotary_base": 10000.0,
     "trained_context_length": 64,
     "advertised_context_length": 64,
+    "stop_token_ids": [2, 3],
+    "chat_template_sha256": "1" * 64,
+    "chat_date": "2024-07-26",
     "verification": VERIFICATION,
     "target": {
         "format": "trtllm", "gpu": "h100_80gb", "tensor_parallel_size": 1, "pipeline_parallel_size": 1,
@@ -78,7 +81,8 @@ def test_what_is_made_in_code_is_written_the_same(tmp_path: Path) -> None:
         format="trtllm", gpu="h100_80gb", tensor_parallel_size=1, pipeline_parallel_size=1, quantization=quantization
     )
     versions = {"torch": "2.13.0"}
-    manifest = make_export_manifest("config.json", verification=verification, target=target, versions=versions)
+    chat = {"stop_token_ids": [2, 3], "chat_template_sha256": "1" * 64, "chat_date": "2024-07-26"}
+    manifest = make_export_manifest("config.json", verification=verification, target=target, versions=versions, **chat)
     manifest.write(tmp_path)
     # Without verification the two keys of the comparison are not there.
     expected = {**MANIFEST, "target": {**MANIFEST["target"], "quantization": QUANTIZATION}}
@@ -93,10 +97,12 @@ def test_a_plain_export_without_verification_says_null(tmp_path: Path) -> None:
 
 
 def test_manifests_of_the_first_versions_are_read(tmp_path: Path) -> None:
-    early = {key: value for key, value in MANIFEST.items() if key != "target"}
+    later = ("target", "stop_token_ids", "chat_template_sha256", "chat_date")
+    early = {key: value for key, value in MANIFEST.items() if key not in later}
     early["verification"] = {key: value for key, value in VERIFICATION.items() if key not in ("sharpened", "stop_ids")}
     manifest = read(tmp_path, early)
     assert manifest.target is None
+    assert (manifest.stop_token_ids, manifest.chat_template_sha256, manifest.chat_date) == ([], None, None)
     assert manifest.verification.sharpened is None and manifest.verification.max_logit_difference == 1e-7
 
 

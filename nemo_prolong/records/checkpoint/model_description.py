@@ -13,6 +13,7 @@ from nemo_prolong.config.addresses import tokenizer_directory
 from nemo_prolong.config.schema import ModelConfig, RunConfig
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.records.checkpoint.manifest import MODEL_FILE
+from nemo_prolong.records.locations import recorded_path, working_directory
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class ModelDescription:
         step: Optimizer steps of the stage.
         model: The model as it was trained, ``rotary_base`` of the stage included.
         seq_length: Tokens per training row.
-        tokenizer: Tokenizer directory.
+        tokenizer: Tokenizer directory, as the run found it.
         compute: Precision it was trained in, fp32 or bf16.
+        working_directory: Where the run was started; None in files of earlier versions.
     """
 
     step: int
@@ -32,6 +34,12 @@ class ModelDescription:
     seq_length: int
     tokenizer: str
     compute: str
+    working_directory: str | None = None
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        """The tokenizer, seen from here."""
+        return recorded_path(self.tokenizer, self.working_directory)
 
     @property
     def model_config(self) -> ModelConfig:
@@ -47,6 +55,7 @@ class ModelDescription:
             seq_length=cfg.seq_length,
             tokenizer=str(tokenizer_directory(cfg.data)),
             compute=cfg.precision.compute,
+            working_directory=working_directory(),
         )
 
     @classmethod
