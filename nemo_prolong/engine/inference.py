@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.validation import StrictHandling
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nemo_prolong.config.schema import ParallelismConfig, PrecisionConfig
 from nemo_prolong.engine.model.nemo_model import build_nemo_config
@@ -21,6 +21,7 @@ from nemo_prolong.errors import CheckpointError
 from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
 from nemo_prolong.weights.checkpoint_reader import CheckpointReader
+from nemo_prolong.weights.hf_model import load_tokenizer
 from nemo_prolong.weights.names import rules
 from nemo_prolong.weights.pickles import check_pickles
 
@@ -85,8 +86,21 @@ class MegatronScorer:
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer the model was trained with."""
-        return AutoTokenizer.from_pretrained(self.description.tokenizer, local_files_only=True, trust_remote_code=False)
+        """The tokenizer the model was trained with.
+
+        Raises:
+            CheckpointError: If it is gone or cannot be loaded.
+        """
+        directory = self.description.tokenizer_directory
+        try:
+            return load_tokenizer(directory)
+        # A broken tokenizer.json makes the tokenizers library raise a bare Exception.
+        except Exception as error:
+            raise CheckpointError(
+                f"models={self.name}",
+                f"the tokenizer it was trained with cannot be loaded from {directory}: {error}",
+                "Put the data directory back where it was, or run the command where the run was started.",
+            ) from error
 
     @property
     def inv_freq(self) -> torch.Tensor:

@@ -8,6 +8,7 @@ from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
 from nemo_prolong.records.evaluation import evaluation_directory
 
@@ -99,7 +100,15 @@ def require_model(model: str) -> None:
 
 
 def _require_checkpoint(run: Path) -> None:
-    if newest_checkpoint(run) is None:
+    checkpoint = newest_checkpoint(run)
+    if checkpoint is None:
         raise CheckpointError(
             f"models={run}", "The run has no complete checkpoint.", "Train it until it saves one, or name another run."
+        )
+    description = ModelDescription.read(checkpoint)
+    if not description.tokenizer_directory.is_dir():
+        raise CheckpointError(
+            f"models={run}",
+            f"The tokenizer that it was trained with is not in {description.tokenizer}, seen from {Path.cwd()}.",
+            "Put the data directory back where it was, or run the command where the run was started.",
         )

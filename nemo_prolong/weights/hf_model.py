@@ -27,7 +27,12 @@ class LoadedModel(NamedTuple):
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a directory; a broken one raises whatever its library raises."""
+    """Return the tokenizer of a directory; a broken one raises whatever its library raises.
+
+    Raises:
+        FileNotFoundError: If there is no such directory.
+    """
+    _require_directory(directory)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), **_LOCAL)
     return tokenizer
 
@@ -38,10 +43,20 @@ def load_model(directory: Path, dtype: torch.dtype | Literal["auto"]) -> LoadedM
     Args:
         directory: With ``config.json`` and safetensors.
         dtype: Of its weights and arithmetic; ``auto`` takes that of the files.
+
+    Raises:
+        FileNotFoundError: If there is no such directory.
     """
+    _require_directory(directory)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(directory), dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
     )
     model, report = loaded
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
     return LoadedModel(model.eval(), {kind: sorted(map(str, report[kind])) for kind in kinds if report[kind]})
+
+
+def _require_directory(directory: Path) -> None:
+    """Refuse a missing directory. The loaders would take its name for that of a repository on the Hub."""
+    if not directory.is_dir():
+        raise FileNotFoundError(f"there is no directory {directory}, seen from {Path.cwd()}")

@@ -35,7 +35,7 @@ def calibration_documents(manifest: StageManifest, rows: int, length: int) -> li
     """
     data = manifest.data
     dataset = PackedRowDataset(
-        data.root,
+        data.location,
         [MixtureEntry(path=entry["path"], proportion=entry["proportion"]) for entry in data.mixture],
         manifest.seq_length,
         SEED,

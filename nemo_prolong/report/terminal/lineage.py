@@ -43,26 +43,26 @@ def chain_of(run: str) -> list[LineageStep]:
     """Return the chain that ends with a run, the oldest first.
 
     Args:
-        run: Run directory; parents are looked up as the runs recorded them, relative to the working directory.
+        run: Run directory. Parents are looked up as the runs recorded them, from here or from where they were started.
 
     Raises:
         CheckpointError: If ``run`` is no run directory, or a manifest cannot be read.
     """
     manifest = StageManifest.read(Path(run))
-    steps = [_step(run, manifest)]
-    seen = {run}
-    while manifest.parent is not None and manifest.parent.path not in seen:
-        parent = manifest.parent.path
-        seen.add(parent)
-        if not (Path(parent) / MANIFEST_FILE).is_file():
-            return [LineageStep(parent, None), *reversed(steps)]
-        manifest = StageManifest.read(Path(parent))
-        steps.append(_step(parent, manifest))
+    steps = [_step(run, Path(run), manifest)]
+    seen = {Path(run).resolve()}
+    while manifest.parent is not None and manifest.parent.directory.resolve() not in seen:
+        parent = manifest.parent
+        seen.add(parent.directory.resolve())
+        if parent.path.startswith(HF_PREFIX) or not (parent.directory / MANIFEST_FILE).is_file():
+            return [LineageStep(parent.path, None), *reversed(steps)]
+        manifest = StageManifest.read(parent.directory)
+        steps.append(_step(parent.path, parent.directory, manifest))
     return steps[::-1]
 
 
-def _step(path: str, manifest: StageManifest) -> LineageStep:
-    steps, validations = read_metrics(Path(path) / "metrics.jsonl", [])
+def _step(path: str, directory: Path, manifest: StageManifest) -> LineageStep:
+    steps, validations = read_metrics(directory / "metrics.jsonl", [])
     return LineageStep(
         path,
         manifest,

@@ -151,7 +151,7 @@ def _read_stage(directory: str, label: str, manifest: StageManifest) -> StageRun
     steps, validations = read_metrics(run.metrics_file, notes)
     if manifest.status != "complete":
         notes.append(f"{directory}: status is {manifest.status}; figures show what was recorded so far.")
-    data_manifest = _read_json_object(Path(manifest.data.root) / "manifest.json")
+    data_manifest = _read_json_object(Path(manifest.data.location) / "manifest.json")
     evaluated = _read_evaluation(directory, label, manifest.trained_context_length, notes)
     config = _read_json_object(Path(directory) / "config.json") or {}
     return StageRun(
