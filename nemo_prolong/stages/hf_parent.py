@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from nemo_prolong.config.addresses import HF_PREFIX, tokenizer_directory
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import CheckpointError, DataError
+from nemo_prolong.records.locations import working_directory
 from nemo_prolong.records.stage_manifest import ParentRecord
 from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
 
@@ -40,6 +41,8 @@ def check_hugging_face_parent(cfg: RunConfig, *, weights: bool) -> ParentRecord:
         sha256=directory.sha256() if weights else None,
         context_length=directory.context_length,
         rotary_base=directory.rotary_base,
+        stop_token_ids=directory.stop_token_ids,
+        working_directory=working_directory(),
     )
 
 

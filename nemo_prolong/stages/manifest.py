@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_prolong.config.schema import DataConfig, RunConfig, Transition
 from nemo_prolong.records.data_manifest import DataManifestFile
+from nemo_prolong.records.locations import working_directory
 from nemo_prolong.records.stage_manifest import (
     DataRecord,
     ParentRecord,
@@ -16,6 +17,7 @@ from nemo_prolong.records.stage_manifest import (
     installed_versions,
     utc_now,
 )
+from nemo_prolong.stages.ending import UNKNOWN_ENDING, Ending
 
 _ANEW = ("learning-rate schedule", "data position", "random states")
 _OPTIMIZER = ("fp32 master weights", "moments of Adam", "step counter of Adam")
@@ -30,6 +32,7 @@ def new_manifest(
     command: str,
     world_size: int,
     data: DataManifestFile,
+    ending: Ending = UNKNOWN_ENDING,
 ) -> StageManifest:
     """Return the manifest of a stage that is about to start.
 
@@ -40,6 +43,7 @@ def new_manifest(
         command: What was typed.
         world_size: Number of ranks.
         data: Manifest of its data directory.
+        ending: What ends the texts that its model generates.
     """
     from_elsewhere = parent_record.context_length if parent_record else None
     trained = max(cfg.seq_length, before.trained_context_length if before else from_elsewhere or 0)
@@ -59,6 +63,8 @@ def new_manifest(
         consumed_train_tokens=0,
         consumed_target_tokens=0,
         data=_describe_data(cfg.data, data),
+        stop_token_ids=list(ending.stop_token_ids),
+        chat=ending.chat,
         versions=installed_versions(),
         git_commit=_git_commit(),
         world_size=world_size,
@@ -75,7 +81,7 @@ def continued(
 
     Args:
         manifest: Of the run as it is configured now.
-        before: As the run was left. Its start and what it took from its parent stay as they were.
+        before: As the run was left. Its start, what it took from its parent and what ends its texts stay as they were.
         step: Steps of the checkpoint it goes on from.
         changes: Settings that are not as they were.
     """
@@ -83,6 +89,8 @@ def continued(
         update={
             "started_at": before.started_at,
             "parent": before.parent,
+            "stop_token_ids": before.stop_token_ids,
+            "chat": before.chat,
             "step": step,
             # A process that was killed between the two files of a start has recorded a change already.
             "changes": [*before.changes, *(change for change in changes if change not in before.changes)],
@@ -101,6 +109,8 @@ def _describe_data(data: DataConfig, manifest: DataManifestFile) -> DataRecord:
         tokenizer=data.tokenizer,
         mixture=[entry.model_dump() for entry in data.mixture],
         manifest_sha256=manifest.sha256,
+        tokenizer_sha256=manifest.tokenizer_sha256,
+        working_directory=working_directory(),
     )
 
 

@@ -18,6 +18,7 @@ from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
 from nemo_prolong.records.checkpoint.verify import CheckpointChoice, choose_checkpoint
 from nemo_prolong.records.data_manifest import DataManifestFile
+from nemo_prolong.records.locations import working_directory
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, SettingChange, StageManifest
 from nemo_prolong.redaction import redact_values
@@ -29,6 +30,7 @@ from nemo_prolong.stages.differences import (
     not_allowed,
     unchangeable,
 )
+from nemo_prolong.stages.ending import UNKNOWN_ENDING, Ending, find_ending
 from nemo_prolong.stages.hf_parent import check_hugging_face_parent
 
 _NO_CHECKPOINT = CheckpointChoice(None)
@@ -43,6 +45,7 @@ class Start:
 
     Attributes:
         data: Manifest of the data directory.
+        ending: What ends the texts of a run that begins. One that continues has recorded it.
         resume: Verified checkpoint of this run to continue from, or None.
         run: Manifest of this run as it was left, when it continues.
         changes: Settings that are not as they were when this run was started.
@@ -54,6 +57,7 @@ class Start:
     """
 
     data: DataManifestFile
+    ending: Ending = UNKNOWN_ENDING
     resume: Path | None = None
     run: StageManifest | None = None
     changes: tuple[SettingChange, ...] = ()
@@ -84,23 +88,34 @@ def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
     if found.run is not None:
         # It has taken what it takes from its parent, which need not exist any more.
         return _start(data, found, resume=found.choice.checkpoint, run=found.run, parent_record=found.run.parent)
-    if cfg.transition == Transition.SCRATCH or (rank != 0 and listed_steps(run.path)):
+    if rank != 0 and listed_steps(run.path):
         return _start(data, found)
+    if cfg.transition == Transition.SCRATCH:
+        return _start(data, found, ending=find_ending(cfg, data, None, None))
     if cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
-        return _start(data, found, parent_record=check_hugging_face_parent(cfg, weights=rank == 0))
+        record = check_hugging_face_parent(cfg, weights=rank == 0)
+        return _start(data, found, ending=find_ending(cfg, data, None, record), parent_record=record)
     parent_run = _parent_run(cfg)
     parent = parent_run.manifest
     _check_complete(parent_run)
     check_same_shape(cfg, parent.model)
+    record = ParentRecord(
+        path=str(parent_run.path),
+        step=parent.step,
+        transition=cfg.transition,
+        rotary_base=parent.rotary_base,
+        stop_token_ids=parent.stop_token_ids or [],
+        working_directory=working_directory(),
+    )
+    ending = find_ending(cfg, data, parent, record)
     taken = _parent_checkpoint(parent_run) if rank == 0 else _NO_CHECKPOINT
     return _start(
         data,
         found,
         taken,
+        ending=ending,
         parent=parent,
-        parent_record=ParentRecord(
-            path=str(parent_run.path), step=parent.step, transition=cfg.transition, rotary_base=parent.rotary_base
-        ),
+        parent_record=record,
         parent_checkpoint=taken.checkpoint,
     )
 

@@ -22,6 +22,7 @@ from nemo_prolong.files import digest_file
 from nemo_prolong.weights.names import pieces
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -75,6 +76,28 @@ class HuggingFaceDirectory:
             "share_embeddings_and_output_weights": bool(self._config.get("tie_word_embeddings", False)),
             "rope_scaling": self.rope_scaling,
         }
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """What ends generation, by ``generation_config.json`` and failing that ``config.json``; empty if neither says.
+
+        Raises:
+            CheckpointError: If it is no token id of the model.
+        """
+        file, config = GENERATION_FILE, {}
+        if (self.path / GENERATION_FILE).is_file():
+            config = self._read_json(GENERATION_FILE)
+        if config.get("eos_token_id") is None:
+            file, config = CONFIG_FILE, self._config
+        found = config.get("eos_token_id")
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        vocab_size = self._get("vocab_size")
+        if any(type(token) is not int or not 0 <= token < vocab_size for token in ids):
+            raise self._refusal(
+                f"{file} has eos_token_id={json.dumps(found)}, and token ids of the model are 0 to {vocab_size - 1}.",
+                f"Correct eos_token_id in {file}: it is what ends the texts that the model generates.",
+            )
+        return ids
 
     def check_fields(self, model: ModelConfig) -> None:
         """Check that the directory is of the model configured; its RoPE base may be another.

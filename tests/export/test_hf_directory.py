@@ -220,3 +220,42 @@ def test_one_changed_byte_changes_the_hash(llama: Path) -> None:
     data[-1] ^= 1
     (llama / "b.safetensors").write_bytes(data)
     assert HuggingFaceDirectory(llama).sha256() != before
+
+
+# What ends generation.
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({"eos_token_id": [2, 9]}, [2, 9]),
+        ({"eos_token_id": 9}, [9]),
+        ({"eos_token_id": None}, [3]),
+        ({"temperature": 0.6}, [3]),
+        (None, [3]),
+    ],
+)
+def test_what_ends_generation_is_the_generation_configurations(
+    llama: Path, generation: dict[str, Any] | None, expected: list[int]
+) -> None:
+    (llama / "config.json").write_text(json.dumps(config(eos_token_id=3)))
+    if generation is not None:
+        (llama / "generation_config.json").write_text(json.dumps(generation))
+    assert HuggingFaceDirectory(llama).stop_token_ids == expected
+
+
+def test_a_directory_may_say_nothing_of_what_ends_generation(llama: Path) -> None:
+    assert HuggingFaceDirectory(llama).stop_token_ids == []
+
+
+@pytest.mark.parametrize("value", ['"</s>"', "[2, 100]", "-1", "true", "[[1]]", "1.5"])
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_an_end_of_generation_that_is_no_token_is_refused(llama: Path, file: str, value: str) -> None:
+    content = config() if file == "config.json" else {}
+    (llama / file).write_text(json.dumps({**content, "eos_token_id": json.loads(value)}))
+    with pytest.raises(CheckpointError) as refused:
+        _ = HuggingFaceDirectory(llama).stop_token_ids
+    assert str(refused.value) == (
+        f"parent=hf:{llama}: {file} has eos_token_id={value}, and token ids of the model are 0 to 99. "
+        f"Correct eos_token_id in {file}: it is what ends the texts that the model generates."
+    )

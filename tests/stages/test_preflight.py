@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,9 @@ def test_a_complete_parent_gives_its_newest_checkpoint(make_config, make_child, 
     start = start_of(make_child(parent))
     assert start.resume is None
     assert start.parent is not None and start.parent.name == "parent"
-    assert start.parent_record == ParentRecord(path=str(parent), step=4, transition="weights", rotary_base=10000.0)
+    assert start.parent_record == ParentRecord(
+        path=str(parent), step=4, transition="weights", rotary_base=10000.0, working_directory=os.getcwd()
+    )
     assert start.parent_checkpoint == checkpoint_directory(parent, 4)
 
 

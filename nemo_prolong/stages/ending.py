@@ -1,0 +1,110 @@
+"""What ends the texts that a stage's model generates: known before it trains, and handed down from stage to stage."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+
+from nemo_prolong.config.addresses import tokenizer_directory
+from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.data.tokenizer import TextEncoder
+from nemo_prolong.data.tokenizer.stop_tokens import chat_stop_ids, check_own_template, older_stop_ids
+from nemo_prolong.errors import DataError
+from nemo_prolong.records.data_manifest import ChatFormat, DataManifestFile
+from nemo_prolong.records.stage_manifest import ParentRecord, StageManifest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What ends a text.
+
+    Attributes:
+        stop_token_ids: The end of a document, then what ended the parent's texts, then the end of a turn.
+        chat: Format of the conversations that the model was trained on last, None where there were none.
+    """
+
+    stop_token_ids: tuple[int, ...] = ()
+    chat: ChatFormat | None = None
+
+
+UNKNOWN_ENDING = Ending()
+"""Of a run whose manifest says it already, and of ranks that write none."""
+
+
+def find_ending(
+    cfg: RunConfig, data: DataManifestFile, parent: StageManifest | None, record: ParentRecord | None
+) -> Ending:
+    """Return what ends the texts of a stage that begins.
+
+    Args:
+        cfg: The stage.
+        data: Manifest of its data directory.
+        parent: Manifest of the run it starts from, None where it starts from no run.
+        record: What it takes from its parent.
+
+    Raises:
+        DataError: If generation could not be stopped where the conversations end a turn.
+    """
+    found = _StageData(cfg, data)
+    found.check_chat()
+    inherited = list(record.stop_token_ids) if record is not None else []
+    if parent is not None and parent.stop_token_ids is None:
+        inherited = older_stop_ids(found.encoder)
+        log.info("%s does not say what ends its texts; by its tokenizer it is %s", parent.name, inherited)
+    chat = found.chat or (parent.chat if parent is not None else None)
+    ids = [*found.document_end_ids, *inherited, *found.turn_end_ids]
+    return Ending(tuple(dict.fromkeys(ids)), chat)
+
+
+def check_chat(cfg: RunConfig, data: DataManifestFile) -> None:
+    """Refuse conversations at whose ends generation could not be stopped, long before the model is exported.
+
+    Raises:
+        DataError: If the end of a turn is no token of the model, or the tokenizer's own chat template ends turns with
+            another.
+    """
+    _StageData(cfg, data).check_chat()
+
+
+class _StageData:
+    """The tokens at which the data of a stage ends documents and turns. Its tokenizer is loaded when it is needed."""
+
+    def __init__(self, cfg: RunConfig, data: DataManifestFile) -> None:
+        self._cfg = cfg
+        self._data = data
+        self.chat = data.chat if cfg.data.apply_instruct_masks else None
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The tokenizer of the rows."""
+        return TextEncoder(tokenizer_directory(self._cfg.data), "tokenizers")
+
+    @property
+    def document_end_ids(self) -> list[int]:
+        """The end of a document; empty where the data directory does not say."""
+        token = self._data.eos_token
+        return [] if token is None else [self.encoder.special_id(token)]
+
+    @property
+    def turn_end_ids(self) -> list[int]:
+        """The end of a turn, if the stage trains on answers. Data of earlier versions does not say how it ends."""
+        if self.chat is not None:
+            return chat_stop_ids(self.chat, self.encoder)
+        return older_stop_ids(self.encoder) if self._cfg.data.apply_instruct_masks else []
+
+    def check_chat(self) -> None:
+        """See the function of this name."""
+        if self.chat is None:
+            return
+        stop_ids, vocab_size = chat_stop_ids(self.chat, self.encoder), self._cfg.model.vocab_size
+        if max(stop_ids) >= vocab_size:
+            raise DataError(
+                f"model.vocab_size={vocab_size}",
+                f"a turn ends with {' or '.join(map(repr, self.chat.end_of_turn))}, of which one has the id "
+                f"{max(stop_ids)}.",
+                f"Set model.vocab_size={max(stop_ids) + 1} or more, or use the tokenizer of the model.",
+            )
+        check_own_template(self.encoder, self.chat, stop_ids)
