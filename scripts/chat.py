@@ -124,16 +124,41 @@ def answer(model: Any, tokenizer: Any, conversation: list[dict[str, str]], argum
             f"The prompt has {tokens} tokens and the answer may have {arguments.max_new_tokens}: more than the "
             f"{context} the model is made for. Shorten the file, type /clear, or lower --max-new-tokens."
         )
+    stops, padding = stop_ids(model), model.generation_config.pad_token_id
+    if padding is None:
+        padding = stops[0]  # one answer at a time needs none, and generate warns without it
     sampling = {"temperature": arguments.temperature} if arguments.temperature else {}
     output = model.generate(
         **prompt,
         max_new_tokens=arguments.max_new_tokens,
         do_sample=bool(sampling),
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        pad_token_id=tokenizer.eos_token_id,
+        streamer=AnswerStreamer(tokenizer, stops),
+        pad_token_id=padding,
         **sampling,
     )
-    return tokenizer.decode(output[0, tokens:], skip_special_tokens=True)
+    reply = [token for token in output[0, tokens:].tolist() if token not in stops]
+    return tokenizer.decode(reply, skip_special_tokens=True)
+
+
+def stop_ids(model: Any) -> list[int]:
+    """Return what ends an answer: ``eos_token_id`` of ``generation_config.json``, which may be one or several."""
+    found = model.generation_config.eos_token_id
+    if found is None:
+        sys.exit(f"{model.name_or_path}: generation_config.json names no eos_token_id, so no answer would end.")
+    return list(found) if isinstance(found, list) else [int(found)]
+
+
+class AnswerStreamer(TextStreamer):
+    """Prints an answer without the token that ends it, which need not be a special token of the tokenizer."""
+
+    def __init__(self, tokenizer: Any, stops: list[int]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._stops = torch.tensor(stops)
+
+    def put(self, value: torch.Tensor) -> None:
+        """Print the text of new tokens as soon as it is known."""
+        if self.next_tokens_are_prompt or not torch.isin(value, self._stops.to(value.device)).any():
+            super().put(value)
 
 
 def make_prompt(tokenizer: Any, conversation: list[dict[str, str]]) -> Any:

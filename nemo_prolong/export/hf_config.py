@@ -17,17 +17,17 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from nemo_prolong.config.schema import ModelConfig
+from nemo_prolong.data.tokenizer.generation_tags import without_generation_tags
+from nemo_prolong.data.tokenizer.stop_tokens import TEMPLATE_FILE
 from nemo_prolong.errors import ExportError
 from nemo_prolong.export.source import ExportSource
 from nemo_prolong.files import write_json_atomically, write_text_atomically
+from nemo_prolong.records.stage_manifest import MANIFEST_FILE
 from nemo_prolong.weights import hf_model
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json")
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
-
-STOP_TOKENS = ("<|end_of_text|>", "<|eot_id|>")
-"""Where generation ends: Llama-3's end of a document and end of a turn."""
+CHAT_TEMPLATE_FILE = TEMPLATE_FILE
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,15 @@ class SpecialTokens:
         bos_id: Beginning of a document.
         eos_id: End of a document.
         pad_id: Padding, or None.
-        stop_ids: Every id that ends a generation, ``eos_id`` first.
+        stop_ids: Every id that ends a generation.
+        stop_tokens: The tokens of ``stop_ids``.
     """
 
     bos_id: int
     eos_id: int
     pad_id: int | None
     stop_ids: tuple[int, ...]
+    stop_tokens: tuple[str, ...]
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -64,13 +66,15 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> SpecialTokens:
+def special_tokens(source: ExportSource, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
     """Return the ids for the configuration.
 
+    Generation ends where the run says it does, and at the end that the tokenizer names.
+
     Raises:
-        ExportError: If the tokenizer has no beginning or end, or ids that the model has not.
+        ExportError: If the tokenizer has no beginning or end, or ids that the model has not, or not those of the run.
     """
-    what = f"tokenizer={tokenizer.name_or_path}"
+    what, vocab_size = f"tokenizer={tokenizer.name_or_path}", source.model.vocab_size
     if len(tokenizer) > vocab_size:
         raise ExportError(
             what,
@@ -79,14 +83,30 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Speci
         )
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
         raise ExportError(what, "it has no bos_token or no eos_token.", "Set both in tokenizer_config.json.")
-    known = tokenizer.get_vocab()
-    stop_ids = [tokenizer.eos_token_id, *(known[token] for token in STOP_TOKENS if token in known)]
+    stop_ids = tuple(dict.fromkeys([*source.stop_token_ids, tokenizer.eos_token_id]))
+    unknown = [token for token in stop_ids if not 0 <= token < len(tokenizer)]
+    if unknown:
+        raise ExportError(
+            what,
+            f"has no token {unknown[0]}, and {source.run_dir / MANIFEST_FILE} names it as one that ends a text.",
+            "Restore the tokenizer that the run was trained with.",
+        )
     return SpecialTokens(
         bos_id=tokenizer.bos_token_id,
         eos_id=tokenizer.eos_token_id,
         pad_id=tokenizer.pad_token_id,
-        stop_ids=tuple(dict.fromkeys(stop_ids)),
+        stop_ids=stop_ids,
+        stop_tokens=tuple(map(str, tokenizer.convert_ids_to_tokens(list(stop_ids)))),
     )
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the chat template that is exported: the tokenizer's, without marks of what is trained on.
+
+    One of a tokenizer with several templates is in ``tokenizer_config.json`` only.
+    """
+    template = tokenizer.chat_template
+    return without_generation_tags(template) if isinstance(template, str) else None
 
 
 def model_config(source: ExportSource, special: SpecialTokens, dtype: torch.dtype) -> dict[str, Any]:
@@ -133,7 +153,11 @@ def _rope_scaling(model: ModelConfig) -> dict[str, Any]:
 
 
 def generation_config(special: SpecialTokens) -> dict[str, Any]:
-    """Return ``generation_config.json``: generation stops at every one of the stop ids."""
+    """Return ``generation_config.json``: generation stops at every one of the stop ids.
+
+    Temperature and other choices of how to sample are not taken from a parent. They were made for its weights, and
+    servers follow them without being asked.
+    """
     config = {
         "bos_token_id": special.bos_id,
         "eos_token_id": list(special.stop_ids),
@@ -147,9 +171,9 @@ def tokenizer_config(source: ExportSource, tokenizer: PreTrainedTokenizerBase) -
     path = source.tokenizer / TOKENIZER_CONFIG_FILE
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     config["model_max_length"] = source.manifest.advertised_context_length
-    if isinstance(tokenizer.chat_template, str):
+    if (template := chat_template(tokenizer)) is not None:
         # Older servers know only this place, transformers writes only a file of its own.
-        config["chat_template"] = tokenizer.chat_template
+        config["chat_template"] = template
     return config
 
 
@@ -161,7 +185,7 @@ def configuration_files(
     Raises:
         ExportError: If the tokenizer does not fit the model.
     """
-    special = special_tokens(tokenizer, source.model.vocab_size)
+    special = special_tokens(source, tokenizer)
     return {
         "config.json": model_config(source, special, dtype),
         "generation_config.json": generation_config(special),
@@ -186,5 +210,5 @@ def write_configuration(
         write_json_atomically(directory / name, content)
     for name in copied_files(source):
         shutil.copyfile(source.tokenizer / name, directory / name)
-    if isinstance(tokenizer.chat_template, str):
-        write_text_atomically(directory / CHAT_TEMPLATE_FILE, tokenizer.chat_template)
+    if (template := chat_template(tokenizer)) is not None:
+        write_text_atomically(directory / CHAT_TEMPLATE_FILE, template)

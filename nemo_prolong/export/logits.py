@@ -169,7 +169,7 @@ def _run_transformers(
     prompt = tokenizer(GREEDY_PROMPT, return_tensors="pt")["input_ids"]
     mask = torch.ones_like(prompt)
     generated = model.generate(prompt, attention_mask=mask, max_new_tokens=GREEDY_TOKENS, do_sample=False)
-    stop_ids = list(special_tokens(tokenizer, source.model.vocab_size).stop_ids)
+    stop_ids = list(special_tokens(source, tokenizer).stop_ids)
     for stop_id in stop_ids:
         _verify_stop(model, prompt, stop_id)
     logits = [_score(model, p) for p in prompts]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from nemo_prolong.export.hf_config import CHAT_TEMPLATE_FILE, SpecialTokens
 from nemo_prolong.export.source import ExportSource
 from nemo_prolong.files import FileDigest, digest_file
 from nemo_prolong.records.export_manifest import (
@@ -20,6 +21,7 @@ from nemo_prolong.records.stage_manifest import installed_versions, utc_now
 
 def write_manifest(
     source: ExportSource,
+    special: SpecialTokens,
     directory: Path,
     dtype: torch.dtype,
     weights: dict[str, FileDigest],
@@ -30,6 +32,7 @@ def write_manifest(
 
     Args:
         source: What was exported.
+        special: What ends the texts of its model.
         directory: The directory.
         dtype: Number format of the weights.
         weights: The weight files, hashed while they were written.
@@ -50,12 +53,20 @@ def write_manifest(
         rotary_base=source.model.rotary_base,
         trained_context_length=manifest.trained_context_length,
         advertised_context_length=manifest.advertised_context_length,
+        stop_token_ids=list(special.stop_ids),
+        chat_template_sha256=_chat_template_sha256(directory),
+        chat_date=manifest.chat.date if manifest.chat is not None else None,
         verification=verification,
         target=target,
         versions=installed_versions(),
         exported_at=utc_now(),
         files=_describe_files(directory, weights),
     ).write(directory)
+
+
+def _chat_template_sha256(directory: Path) -> str | None:
+    path = directory / CHAT_TEMPLATE_FILE
+    return digest_file(path).sha256 if path.is_file() else None
 
 
 def _describe_files(directory: Path, weights: dict[str, FileDigest]) -> dict[str, ExportedFile]:

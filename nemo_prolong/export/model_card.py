@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.errors import CheckpointError
+from nemo_prolong.export.hf_config import SpecialTokens
 from nemo_prolong.export.rendering import render
 from nemo_prolong.export.serving.target import CHECK_FILE, SETTINGS_FILE, START_FILE
 from nemo_prolong.export.source import ExportSource
@@ -59,19 +60,24 @@ def read_lineage(manifest: StageManifest) -> list[StageManifest]:
     lineage = [manifest]
     while (parent := lineage[0].parent) is not None:
         try:
-            lineage.insert(0, StageManifest.read(Path(parent.path)))
+            lineage.insert(0, StageManifest.read(parent.directory))
         except CheckpointError:
             break
     return lineage
 
 
 def model_card(
-    source: ExportSource, dtype: torch.dtype, verification: VerificationRecord | None, target: TargetRecord | None
+    source: ExportSource,
+    special: SpecialTokens,
+    dtype: torch.dtype,
+    verification: VerificationRecord | None,
+    target: TargetRecord | None,
 ) -> str:
     """Return the model card.
 
     Args:
         source: What was exported.
+        special: What ends the texts of its model.
         dtype: Number format of the weights, before they were quantized.
         verification: What was compared, or None if it was not asked for.
         target: What the directory was prepared for, or None.
@@ -88,6 +94,8 @@ def model_card(
         advertised_context=format_tokens(source.manifest.advertised_context_length),
         is_for_transformers=_is_for_transformers(target),
         target=target,
+        stops=list(zip(special.stop_tokens, special.stop_ids, strict=True)),
+        chat=source.manifest.chat,
         stages=_stage_table(lineage),
         parent=parent,
         parent_facts=_parent_facts(parent),
@@ -180,7 +188,7 @@ def _mixture_table(lineage: list[StageManifest]) -> str:
 
 def _results(run_dir: Path, lineage: list[StageManifest]) -> list[ResultTable]:
     """Return whatever results the runs hold, oldest first; one that cannot be read is left out with a warning."""
-    parents = [Path(stage.parent.path) for stage in lineage[1:] if stage.parent is not None]
+    parents = [stage.parent.directory for stage in lineage[1:] if stage.parent is not None]
     notes: list[str] = []
     tables: list[ResultTable] = []
     for run, stage in zip([*parents, run_dir], lineage, strict=True):

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
 from nemo_prolong.config.schema import ModelConfig
+from nemo_prolong.data.tokenizer import TextEncoder
+from nemo_prolong.data.tokenizer.stop_tokens import older_stop_ids
 from nemo_prolong.errors import CheckpointError, ExportError
 from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
@@ -44,6 +47,19 @@ class ExportSource:
     tokenizer: Path
     reader: CheckpointReader
 
+    @cached_property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """What ends the texts that the model generates. Runs of earlier versions do not say it, and the tokenizer does.
+
+        Raises:
+            DataError: If the tokenizer is asked and cannot be loaded.
+        """
+        if self.manifest.stop_token_ids:
+            return tuple(self.manifest.stop_token_ids)
+        ids = older_stop_ids(TextEncoder(self.tokenizer, "tokenizers"))
+        log.info("stage.json does not say what ends the texts of the model; by its tokenizer it is %s", ids)
+        return tuple(ids)
+
     def read(self, piece: Piece) -> Tensor:
         """Return a Megatron tensor of one layer in the checkpoint's dtype, the padding of a vocabulary included."""
         if piece.layer is None:
@@ -74,20 +90,41 @@ def open_source(run: str) -> ExportSource:
             f"run={run}", "the run has no complete checkpoint.", f"Train until it saves one: {manifest.command}"
         )
     description = ModelDescription.read(checkpoint)
+    tokenizer = description.tokenizer_directory
+    if not tokenizer.is_dir():
+        raise ExportError(
+            f"run={run}",
+            f"the tokenizer that it was trained with is not in {description.tokenizer}, seen from {Path.cwd()}.",
+            "Put the data directory back where it was, or run the command where the run was started.",
+        )
     source = ExportSource(
         run_dir=run_dir,
         checkpoint=checkpoint,
         step=description.step,
         manifest=manifest,
         model=description.model_config,
-        tokenizer=Path(description.tokenizer),
+        tokenizer=tokenizer,
         reader=CheckpointReader(checkpoint),
     )
+    _check_tokenizer(source)
     _check_model(source)
     _check_tensors(source)
     if manifest.status != "complete":
         log.warning("%s is not finished: step %d of %d is exported", run, source.step, manifest.train_iters)
     return source
+
+
+def _check_tokenizer(source: ExportSource) -> None:
+    """Refuse another tokenizer that lies where that of the run lay, or under the same name seen from here."""
+    data = source.manifest.data
+    if data.tokenizer_sha256 is None:
+        return
+    if TextEncoder(source.tokenizer, "tokenizers").sha256 != data.tokenizer_sha256:
+        raise ExportError(
+            f"run={source.run_dir}",
+            f"the tokenizer in {source.tokenizer} is not the one that the run was trained with.",
+            f"Put the data directory back, or run the command in {data.working_directory}, where the run was started.",
+        )
 
 
 def _check_model(source: ExportSource) -> None:

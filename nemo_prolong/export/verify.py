@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from nemo_prolong.errors import CheckpointError, ExportError
 from nemo_prolong.export.hf_config import (
     CHAT_TEMPLATE_FILE,
+    chat_template,
     configuration_files,
     copied_files,
     load_tokenizer,
+    special_tokens,
 )
 from nemo_prolong.export.safetensors_file import SAFETENSORS_DTYPES
 from nemo_prolong.export.source import ExportSource
@@ -74,6 +76,7 @@ def verify_configuration(
     if foreign:
         raise mismatch(", ".join(foreign), "the export wrote no such file")
     _verify_tokenizer(tokenizer, load_tokenizer(directory))
+    _verify_generation(list(special_tokens(source, tokenizer).stop_ids), directory)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -92,13 +95,22 @@ def _verify_tokenizer(source: PreTrainedTokenizerBase, exported: PreTrainedToken
     checks = {
         "vocabulary": (source.get_vocab(), exported.get_vocab()),
         "special tokens": (source.special_tokens_map, exported.special_tokens_map),
-        "chat template": (source.chat_template, exported.chat_template),
+        "chat template": (chat_template(source), chat_template(exported)),
         "cut of a probe text": (source(PROBE_TEXT)["input_ids"], exported(PROBE_TEXT)["input_ids"]),
         "ids of a conversation": (_chat_ids(source), _chat_ids(exported)),
     }
     for what, (ours, theirs) in checks.items():
         if ours != theirs:
             raise mismatch("tokenizer", f"its {what} is not that of {source.name_or_path}")
+
+
+def _verify_generation(stop_ids: list[int], directory: Path) -> None:
+    """Check what transformers makes of ``generation_config.json``, which it fills up with values of its own."""
+    found = GenerationConfig.from_pretrained(str(directory), local_files_only=True).eos_token_id
+    if found != stop_ids:
+        raise mismatch(
+            f"generation_config.json eos_token_id={found}", f"transformers reads another list than {stop_ids}"
+        )
 
 
 def _chat_ids(tokenizer: PreTrainedTokenizerBase) -> object:

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.utils import validate_repo_id
 from markdown_it import MarkdownIt
 
+from nemo_prolong.export.hf_config import SpecialTokens
 from nemo_prolong.export.model_card import model_card
 from nemo_prolong.export.rendering import render
 from nemo_prolong.export.source import ExportSource
@@ -40,6 +41,8 @@ HUB_LICENSES = set(
     "unlicense zlib pddl lgpl-lr deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 "
     "llama3.2 llama3.3 llama4 grok2-community gemma unknown other".split()
 )
+
+STOPS = SpecialTokens(bos_id=1, eos_id=2, pad_id=None, stop_ids=(2, 9), stop_tokens=("</s>", "<|end|>"))
 
 FP8 = QuantizationRecord(
     algorithm="FP8", kv_cache_algorithm="FP8", modelopt="0.37.0", calibration_rows=6, calibration_length=48,
@@ -68,7 +71,7 @@ def with_model(source: ExportSource, **changes: Any) -> ExportSource:
 
 
 def card_of(source: ExportSource, target: TargetRecord | None = None) -> str:
-    return model_card(source, torch.bfloat16, None, target)
+    return model_card(source, STOPS, torch.bfloat16, None, target)
 
 
 def metadata_of(tmp_path: Path, card: str) -> dict[str, Any]:

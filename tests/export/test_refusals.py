@@ -274,6 +274,7 @@ def test_a_broken_tokenizer_is_refused(
 
 
 def test_a_tokenizer_with_too_many_tokens_is_refused(workspace: Workspace) -> None:
-    tokenizer = load_tokenizer(workspace.root / "data" / "tokenizer")
+    source = open_source(str(workspace.base))
+    smaller = dataclasses.replace(source, model=source.model.model_copy(update={"vocab_size": 511}))
     with pytest.raises(ExportError, match="it has 512 tokens, the model's vocabulary 511"):
-        hf_config.special_tokens(tokenizer, 511)
+        hf_config.special_tokens(smaller, load_tokenizer(source.tokenizer))
