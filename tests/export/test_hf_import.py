@@ -77,7 +77,11 @@ def mean_loss(directory: Path, data: Path, rows: range) -> float:
 def llamas(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("llamas")
     tokenizer = AutoTokenizer.from_pretrained(workspace.root / "data" / "tokenizer")
-    return {name: write_llama(root / name, tokenizer, **changes) for name, changes in VARIANTS.items()}
+    written = {name: write_llama(root / name, tokenizer, **changes) for name, changes in VARIANTS.items()}
+    # As in Llama-3.1's own: more ends than the tokenizer names, and how to sample.
+    generation = {"eos_token_id": [497, 504, 505], "do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    (written["llama-3.1"] / "generation_config.json").write_text(json.dumps(generation))
+    return written
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -126,6 +130,10 @@ def test_the_record_of_the_parent_has_its_hash_context_and_rope_base(
     export(export_config(Path(cfg.run_dir), tmp_path / "hf", verify=False))
     card = (tmp_path / "hf" / "README.md").read_text()
     assert f"continues `hf:{llamas['llama-3.1']}` (rotary_base 10000), not described here." in card
+    assert manifest.parent.stop_token_ids == manifest.stop_token_ids == [497, 504, 505]
+    generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [497, 504, 505]
+    assert not generation.keys() & {"do_sample", "temperature", "top_p"}
 
 
 def test_two_steps_from_an_export_begin_with_its_loss(workspace: Workspace, exported: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""Check a running OpenAI-compatible server: is it up, does it take the whole context, does it refuse more?
+"""Check a running OpenAI-compatible server: is it up, does it take the whole context, refuse more, and end answers?
 
     python check_server.py --url http://localhost:8000 --tokens 524288
 
 Needs nothing but Python. A pass key is hidden at the beginning of a long text and asked for at its end. The server must
 say that it counted every token: one that cuts prompts would answer too. Whether the answer holds the key is reported;
---recall makes a wrong answer a failure. Exit codes: 0 passed, 1 failed.
+--recall makes a wrong answer a failure. Each token that generation_config.json lists is made the likeliest one by
+logit_bias. Whether the server then ends the answer is reported; --stop makes it a failure if it does not. Some servers
+ignore logit_bias, which looks the same. Exit codes: 0 passed, 1 failed.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ BEGINNING = f"There is a pass key hidden in this text. The pass key is {KEY}. Re
 QUESTION = "What is the pass key? The pass key is"
 
 ANSWER_TOKENS = 16
+LARGEST_BIAS = 100
+"""Of ``logit_bias``: the token is then chosen, whatever the model computes."""
 PROBE_LINES = 50
 LARGEST_MISS = 0.01
 """Share by which the counted tokens may differ from those that the probe foretells."""
@@ -139,6 +143,49 @@ def check(url: str, tokens: int, timeout_seconds: float) -> bool:
     return KEY in answer
 
 
+def goes_on_after(url: str, token: int, timeout_seconds: float) -> bool:
+    """Return whether an answer goes on after a token that is to end it.
+
+    Raises:
+        CheckError: If the server does not answer.
+    """
+    body = {"model": model_name(url), "prompt": QUESTION, "max_tokens": 4, "temperature": 0}
+    body["logit_bias"] = {str(token): LARGEST_BIAS}
+    status, answer = request(f"{url}/v1/completions", body, timeout_seconds)
+    try:
+        return status != 200 or str(answer["choices"][0]["finish_reason"]) != "stop"
+    except (TypeError, KeyError, IndexError) as error:
+        raise CheckError(f"the answer does not say why it ended: {answer}") from error
+
+
+def check_stops(url: str, tokens: list[int], timeout_seconds: float) -> bool:
+    """Report whether answers end at each of the tokens; return whether they do.
+
+    Raises:
+        CheckError: If the server does not answer.
+    """
+    going_on = [token for token in tokens if goes_on_after(url, token, timeout_seconds)]
+    ending = [token for token in tokens if token not in going_on]
+    if ending:
+        say(f"answers end at {', '.join(map(str, ending))}")
+    if going_on:
+        say(
+            f"answers go on after {', '.join(map(str, going_on))}: the server does not read generation_config.json, or "
+            f"ignores logit_bias. Send stop_token_ids={tokens} with each request."
+        )
+    return not going_on
+
+
+def stop_token_ids() -> list[int]:
+    """Return what ends an answer of the model in whose directory this file lies; empty elsewhere."""
+    try:
+        path = Path(__file__).resolve().parent / "generation_config.json"
+        found = json.loads(path.read_text(encoding="utf-8"))["eos_token_id"]
+    except (OSError, ValueError, KeyError):
+        return []
+    return list(found) if isinstance(found, list) else [found]
+
+
 def advertised_length() -> int | None:
     """Return the context of the model in whose directory this file lies, or None."""
     try:
@@ -155,16 +202,18 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=advertised_length(), help="length that the server must take")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds to wait for the start and for an answer")
     parser.add_argument("--recall", action="store_true", help="fail if the pass key is not found")
+    parser.add_argument("--stop", action="store_true", help="fail if an answer goes on after a token that ends it")
     arguments = parser.parse_args()
     if arguments.tokens is None:
         parser.error("--tokens is needed outside an exported directory")
     try:
         found = check(arguments.url.rstrip("/"), arguments.tokens, arguments.timeout)
+        ends = check_stops(arguments.url.rstrip("/"), stop_token_ids(), arguments.timeout)
     except CheckError as error:
         sys.stderr.write(f"failed: {error}\n")
         return 1
     say("pass key: found" if found else "pass key: not found")
-    return 0 if found or not arguments.recall else 1
+    return 0 if (found or not arguments.recall) and (ends or not arguments.stop) else 1
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 
-from nemo_prolong.export.serving.check_server import KEY, CheckError, check
+from nemo_prolong.export.serving.check_server import KEY, CheckError, check, check_stops
 
 LIMIT = 4096
 
@@ -52,7 +52,9 @@ class Handler(BaseHTTPRequestHandler):
             counted = min(tokens, 1000) if fault == "cuts" else tokens
             usage = {} if fault == "no usage" else {"usage": {"prompt_tokens": counted}}
             text = " 12345" if fault == "forgets" else f" {KEY}"
-            self.answer(200, {"choices": [{"text": text}], **usage})
+            forced = body.get("logit_bias", {}).keys() - ({"497"} if fault == "goes on" else set())
+            reason = {"finish_reason": "stop" if forced else "length"} if fault != "no reason" else {}
+            self.answer(200, {"choices": [{"text": text, **reason}], **usage})
 
 
 @contextmanager
@@ -117,3 +119,36 @@ def test_the_file_in_an_export_needs_only_python(fp8, tmp_path):
     assert whole.returncode == 1 and "is answered with status 400" in whole.stderr
     assert short.returncode == 0 and short.stdout.splitlines()[-1] == "pass key: not found"
     assert strict.returncode == 1
+
+
+def test_a_server_that_ends_answers_at_each_token_passes(capsys):
+    with server() as url:
+        assert check_stops(url, [497, 505], 5)
+    assert capsys.readouterr().out == "answers end at 497, 505\n"
+
+
+def test_a_server_that_goes_on_after_a_token_is_told_of(capsys):
+    with server("goes on") as url:
+        assert not check_stops(url, [497, 505], 5)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "answers end at 505"
+    assert lines[1].startswith("answers go on after 497: the server does not read generation_config.json")
+    assert lines[1].endswith("Send stop_token_ids=[497, 505] with each request.")
+
+
+def test_a_server_that_does_not_say_why_it_ended_fails():
+    with server("no reason") as url, pytest.raises(CheckError, match="the answer does not say why it ended"):
+        check_stops(url, [497], 5)
+
+
+@pytest.mark.parametrize(("fault", "more", "code"), [("", (), 0), ("goes on", (), 0), ("goes on", ("--stop",), 1)])
+def test_the_file_in_an_export_knows_what_ends_an_answer(fp8, tmp_path, fault, more, code):
+    stops = json.loads((fp8 / "generation_config.json").read_text())["eos_token_id"]
+    assert 497 in stops
+    with server(fault) as url:
+        command = [sys.executable, "-I", "-S", fp8 / "check_server.py", "--url", url, "--timeout", "5"]
+        done = subprocess.run([*command, "--tokens", str(LIMIT), *more], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == code
+    ending = [str(stop) for stop in stops if not (fault and stop == 497)]
+    assert f"answers end at {', '.join(ending)}" in done.stdout
+    assert ("answers go on after 497" in done.stdout) == bool(fault)
