@@ -7,10 +7,12 @@ from pathlib import Path
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
+from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
 from nemo_prolong.records.evaluation import evaluation_directory
+from nemo_prolong.records.stage_manifest import StageManifest
 
 
 def output_directories(cfg: EvaluateConfig) -> dict[str, Path]:
@@ -110,5 +112,12 @@ def _require_checkpoint(run: Path) -> None:
         raise CheckpointError(
             f"models={run}",
             f"The tokenizer that it was trained with is not in {description.tokenizer}, seen from {Path.cwd()}.",
+            "Put the data directory back where it was, or run the command where the run was started.",
+        )
+    expected = StageManifest.read(run).data.tokenizer_sha256
+    if expected is not None and TextEncoder(description.tokenizer_directory, "tokenizers").sha256 != expected:
+        raise CheckpointError(
+            f"models={run}",
+            f"The tokenizer in {description.tokenizer_directory} is not the one that the run was trained with.",
             "Put the data directory back where it was, or run the command where the run was started.",
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemo_prolong.config.schema import EvaluateConfig
+from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.engine import open_megatron_scorer
 from nemo_prolong.errors import CheckpointError, ExportError
 from nemo_prolong.evaluate.request import require_model
@@ -38,7 +39,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data(project / "data")
     (project / "data" / "tokenizer" / "tokenizer.json").unlink()
     write_tokenizer(project / "data" / "tokenizer")
-    (project / "data" / "manifest.json").write_text(json.dumps({"format": 2, "command": "python prepare"}))
+    sha256 = TextEncoder(project / "data" / "tokenizer", "tokenizers").sha256
+    manifest = {"format": 2, "command": "python prepare", "tokenizer_sha256": sha256}
+    (project / "data" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         runs = Path("runs")
@@ -133,6 +136,21 @@ def test_what_exists_here_is_used_before_what_exists_there(
     shutil.copytree(project / "data" / "tokenizer", elsewhere / "data" / "tokenizer")
     assert open_source(str(child)).tokenizer == Path("data/tokenizer")
     assert "is used" not in capfd.readouterr().out
+
+
+def test_another_tokenizer_of_the_same_name_here_is_refused(project: Path, child: Path, elsewhere: Path) -> None:
+    shutil.copytree(project / "data" / "tokenizer", elsewhere / "data" / "tokenizer")
+    file = elsewhere / "data" / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|eot_id|>", "<|end_it|>"))
+    rule = "tokenizer in data/tokenizer is not the one that the run was trained with."
+    with pytest.raises(ExportError) as refused:
+        open_source(str(child))
+    assert rule in str(refused.value) and f"run the command in {project}, where the run was started" in str(
+        refused.value
+    )
+    with pytest.raises(CheckpointError) as refused_evaluation:
+        require_model(str(child))
+    assert rule in str(refused_evaluation.value)
 
 
 # Where nothing is found, nobody asks the Hub.
