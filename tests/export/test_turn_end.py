@@ -16,7 +16,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from nemo_prolong.data.preparation.run import prepare
-from nemo_prolong.data.tokenizer.generation_tags import without_generation_tags
 from nemo_prolong.errors import ExportError
 from nemo_prolong.export.run import export
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
@@ -25,8 +24,6 @@ from nemo_prolong.stages.run import run_stage
 from tests.support.chatml import (
     TRAINING_TEMPLATE,
     chat_data_config,
-    chat_entry,
-    name_chat,
     token_ids,
     write_chatml_tokenizer,
     write_talks,
@@ -50,8 +47,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(root / "text" / "tokenizer")
     shutil.copytree(tokenizer, root / "text" / "tokenizer")
     prepare(chat_data_config(root / "chat", tokenizer, template, write_talks(root / "talks.jsonl")))
-    (root / "chat" / "tokenizer" / "chat_template.jinja").write_text(without_generation_tags(TRAINING_TEMPLATE))
-    name_chat(root / "chat", **chat_entry(template, root / "chat" / "tokenizer"))
     run_stage(tiny_config(root / "text", root, name="base", train={"train_iters": 2}), [])
     sft = {"stage": "sft", "parent": str(root / "base"), "transition": "weights", "train": {"train_iters": 2}}
     run_stage(tiny_config(root / "chat", root, name="sft", data={"apply_instruct_masks": True}, **sft), [])

@@ -17,7 +17,8 @@ from nemo_prolong.data.preparation.catalog import PlannedSource, cache_of
 from nemo_prolong.data.sources import read_unit
 from nemo_prolong.data.sources.base import Document, Rejected
 from nemo_prolong.data.tokenizer import ChatEncoder, TextEncoder, train_tokenizer
-from nemo_prolong.data.tokenizer.served import TEMPLATE_FILE, check_served_template, served_source
+from nemo_prolong.data.tokenizer.generation_tags import without_generation_tags
+from nemo_prolong.data.tokenizer.served import TEMPLATE_FILE, check_served_template
 from nemo_prolong.errors import DataError
 from nemo_prolong.files import digest_file, publish, sync_files, write_text_atomically
 from nemo_prolong.records.data_manifest import ChatFormat
@@ -87,7 +88,7 @@ def served_chat_format(config: EncoderConfig) -> ChatFormat:
     if not check_served_template(chat):
         path = Path(config.directory) / TEMPLATE_FILE
         log.info("%s: the tokenizer has no such chat template, and is given that of the conversations", path)
-        write_text_atomically(path, served_source(chat.template.source))
+        write_text_atomically(path, without_generation_tags(chat.template.source))
         check_served_template(chat)
     return chat.format
 

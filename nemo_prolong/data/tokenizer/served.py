@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,7 +35,6 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 _THOUGHT = "Counting the dwarfs."
-_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 
 _ANSWERS: dict[str, dict[str, Any]] = {}
@@ -85,14 +83,6 @@ def check_served_template(chat: ChatEncoder) -> bool:
         elif not probe.prompt:
             _check_ids(chat, probe, answer["input_ids"], found["version"])
     return complete
-
-
-def served_source(source: str) -> str:
-    """Return a training template for those who serve the model: without ``{% generation %}``, which few of them know.
-
-    The tags become conditions that always hold, so that what they do to white space stays.
-    """
-    return _TAG.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", source)
 
 
 def _probes(chat: ChatEncoder) -> Iterator[_Probe]:

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from nemo_prolong.data.conversation import Conversation
 from nemo_prolong.data.tokenizer import ChatEncoder, TextEncoder
-from nemo_prolong.data.tokenizer.served import check_served_template, served_source
+from nemo_prolong.data.tokenizer.generation_tags import without_generation_tags
+from nemo_prolong.data.tokenizer.served import check_served_template
 from nemo_prolong.data.tokenizer.template import LLAMA3_TRAINING
 from nemo_prolong.errors import ConfigError, DataError
 from tests.support.chat_templates import DATE, GENERATION_TAGS, THINKING, TOOLS
@@ -139,7 +140,7 @@ def test_code_beside_a_tokenizer_is_not_run(copy: Copy) -> None:
 def test_a_template_that_writes_more_than_the_own_one_is_said(copy: Copy, template: str) -> None:
     directory = copy()
     assert not check_served_template(chat_encoder(directory, template))
-    (directory / "chat_template.jinja").write_text(served_source(template))
+    (directory / "chat_template.jinja").write_text(without_generation_tags(template))
     assert check_served_template(chat_encoder(directory, template))
 
 
@@ -187,7 +188,7 @@ def test_both_sides_are_told_the_same_date(copy: Copy) -> None:
 def test_served_source_renders_the_same_text(copy: Copy) -> None:
     tokenizer = AutoTokenizer.from_pretrained(copy())
     for template in (TOOLS, THINKING, LLAMA3_TRAINING.read_text(), LLAMA2_TRAINING):
-        source = served_source(template)
+        source = without_generation_tags(template)
         assert "generation %}" not in source
         texts = [tokenizer.apply_chat_template(TALK, chat_template=t, tokenize=False) for t in (template, source)]
         assert texts[0] == texts[1]
