@@ -13,12 +13,13 @@ from rich.text import Text
 
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.row_sets import KnownFacts, known_facts, open_row_set, read_manifest
-from nemo_prolong.data.row_text import Decoder, StoredRow, load_tokenizer
+from nemo_prolong.data.row_text import Decoder, load_tokenizer
 from nemo_prolong.data.storage.stores import is_remote
+from nemo_prolong.data.stored_row import StoredRow
 from nemo_prolong.errors import DataError
 from nemo_prolong.report import numbers
 from nemo_prolong.report.terminal.layout import Lines, facts, plain, table
-from nemo_prolong.report.terminal.rows import LISTED, RowView, describe_row, joined, warning
+from nemo_prolong.report.terminal.rows import LISTED, RowView, describe_row, joined, problems_of, warning
 from nemo_prolong.text import counted
 from nemo_prolong.units import format_bytes, format_tokens
 
@@ -57,8 +58,14 @@ def describe(directory: str | Path, rows: Sequence[str], view: RowView) -> Itera
     if note:
         yield plain(note, "dim")
     for number in chosen:
-        row = StoredRow.of(reader[number], f"{directory} row {number}")
+        row = _row(reader, number)
         yield describe_row(row, f"{directory} row {number:,} of {len(reader):,}", decode, view)
+
+
+def _row(reader: MdsReader, number: int) -> StoredRow:
+    """Return a row, whatever is wrong with it, as long as it has tokens."""
+    row = StoredRow.of(reader[number])
+    return row if len(row.ids) else row.checked(f"{reader.directory} row {number}")
 
 
 def _row_number(text: str, reader: MdsReader) -> int:
@@ -129,7 +136,7 @@ def _overview_cells(entry: dict[str, Any]) -> list[str]:
 def _summary(reader: MdsReader, known: KnownFacts) -> RenderableType:
     """Return what a row set holds, from as many of its rows as are quick to read."""
     chosen = _quick_rows(reader)
-    rows = [StoredRow.of(reader[number], f"{reader.directory} row {number}") for number in chosen]
+    rows = [_row(reader, number) for number in chosen]
     values = {
         "rows": f"{len(reader):,}",
         "columns": ", ".join(f"{name} ({encoding})" for name, encoding in reader.columns.items()),
@@ -137,7 +144,7 @@ def _summary(reader: MdsReader, known: KnownFacts) -> RenderableType:
         **(_row_facts(rows, len(reader), known.row_set) if rows else {}),
     }
     problems = [
-        f"row {number}: {problem}" for number, row in zip(chosen, rows, strict=True) for problem in row.problems
+        f"row {number}: {problem}" for number, row in zip(chosen, rows, strict=True) for problem in problems_of(row)
     ]
     return Group(
         plain(str(reader.directory), "bold"),
