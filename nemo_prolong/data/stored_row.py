@@ -148,4 +148,5 @@ def _mask(value: Any, length: int, faults: list[RowFault]) -> NDArray[np.uint8] 
     if len(odd):
         # Packers are known that write the ids of BOS and EOS into it.
         faults.append(RowFault("bad_mask", f"has {odd[0]} in its mask, which is of 0 and 1."))
-    return (mask != 0).astype(np.uint8)
+    targets: NDArray[np.uint8] = (mask != 0).astype(np.uint8)
+    return targets
