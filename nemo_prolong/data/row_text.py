@@ -58,18 +58,24 @@ class Decoder:
         bounds = [0, *(np.flatnonzero(changes) + 1).tolist(), len(ids)]
         return [
             Part(
-                self._text(ids[a:b].tolist(), bool(special[a])),
+                self._text(ids[a:b].tolist(), bool(special[a]), ids[a - 1 : a].tolist() if goes_on else []),
                 bool(special[a]),
                 None if mask is None else bool(target[a]),
             )
             for a, b in itertools.pairwise(bounds)
+            for goes_on in (a > 0 and not special[a - 1],)
         ]
 
-    def _text(self, ids: list[int], special: bool) -> str:
+    def _text(self, ids: list[int], special: bool, before: list[int]) -> str:
+        """Return the text of ``ids``, which go on after the token ``before`` or begin a text."""
         if special:
             return str(self._special[ids[0]])
         if self._tokenizer is None:
             return " ".join(map(str, ids)) + " "
+        # Decoders of tokenizers that put a space before every text take the first space away.
+        known, whole = (str(self._tokenizer.decode(part, skip_special_tokens=False)) for part in (before, before + ids))
+        if whole.startswith(known):
+            return whole[len(known) :]
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
 

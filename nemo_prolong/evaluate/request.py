@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
+from nemo_prolong.data.row_origins import require_tokenizer
+from nemo_prolong.data.row_sets import refuse_data_directory
+from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
 from nemo_prolong.records.evaluation import evaluation_directory
+from nemo_prolong.records.row_origin import RowOrigin
+from nemo_prolong.records.stage_manifest import StageManifest
 
 
 def output_directories(cfg: EvaluateConfig) -> dict[str, Path]:
@@ -51,7 +58,7 @@ def open_rows(directory: str) -> MdsReader:
     """Open packed rows.
 
     Raises:
-        DataError: If the directory does not exist or holds no rows that can be read.
+        DataError: If the directory does not exist, holds several row sets, or no rows that can be read.
     """
     if not Path(directory).is_dir():
         raise DataError(
@@ -59,11 +66,33 @@ def open_rows(directory: str) -> MdsReader:
             "The directory does not exist.",
             "Write the rows with scripts/prepare_data.py, or name a row set below the data root.",
         )
+    refuse_data_directory(directory, f"rows={directory}")
     return MdsReader(directory)
 
 
-def require_model(model: str) -> None:
+def require_rows_of_tokenizer(rows: str, origins: Mapping[str, RowOrigin], model: str, tokenizer: Path) -> None:
+    """Refuse rows that were made with another tokenizer than a model's: the loss of such tokens means nothing.
+
+    Args:
+        rows: Directory of the rows.
+        origins: What is known of them.
+        model: As the user wrote it.
+        tokenizer: Directory of its tokenizer. Where that has no ``tokenizer.json``, nothing can be compared.
+
+    Raises:
+        DataError: Naming both tokenizers.
+    """
+    if origins and (tokenizer / "tokenizer.json").is_file():
+        sha256 = TextEncoder(tokenizer, "tokenizers").sha256
+        remedy = f"Evaluate {model} on rows that were prepared with its own tokenizer."
+        require_tokenizer(origins, f"that of {model}", sha256, f"rows={rows}", remedy)
+
+
+def require_model(model: str) -> Path:
     """Refuse a model whose directory is missing or of the other kind, before anything is loaded.
+
+    Returns:
+        The directory of its tokenizer.
 
     Raises:
         CheckpointError: With the spelling that would work where one is likely.
@@ -73,10 +102,9 @@ def require_model(model: str) -> None:
     # A run has a config.json too: its own resolved configuration.
     is_hf = not is_run and (directory / "config.json").is_file()
     if is_hf and model.startswith(HF_PREFIX):
-        return
+        return directory
     if is_run and not model.startswith(HF_PREFIX):
-        _require_checkpoint(directory)
-        return
+        return _tokenizer_of_run(directory)
     if not directory.is_dir():
         raise CheckpointError(
             f"models={model}",
@@ -98,8 +126,21 @@ def require_model(model: str) -> None:
     )
 
 
-def _require_checkpoint(run: Path) -> None:
-    if newest_checkpoint(run) is None:
+def _tokenizer_of_run(run: Path) -> Path:
+    checkpoint = newest_checkpoint(run)
+    if checkpoint is None:
         raise CheckpointError(
             f"models={run}", "The run has no complete checkpoint.", "Train it until it saves one, or name another run."
         )
+    tokenizer = Path(ModelDescription.read(checkpoint).tokenizer)
+    expected = StageManifest.read(run).data.tokenizer_sha256
+    if expected is not None and (tokenizer / "tokenizer.json").is_file():
+        found = TextEncoder(tokenizer, "tokenizers").sha256
+        if found != expected:
+            raise CheckpointError(
+                f"models={run}",
+                f"{tokenizer} holds another tokenizer (SHA-256 {found[:12]}) than the run was trained with "
+                f"({expected[:12]}).",
+                "Restore the data directory, or prepare it again with the same configuration.",
+            )
+    return tokenizer

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
-from nemo_prolong.evaluate.request import open_rows, output_directories, require_ascending, require_model
+from nemo_prolong.data.row_origins import row_origins
+from nemo_prolong.evaluate.request import (
+    open_rows,
+    output_directories,
+    require_ascending,
+    require_model,
+    require_rows_of_tokenizer,
+)
 from nemo_prolong.logs import run_logging
 from nemo_prolong.records.evaluation import PerplexityResult, RecallResult, write_result
 from nemo_prolong.units import format_seconds, format_tokens
@@ -32,9 +39,11 @@ def evaluate(cfg: EvaluateConfig) -> list[Path]:
     """
     require_ascending(cfg.position_buckets)
     directories = output_directories(cfg)
-    for model in cfg.models:
-        require_model(model)
+    tokenizers = {model: require_model(model) for model in cfg.models}
     rows = open_rows(cfg.rows)
+    origins = row_origins(cfg.rows)
+    for model, tokenizer in tokenizers.items():
+        require_rows_of_tokenizer(cfg.rows, origins, model, tokenizer)
     for model, directory in directories.items():
         directory.mkdir(parents=True, exist_ok=True)
         with run_logging(directory / LOG_FILE, console=True):

@@ -81,7 +81,15 @@ class SettingChange(BaseModel):
 
 
 class DataRecord(BaseModel):
-    """The data a stage was trained on."""
+    """The data a stage was trained on.
+
+    Attributes:
+        root: Data root.
+        tokenizer: Directory of the tokenizer, below a local root.
+        mixture: Row sets and their shares.
+        manifest_sha256: Hash of the data directory's manifest, None where it had none.
+        tokenizer_sha256: Hash of what decides the ids of a text, None where the manifest did not say it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -89,6 +97,7 @@ class DataRecord(BaseModel):
     tokenizer: str
     mixture: list[dict[str, Any]]
     manifest_sha256: str | None
+    tokenizer_sha256: str | None = None
 
 
 class StageManifest(BaseModel):

@@ -101,6 +101,7 @@ def _describe_data(data: DataConfig, manifest: DataManifestFile) -> DataRecord:
         tokenizer=data.tokenizer,
         mixture=[entry.model_dump() for entry in data.mixture],
         manifest_sha256=manifest.sha256,
+        tokenizer_sha256=manifest.tokenizer_sha256,
     )
 
 

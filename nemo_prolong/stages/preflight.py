@@ -12,6 +12,9 @@ from typing import Any
 
 from nemo_prolong.config.addresses import HF_PREFIX, is_address, tokenizer_directory
 from nemo_prolong.config.schema import ModelConfig, RunConfig, Transition
+from nemo_prolong.data.mds.index import require_index
+from nemo_prolong.data.row_origins import require_tokenizer, row_origins
+from nemo_prolong.data.row_sets import refuse_data_directory
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
@@ -137,14 +140,20 @@ def check_data(cfg: RunConfig) -> DataManifestFile:
         _check_row_set(root, key, path, remedy)
     data = DataManifestFile.read(root, read_bytes)
     _check_tokenizer(cfg, tokenizer, data)
+    for key, path in named:
+        _check_origin(cfg, f"{key}={path}", path, tokenizer)
     return data
 
 
 def _check_row_set(root: str, key: str, path: str, remedy: str) -> None:
     if is_address(root):
-        read_bytes(f"{root}/{path}/index.json")
-    elif not (Path(root) / path / "index.json").is_file():
-        raise DataError(f"{key}={path}", f"{Path(root) / path} holds no packed rows.", remedy)
+        require_index(f"{root.rstrip('/')}/{path}")
+        return
+    refuse_data_directory(Path(root) / path, f"{key}={path}")
+    try:
+        require_index(Path(root) / path)
+    except DataError as error:
+        raise DataError(f"{key}={path}", f"{Path(root) / path} holds no packed rows.", remedy) from error
 
 
 def _check_tokenizer(cfg: RunConfig, tokenizer: Path, data: DataManifestFile) -> None:
@@ -156,6 +165,15 @@ def _check_tokenizer(cfg: RunConfig, tokenizer: Path, data: DataManifestFile) ->
             f"the tokenizer in {tokenizer} is not the one that the rows in {cfg.data.root} were made with.",
             "Use the tokenizer of the data directory (data.tokenizer=tokenizer), or prepare the data again.",
         )
+
+
+def _check_origin(cfg: RunConfig, what: str, path: str, tokenizer: Path) -> None:
+    """Refuse a row set of another tokenizer, such as one that was copied into the data directory."""
+    origins = row_origins(f"{cfg.data.root.rstrip('/')}/{path}")
+    if origins:
+        sha256 = TextEncoder(tokenizer, "tokenizers").sha256
+        remedy = "Use row sets of one tokenizer, and data.tokenizer to name it."
+        require_tokenizer(origins, tokenizer, sha256, what, remedy)
 
 
 def stored_run(cfg: RunConfig, run: RunDirectory) -> StageManifest | None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.mds.index import ShardEntry
+from nemo_prolong.data.row_sets import refuse_data_directory
 from nemo_prolong.data.sources.base import Document, Item, Rejected, Unit, Unread
 from nemo_prolong.data.sources.listing import first_files
 from nemo_prolong.data.sources.planning import units_of_groups
@@ -56,8 +57,9 @@ def plan(source: SourceConfig, cache: Path | None, unit_bytes: int) -> list[Unit
     ``start`` and ``stop`` count rows of the unit's files.
 
     Raises:
-        DataError: If the directory is no MDS, has no rows, or has no tokens.
+        DataError: If the directory is no MDS, holds several row sets, has no rows, or has no tokens.
     """
+    refuse_data_directory(source.path, f"path={source.path}")
     _opened.cache_clear()
     reader, by_name = _opened(source.path, cache)
     if not len(reader):
