@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import EvaluateConfig
@@ -14,7 +15,12 @@ from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
-from nemo_prolong.records.evaluation import evaluation_directory
+from nemo_prolong.records.evaluation import (
+    EvaluatedState,
+    evaluation_directory,
+    state_of_checkpoint,
+    state_of_export,
+)
 from nemo_prolong.records.row_origin import RowOrigin
 from nemo_prolong.records.stage_manifest import StageManifest
 
@@ -88,11 +94,20 @@ def require_rows_of_tokenizer(rows: str, origins: Mapping[str, RowOrigin], model
         require_tokenizer(origins, f"that of {model}", sha256, f"rows={rows}", remedy)
 
 
-def require_model(model: str) -> Path:
-    """Refuse a model whose directory is missing or of the other kind, before anything is loaded.
+class RequestedModel(NamedTuple):
+    """A model that can be evaluated.
 
-    Returns:
-        The directory of its tokenizer.
+    Attributes:
+        tokenizer: Directory of its tokenizer.
+        state: Which state of it will be evaluated.
+    """
+
+    tokenizer: Path
+    state: EvaluatedState
+
+
+def require_model(model: str) -> RequestedModel:
+    """Refuse a model whose directory is missing or of the other kind, before anything is loaded.
 
     Raises:
         CheckpointError: With the spelling that would work where one is likely.
@@ -102,9 +117,9 @@ def require_model(model: str) -> Path:
     # A run has a config.json too: its own resolved configuration.
     is_hf = not is_run and (directory / "config.json").is_file()
     if is_hf and model.startswith(HF_PREFIX):
-        return directory
+        return RequestedModel(directory, state_of_export(directory))
     if is_run and not model.startswith(HF_PREFIX):
-        return _tokenizer_of_run(directory)
+        return _require_run(directory)
     if not directory.is_dir():
         raise CheckpointError(
             f"models={model}",
@@ -126,7 +141,7 @@ def require_model(model: str) -> Path:
     )
 
 
-def _tokenizer_of_run(run: Path) -> Path:
+def _require_run(run: Path) -> RequestedModel:
     checkpoint = newest_checkpoint(run)
     if checkpoint is None:
         raise CheckpointError(
@@ -143,4 +158,4 @@ def _tokenizer_of_run(run: Path) -> Path:
                 f"({expected[:12]}).",
                 "Restore the data directory, or prepare it again with the same configuration.",
             )
-    return tokenizer
+    return RequestedModel(tokenizer, state_of_checkpoint(checkpoint))

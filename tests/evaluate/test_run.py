@@ -3,13 +3,18 @@ import logging
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from nemo_prolong.config.schema import EvaluateConfig
+from nemo_prolong.data.mds import MdsWriter
+from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.evaluate.request import output_directories
 from nemo_prolong.evaluate.run import evaluate
 from nemo_prolong.records.evaluation import evaluation_directory
+from nemo_prolong.records.row_origin import RowOrigin
+from tests.support.stored_rows import write_data
 
 
 def config(models, data, **changes):
@@ -69,6 +74,35 @@ def test_buckets_that_do_not_ascend_are_refused(data_directory, hf_directory):
 def test_missing_data_is_refused_before_a_model_is_loaded(hf_directory, tmp_path):
     with pytest.raises(DataError, match=r"rows=.*nowhere: The directory does not exist.*prepare_data"):
         evaluate(config([f"hf:{hf_directory}"], tmp_path / "nowhere"))
+
+
+def test_rows_without_indices_are_evaluated_as_one_document_each(hf_directory, tmp_path):
+    with MdsWriter(tmp_path / "rows", {"input_ids": "ndarray:uint32", "domain": "str"}) as writer:
+        for _ in range(2):
+            writer.write({"input_ids": np.arange(20, dtype=np.uint32), "domain": "d"})
+    (directory,) = evaluate(config([f"hf:{hf_directory}"], tmp_path / "rows", output=str(tmp_path / "out")))
+    perplexity = json.loads((directory / "perplexity.json").read_text())
+    assert perplexity["documents"] == 2 and sum(bucket["tokens"] for bucket in perplexity["buckets"]) == 2 * 19
+
+
+def test_rows_of_another_tokenizer_are_refused_before_any_model_loads(hf_directory, data_directory, tmp_path):
+    RowOrigin(tokenizer="models/other", tokenizer_sha256="0" * 64, vocab_size=320).write(data_directory)
+    with pytest.raises(DataError) as caught:
+        evaluate(config([f"hf:{hf_directory}"], data_directory, output=str(tmp_path / "out")))
+    assert str(caught.value).startswith(
+        f"rows={data_directory}: the rows were made with models/other of 320 tokens (SHA-256 000000000000), as "
+        f"{data_directory}/origin.json says, and not with that of hf:{hf_directory} ("
+    )
+    assert not (tmp_path / "out").exists()
+    own = TextEncoder(hf_directory, "tokenizers").sha256
+    RowOrigin(tokenizer_sha256=own).write(data_directory)
+    assert evaluate(config([f"hf:{hf_directory}"], data_directory, output=str(tmp_path / "out")))
+
+
+def test_a_data_directory_is_refused_with_a_row_set_to_name(hf_directory, tmp_path):
+    data = write_data(tmp_path / "data")
+    with pytest.raises(DataError, match=rf"rows={data}: is a data directory.* such as {data}/docs-19\."):
+        evaluate(config([f"hf:{hf_directory}"], data))
 
 
 def test_a_missing_model_is_refused_before_any_is_evaluated(hf_directory, data_directory, tmp_path):
