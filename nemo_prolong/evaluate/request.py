@@ -11,6 +11,7 @@ from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.row_origins import require_tokenizer
 from nemo_prolong.data.row_sets import refuse_data_directory
+from nemo_prolong.data.storage.stores import is_remote
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.model_description import ModelDescription
@@ -66,7 +67,7 @@ def open_rows(directory: str) -> MdsReader:
     Raises:
         DataError: If the directory does not exist, holds several row sets, or no rows that can be read.
     """
-    if not Path(directory).is_dir():
+    if not is_remote(directory) and not Path(directory).is_dir():
         raise DataError(
             f"rows={directory}",
             "The directory does not exist.",

@@ -12,7 +12,6 @@ from pathlib import Path
 from torch import Tensor
 
 from nemo_prolong.config.schema import ModelConfig
-from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ExportError
 from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
@@ -64,8 +63,8 @@ def open_source(run: str) -> ExportSource:
 
     Raises:
         CheckpointError: If it is no run, or holds no complete checkpoint.
-        ExportError: If the checkpoint and the manifest disagree about the model, the checkpoint holds other tensors
-            than a Llama of that shape, or another tokenizer lies in the place of the run's.
+        ExportError: If the checkpoint and the manifest disagree about the model, or the checkpoint holds other tensors
+            than a Llama of that shape.
     """
     run_dir = Path(run)
     manifest = StageManifest.read(run_dir)
@@ -86,7 +85,6 @@ def open_source(run: str) -> ExportSource:
     )
     _check_model(source)
     _check_tensors(source)
-    _check_tokenizer(source)
     if manifest.status != "complete":
         log.warning("%s is not finished: step %d of %d is exported", run, source.step, manifest.train_iters)
     return source
@@ -103,21 +101,6 @@ def _check_model(source: ExportSource) -> None:
             f"run={source.run_dir}",
             f"model.json of {source.checkpoint.name} and stage.json disagree in {', '.join(dict.fromkeys(differing))}.",
             "Restore whichever of the two was changed.",
-        )
-
-
-def _check_tokenizer(source: ExportSource) -> None:
-    """Refuse a tokenizer that has taken the place of the one that the run was trained with."""
-    expected = source.manifest.data.tokenizer_sha256
-    if expected is None or not (source.tokenizer / "tokenizer.json").is_file():
-        return
-    found = TextEncoder(source.tokenizer, "tokenizers").sha256
-    if found != expected:
-        raise ExportError(
-            f"run={source.run_dir}",
-            f"{source.tokenizer} holds another tokenizer (SHA-256 {found[:12]}) than the run was trained with "
-            f"({expected[:12]}).",
-            "Restore the data directory, or prepare it again with the same configuration.",
         )
 
 

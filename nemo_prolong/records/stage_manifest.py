@@ -84,11 +84,11 @@ class DataRecord(BaseModel):
     """The data a stage was trained on.
 
     Attributes:
-        root: Data root.
-        tokenizer: Directory of the tokenizer, below a local root.
-        mixture: Row sets and their shares.
-        manifest_sha256: Hash of the data directory's manifest, None where it had none.
-        tokenizer_sha256: Hash of what decides the ids of a text, None where the manifest did not say it.
+        root: Directory or address, as it was typed.
+        tokenizer: Tokenizer directory, as it was typed.
+        mixture: Row sets with their proportions.
+        manifest_sha256: Of ``manifest.json``; None where there is none.
+        tokenizer_sha256: Of the tokenizer, by that file; None where nothing says which it is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -22,7 +22,7 @@ from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
 from nemo_prolong.records.checkpoint.verify import CheckpointChoice, choose_checkpoint
 from nemo_prolong.records.data_manifest import DataManifestFile
 from nemo_prolong.records.run_directory import RunDirectory
-from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, SettingChange, StageManifest
+from nemo_prolong.records.stage_manifest import MANIFEST_FILE, DataRecord, ParentRecord, SettingChange, StageManifest
 from nemo_prolong.redaction import redact_values
 from nemo_prolong.stages.differences import (
     check_changeable,
@@ -32,7 +32,7 @@ from nemo_prolong.stages.differences import (
     not_allowed,
     unchangeable,
 )
-from nemo_prolong.stages.hf_parent import check_hugging_face_parent
+from nemo_prolong.stages.hf_parent import TOKENIZER_FILE, check_hugging_face_parent, check_same_tokens
 
 _NO_CHECKPOINT = CheckpointChoice(None)
 _NEW_NAME = "Give the run another name=..., or remove the directory."
@@ -95,6 +95,7 @@ def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
     parent = parent_run.manifest
     _check_complete(parent_run)
     check_same_shape(cfg, parent.model)
+    _check_parent_tokens(cfg, parent.data)
     taken = _parent_checkpoint(parent_run) if rank == 0 else _NO_CHECKPOINT
     return _start(
         data,
@@ -307,6 +308,14 @@ def _check_complete(run: RunDirectory) -> None:
             f"the parent is not complete (step {parent.step} of {parent.train_iters}, status {parent.status}).",
             f"Finish it by repeating its command: {parent.command}",
         )
+
+
+def _check_parent_tokens(cfg: RunConfig, parent: DataRecord) -> None:
+    """Refuse rows whose ids mean other tokens than in the rows of the parent run."""
+    theirs = Path(parent.tokenizer) if is_address(parent.root) else Path(parent.root) / parent.tokenizer
+    ours, theirs = tokenizer_directory(cfg.data) / TOKENIZER_FILE, theirs / TOKENIZER_FILE
+    if theirs.is_file() and theirs.read_bytes() != ours.read_bytes():
+        check_same_tokens(cfg, theirs)
 
 
 def _parent_checkpoint(run: RunDirectory) -> CheckpointChoice:

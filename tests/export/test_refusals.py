@@ -277,22 +277,6 @@ def test_a_broken_tokenizer_is_refused(
     assert message.startswith(f"tokenizer={tmp_path / 'tokenizer'}: transformers cannot load the tokenizer")
 
 
-def test_another_tokenizer_in_the_place_of_the_runs_is_refused(workspace: Workspace, tmp_path: Path) -> None:
-    run_dir = Path(shutil.copytree(workspace.child, tmp_path / "run"))
-    manifest = StageManifest.read(run_dir)
-    own = TextEncoder(workspace.root / "data" / "tokenizer").sha256
-    for sha256 in (own, "0" * 64):
-        data = manifest.data.model_copy(update={"tokenizer_sha256": sha256})
-        manifest.model_copy(update={"data": data}).write(run_dir)
-        if sha256 == own:
-            assert open_source(str(run_dir)).manifest.data.tokenizer_sha256 == own
-            continue
-        with pytest.raises(ExportError) as caught:
-            open_source(str(run_dir))
-        said = f"tokenizer holds another tokenizer (SHA-256 {own[:12]}) than the run was trained with ({'0' * 12})"
-        assert said in str(caught.value)
-
-
 def test_calibration_on_rows_of_another_tokenizer_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     root = Path(shutil.copytree(workspace.root / "data", tmp_path / "data"))
     manifest = StageManifest.read(workspace.child)

@@ -89,6 +89,20 @@ def test_a_row_set_of_another_tokenizer_is_refused_by_name(make_config, data_roo
     assert "data.validation=held-out: the rows were made with a tokenizer of their own" in refusal(DataError, validated)
 
 
+def test_rows_of_another_tokenizer_than_the_parents_are_refused(make_config, make_run, make_child, data_root, tmp_path):
+    train_tokenizer(["window buffer token " * 400], 280, data_root / "tokenizer")
+    parent = make_run(make_config(), "complete", (4,))
+    other = tmp_path / "other"
+    shutil.copytree(data_root, other)
+    child = make_child(parent, data={"root": str(other)})
+    assert start_of(child).parent_record is not None
+    shutil.rmtree(other / "tokenizer")
+    train_tokenizer(["another text of words " * 400], 280, other / "tokenizer")
+    message = refusal(DataError, child)
+    assert f"tokens of {parent} have other ids in {other}/tokenizer: " in message
+    assert "Prepare the data with the tokenizer of the model that the stage starts from." in message
+
+
 def test_a_tree_of_row_sets_below_one_path_is_accepted(make_config, data_root):
     (data_root / "tree").mkdir()
     (data_root / "rows").rename(data_root / "tree" / "part")
