@@ -19,7 +19,7 @@ def texts():
     """Return texts of the kind that recall asks about, so that merges across quotes and digits are learnt."""
     random = Random(0)
     prose = [
-        "Below is a JSON object of keys and values. The value of one of its keys is: café, naïve, \u4e2d\u6587."
+        "Below is a JSON object of keys and values. The value of one of its keys is: caf\u00e9, na\u00efve, \u4e2d\u6587."
     ] * 40
     for _ in range(60):
         words = ["".join(random.choices("bcdfghjklmnpqrstvwxz", k=4)) for _ in range(100)]
