@@ -62,7 +62,8 @@ def check_tokenizer(known: Iterable[SourceOrigin], name: str, tokenizer: TextEnc
         DataError: Naming both.
     """
     for one in known:
-        remedy = f"Set tokenizer.path to the tokenizer of these rows, {one.origin.tokenizer or 'beside them'}."
+        own = one.origin.tokenizer or "that of the data directory they were made in"
+        remedy = f"Set tokenizer.path to the tokenizer of these rows, {own}."
         origins = {one.where: one.origin}
         require_tokenizer(origins, name, tokenizer.sha256, f"path={one.source.path}", remedy)
 
