@@ -3,6 +3,9 @@
 Training, evaluation, preparation, inspection and verification read rows by this module alone, so that none accepts what
 another refuses. ``input_ids`` must be there. Without ``indices`` a row is one document. Without ``mask`` every token is
 a target. ``length`` is compared where it is there, and ``domain`` is empty where it is not.
+
+Columns of other libraries that say more of the tokens are followed by the preparation alone. Rows that have them are
+refused where they are used as they are, because another text or other targets would be learned.
 """
 
 from __future__ import annotations
@@ -19,6 +22,11 @@ from nemo_prolong.errors import DataError
 TOKENS = "input_ids"
 SPANS = "indices"
 _REMEDY = "Write the row again."
+_ONLY_PREPARED = (
+    *("labels", "loss_mask", "completion_mask", "assistant_masks"),
+    *("seq_lengths", "cu_seqlens", "position_ids", "attention_mask"),
+)
+"""Columns about tokens that the preparation follows (``sources.token_columns``), beside those that all readers know."""
 
 IntArray = NDArray[np.integer[Any]]
 
@@ -65,6 +73,7 @@ class StoredRow:
         faults: list[RowFault] = []
         if "length" in columns and int(columns["length"]) != len(ids):
             faults.append(RowFault("wrong_length", f"says length={columns['length']} and has {len(ids)} tokens."))
+        faults += [_unfollowed(name) for name in _ONLY_PREPARED if name in columns and not _says_nothing(name, columns)]
         spans = _spans(columns.get(SPANS), len(ids), faults)
         mask = _mask(columns.get("mask"), len(ids), faults)
         return cls(ids, spans, str(columns.get("domain", "")), mask, tuple(faults))
@@ -100,6 +109,18 @@ def _tokens_fault(columns: Mapping[str, Any]) -> RowFault | None:
         rule = f"has {TOKENS} of shape {list(ids.shape)} and type {ids.dtype}, not integers [tokens]."
         return RowFault("wrong_type", rule, remedy)
     return None
+
+
+def _unfollowed(name: str) -> RowFault:
+    rule = (
+        f"has a column {name}, which says more of its tokens than is followed where packed rows are used as they are."
+    )
+    return RowFault("unread_column", rule, "Pack the rows again (format=packed_mds), or write them without the column.")
+
+
+def _says_nothing(name: str, columns: Mapping[str, Any]) -> bool:
+    """Return whether a column says what is so without it: an attention mask of ones."""
+    return name == "attention_mask" and bool(np.all(np.asarray(columns[name]) == 1))
 
 
 def _spans(indices: Any, length: int, faults: list[RowFault]) -> NDArray[np.int64]:

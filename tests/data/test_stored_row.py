@@ -131,6 +131,24 @@ def test_spans_pass_where_they_hold_every_token_once(spans, num_tokens):
         assert [fault.reason for fault in row.faults] == ["bad_spans"]
 
 
+@pytest.mark.parametrize("reader", [trained, evaluated, sampled])
+def test_a_column_that_only_preparation_follows_is_refused_elsewhere(tmp_path, reader):
+    labels = np.array([-100, 1, 2, 3, 4, 5], np.int32)
+    row = {"input_ids": np.arange(6, dtype=np.int32), "labels": labels}
+    with MdsWriter(tmp_path / "rows", dict.fromkeys(row, "ndarray:int32")) as writer:
+        writer.write(row)
+    with pytest.raises(DataError, match=r"row 0: has a column labels, .* Pack the rows again \(format=packed_mds\)"):
+        reader(tmp_path / "rows")
+    assert prepared(tmp_path / "rows") == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_an_attention_mask_of_ones_says_nothing():
+    row = {"input_ids": np.arange(3), "attention_mask": np.ones(3, np.int64)}
+    assert not StoredRow.of(row).faults
+    (fault,) = StoredRow.of({**row, "attention_mask": np.array([1, 1, 0])}).faults
+    assert fault.rule.startswith("has a column attention_mask")
+
+
 def test_a_row_without_a_mask_trains_on_every_token():
     row = build_row({"input_ids": np.arange(4)}, RowFormat(4), "row")
     assert row.loss_mask.tolist() == [1.0, 1.0, 1.0, 0.0] and row.domain == ""

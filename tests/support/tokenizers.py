@@ -18,9 +18,7 @@ _BYTES = [f"<0x{number:02X}>" for number in range(256)]
 def texts():
     """Return texts of the kind that recall asks about, so that merges across quotes and digits are learnt."""
     random = Random(0)
-    prose = [
-        "Below is a JSON object of keys and values. The value of one of its keys is: caf\u00e9, na\u00efve, \u4e2d\u6587."
-    ] * 40
+    prose = ["Below is a JSON object of keys and values. Its value is: caf\u00e9, na\u00efve, \u4e2d\u6587."] * 40
     for _ in range(60):
         words = ["".join(random.choices("bcdfghjklmnpqrstvwxz", k=4)) for _ in range(100)]
         pairs = ", ".join(f'"{word}": "{random.randint(1000, 9999)}"' for word in words)
