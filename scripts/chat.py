@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BatchEncoding, TextStreamer
 from transformers.utils import logging
 
 EXAMPLES = """\
@@ -164,7 +164,11 @@ class AnswerStreamer(TextStreamer):
 def make_prompt(tokenizer: Any, conversation: list[dict[str, str]]) -> Any:
     """Return the conversation as the model was trained to see it; for a base model, the texts one after the other."""
     if tokenizer.chat_template is None:
-        return tokenizer("\n".join(turn["content"] for turn in conversation), return_tensors="pt")
+        prompt = tokenizer("\n".join(turn["content"] for turn in conversation), return_tensors="pt")
+        if prompt["input_ids"][0, -1] == tokenizer.eos_token_id:
+            # A tokenizer that ends every text with it says that nothing follows, and the answer would.
+            prompt = BatchEncoding({name: values[:, :-1] for name, values in prompt.items()})
+        return prompt
     return tokenizer.apply_chat_template(
         conversation, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )

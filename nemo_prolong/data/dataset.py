@@ -1,7 +1,7 @@
 """Packed rows as training samples: labels inside documents, positions that restart, masks and padding.
 
-A sample is built from one MDS row (``input_ids``, ``indices``, optionally ``mask``, ``domain``) and nothing else, so a
-directory that ProLong published trains unchanged. ``labels`` are already shifted: position i predicts token i + 1 of
+A sample is built from one MDS row (``stored_row``) and nothing else, so a directory that ProLong published trains
+unchanged. ``labels`` are already shifted: position i predicts token i + 1 of
 the same document. What a row must be is checked when it is read, and for the first row of every directory when the
 data set is made, so that a wrong directory is refused before training starts.
 """
@@ -23,6 +23,7 @@ from nemo_prolong.config.schema import MixtureEntry
 from nemo_prolong.data.batch import PackedBatch, PackedRow
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.order import GlobalOrder
+from nemo_prolong.data.stored_row import IntArray, StoredRow
 from nemo_prolong.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -166,16 +167,17 @@ def build_row(stored: dict[str, Any], row_format: RowFormat, where: str) -> Pack
     """Return the training sample of one stored row.
 
     Args:
-        stored: Columns of an MDS row: ``input_ids`` [N], ``indices`` [D, 2] (absent: one document), ``mask`` [N].
+        stored: Columns of an MDS row, as ``StoredRow`` reads them.
         row_format: What it must be.
         where: What to name in an error.
 
     Raises:
-        DataError: If the row is too long, its spans do not tile it, a token id is out of range or ``mask`` is missing.
+        DataError: If the row has a fault (``StoredRow``), is too long, has a token id out of range or lacks ``mask``.
     """
     seq_length = row_format.seq_length
-    ids = _checked_ids(stored, row_format, where)
-    bounds = _checked_bounds(stored.get("indices"), len(ids), where)
+    row = StoredRow.of(stored).checked(where)
+    ids, bounds = row.ids, row.bounds
+    _check_ids(ids, row_format, where)
     if len(ids) < seq_length:
         bounds = np.append(bounds, seq_length)
     tokens = np.zeros(seq_length, np.int64)
@@ -185,7 +187,7 @@ def build_row(stored: dict[str, Any], row_format: RowFormat, where: str) -> Pack
     loss_mask[: len(ids)] = 1.0
     loss_mask[bounds[1:] - 1] = 0.0
     if row_format.apply_instruct_masks:
-        loss_mask[: len(ids) - 1] *= _checked_mask(stored, len(ids), where)[1:]
+        loss_mask[: len(ids) - 1] *= _mask_of(row, where)[1:]
     labels = np.zeros(seq_length, np.int64)
     labels[:-1] = tokens[1:]
     labels[loss_mask == 0] = 0
@@ -195,15 +197,12 @@ def build_row(stored: dict[str, Any], row_format: RowFormat, where: str) -> Pack
         loss_mask=torch.from_numpy(loss_mask),
         position_ids=torch.from_numpy(np.arange(seq_length) - starts),
         cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
-        domain=str(stored.get("domain", "")),
+        domain=row.domain,
         real_tokens=len(ids),
     )
 
 
-def _checked_ids(stored: dict[str, Any], row_format: RowFormat, where: str) -> NDArray[np.integer[Any]]:
-    ids = stored.get("input_ids")
-    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
-        raise DataError(where, "has no one-dimensional integer column input_ids.", "Give packed rows (docs/data.md).")
+def _check_ids(ids: IntArray, row_format: RowFormat, where: str) -> None:
     if len(ids) > row_format.seq_length:
         raise DataError(
             f"seq_length={row_format.seq_length}",
@@ -216,38 +215,16 @@ def _checked_ids(stored: dict[str, Any], row_format: RowFormat, where: str) -> N
             f"has token ids from {ids.min()} to {ids.max()}, model.vocab_size is {row_format.vocab_size}.",
             "Use the tokenizer of the model to prepare the data.",
         )
-    return ids
 
 
-def _checked_bounds(indices: NDArray[np.integer[Any]] | None, length: int, where: str) -> NDArray[np.int64]:
-    """Return document boundaries int64 [D+1] from spans [D, 2]; documents tile the row."""
-    if indices is None:
-        return np.array([0, length], np.int64)
-    spans = np.asarray(indices).astype(np.int64)
-    tiled = spans.ndim == 2 and spans.shape[1] == 2 and len(spans) > 0 and bool(np.all(spans[:, 1] > spans[:, 0]))
-    if not tiled or spans[0, 0] != 0 or spans[-1, 1] != length or np.any(spans[1:, 0] != spans[:-1, 1]):
-        raise DataError(
-            where,
-            f"has document spans that do not tile its {length} tokens: {spans.tolist()[:3]}...",
-            "Spans are (start, end) per document, in order, without gaps or overlaps; pack the data again.",
-        )
-    return np.append(spans[:, 0], length)
-
-
-def _checked_mask(stored: dict[str, Any], length: int, where: str) -> NDArray[np.bool_]:
-    mask = stored.get("mask")
-    if mask is None:
+def _mask_of(row: StoredRow, where: str) -> NDArray[np.uint8]:
+    if row.mask is None:
         raise DataError(
             "data.apply_instruct_masks=true",
             f"{where} has no mask column.",
             "Use chat rows, or set data.apply_instruct_masks=false.",
         )
-    if np.shape(mask) != (length,):
-        raise DataError(
-            where, f"has a mask of shape {np.shape(mask)} for {length} tokens.", "Write one mask value per token."
-        )
-    counts: NDArray[np.bool_] = mask != 0
-    return counts
+    return row.mask
 
 
 def _read_row(reader: MdsReader, row: int, row_format: RowFormat) -> PackedRow:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from nemo_prolong.data.stored_row import IntArray, StoredRow
 from nemo_prolong.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 ELLIPSIS = "\u2026"
 Boundary = tuple[int, int, int]
 """Start of the document before, the position itself, end of the document after."""
-IntArray = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -59,18 +58,24 @@ class Decoder:
         bounds = [0, *(np.flatnonzero(changes) + 1).tolist(), len(ids)]
         return [
             Part(
-                self._text(ids[a:b].tolist(), bool(special[a])),
+                self._text(ids[a:b].tolist(), bool(special[a]), ids[a - 1 : a].tolist() if goes_on else []),
                 bool(special[a]),
                 None if mask is None else bool(target[a]),
             )
             for a, b in itertools.pairwise(bounds)
+            for goes_on in (a > 0 and not special[a - 1],)
         ]
 
-    def _text(self, ids: list[int], special: bool) -> str:
+    def _text(self, ids: list[int], special: bool, before: list[int]) -> str:
+        """Return the text of ``ids``, which go on after the token ``before`` or begin a text."""
         if special:
             return str(self._special[ids[0]])
         if self._tokenizer is None:
             return " ".join(map(str, ids)) + " "
+        # Decoders of tokenizers that put a space before every text take the first space away.
+        known, whole = (str(self._tokenizer.decode(part, skip_special_tokens=False)) for part in (before, before + ids))
+        if whole.startswith(known):
+            return whole[len(known) :]
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
 
@@ -91,67 +96,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise DataError(f"tokenizer={path}", rule, "Give a directory that holds a tokenizer.json.") from error
 
 
-@dataclass(frozen=True)
-class StoredRow:
-    """One stored row.
-
-    Attributes:
-        ids: Tokens [S].
-        spans: (start, end) of every document, int64 [D, 2].
-        domain: Empty where the row has none.
-        mask: Nonzero on targets [S], or None.
-        problems: What training would refuse, for a person.
-    """
-
-    ids: IntArray
-    spans: NDArray[np.int64]
-    domain: str
-    mask: IntArray | None
-    problems: list[str]
-
-    @classmethod
-    def of(cls, row: dict[str, Any], where: str) -> StoredRow:
-        """Read the columns of a row; a row without ``indices`` is one document.
-
-        Raises:
-            DataError: If it has no tokens.
-        """
-        ids = row.get("input_ids")
-        if not isinstance(ids, np.ndarray) or ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise DataError(
-                where,
-                f"has no one-dimensional integer column input_ids; its columns are {', '.join(sorted(row))}.",
-                "Give tokenized or packed rows (docs/data.md).",
-            )
-        problems: list[str] = []
-        mask = row.get("mask")
-        if mask is not None and np.shape(mask) != ids.shape:
-            problems.append(f"mask has shape {np.shape(mask)} for {len(ids):,} tokens")
-            mask = None
-        return cls(ids, _spans(row.get("indices"), len(ids), problems), str(row.get("domain", "")), mask, problems)
-
-    @property
-    def boundaries(self) -> list[Boundary]:
-        """(start of the document before, position, end of the document after) of every boundary, row ends included."""
-        starts, ends = self.spans[:, 0].tolist(), self.spans[:, 1].tolist()
-        if not starts:
-            return []
-        return list(zip([starts[0], *starts], [*starts, ends[-1]], [*ends, ends[-1]], strict=True))
-
-
-def _spans(indices: Any, length: int, problems: list[str]) -> NDArray[np.int64]:
-    """Return document spans int64 [D, 2] cut to the row; what is wrong with them is said in ``problems``."""
-    if indices is None:
-        return np.array([[0, length]], np.int64)
-    spans = np.asarray(indices)
-    if spans.ndim != 2 or spans.shape[1] != 2 or not np.issubdtype(spans.dtype, np.integer):
-        problems.append(f"indices has shape {spans.shape}, not [documents, 2]")
-        return np.array([[0, length]], np.int64)
-    spans = spans.astype(np.int64)
-    bounds = np.concatenate([[0], spans[:, 1]])
-    if not np.array_equal(spans[:, 0], bounds[:-1]) or bounds[-1] != length or np.any(np.diff(bounds) <= 0):
-        problems.append(f"the document spans do not tile the {length:,} tokens of the row")
-    return np.clip(spans, 0, length)
+def boundaries_of(row: StoredRow) -> list[Boundary]:
+    """Return every boundary of a row, its ends included."""
+    starts, ends = row.spans[:, 0].tolist(), row.spans[:, 1].tolist()
+    if not starts:
+        return []
+    return list(zip([starts[0], *starts], [*starts, ends[-1]], [*ends, ends[-1]], strict=True))
 
 
 def beginning(row: StoredRow, tokens: int, decode: Decoder) -> list[Part]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nemo_prolong.data.row_text import Boundary, Decoder, Part, StoredRow, around, beginning
+from nemo_prolong.data.row_text import Boundary, Decoder, Part, around, beginning, boundaries_of
+from nemo_prolong.data.stored_row import StoredRow
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,11 +33,11 @@ def sample_row(row: dict[str, Any], number: int, tokenizer: Tokenizer) -> dict[s
         ``masked_text`` is the beginning of a row with a mask as ``[{"text", "special", "target"}, ...]``, else None.
 
     Raises:
-        DataError: If the row has no tokens.
+        DataError: If the row has a fault (``StoredRow``).
     """
-    stored = StoredRow.of(row, f"row {number}")
+    stored = StoredRow.of(row).checked(f"row {number}")
     decode = Decoder(tokenizer)
-    boundaries = stored.boundaries
+    boundaries = boundaries_of(stored)
     if len(boundaries) > _BOUNDARIES:
         boundaries = [*boundaries[: _BOUNDARIES - 1], boundaries[-1]]
     return {

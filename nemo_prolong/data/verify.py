@@ -10,6 +10,7 @@ from typing import Any
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.mds.index import ShardEntry
 from nemo_prolong.data.row_sets import known_facts, open_row_set, read_manifest
+from nemo_prolong.data.stored_row import TOKENS, StoredRow
 from nemo_prolong.errors import DataError
 from nemo_prolong.files import digest_file
 from nemo_prolong.text import counted
@@ -42,12 +43,18 @@ def verify(directory: str | Path) -> Iterator[str | DataError]:
 
 def _verify_row_set(reader: MdsReader, entry: dict[str, Any]) -> Iterator[str | DataError]:
     problems = 0
-    for error in chain(reader.verify(), _differences(reader, entry)):
+    # Other MDS directories than those of tokens have no such rows.
+    check_row = _check_row if TOKENS in reader.columns else None
+    for error in chain(reader.verify(check_row), _differences(reader, entry)):
         problems += 1
         yield error
     if not problems:
         words = f"whole, {counted(len(reader), 'row')} in {counted(len(reader.shards), 'shard')}"
         yield f"{reader.directory}: {words}" + (", as in the manifest" if entry.get("shards") else "")
+
+
+def _check_row(columns: dict[str, Any], where: str) -> None:
+    StoredRow.of(columns).checked(where)
 
 
 def _differences(reader: MdsReader, entry: dict[str, Any]) -> Iterator[DataError]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_prolong.data.stored_row import StoredRow
 from nemo_prolong.errors import DataError
 from nemo_prolong.evaluate.scorer import Scorer, require_tokens_in_vocabulary
 from nemo_prolong.records.evaluation import Bucket
@@ -24,17 +25,22 @@ from nemo_prolong.records.evaluation import Bucket
 log = logging.getLogger(__name__)
 
 
-def split_documents(rows: Iterable[Mapping[str, Any]], max_tokens: int) -> Iterator[Tensor]:
+def split_documents(rows: Iterable[Mapping[str, Any]], max_tokens: int, source: str = "rows") -> Iterator[Tensor]:
     """Yield the documents of packed rows in order, as int64 [T] with 2 <= T <= ``max_tokens``.
 
     Args:
-        rows: Rows with ``input_ids`` (unsigned ints [N]) and ``indices`` (document spans [D, 2]).
+        rows: Columns of each row, as ``StoredRow`` reads them.
         max_tokens: Longer documents are cut here: nothing beyond the last bucket is counted, so none is computed.
+        source: The rows' directory, for messages.
+
+    Raises:
+        DataError: If a row has a fault that training refuses.
     """
-    for row in rows:
-        for begin, end in np.asarray(row["indices"]).reshape(-1, 2).tolist():
+    for number, columns in enumerate(rows):
+        row = StoredRow.of(columns).checked(f"{source} row {number}")
+        for begin, end in row.spans.tolist():
             if end - begin >= 2:
-                ids = np.asarray(row["input_ids"])[begin : min(end, begin + max_tokens)]
+                ids = row.ids[begin : min(end, begin + max_tokens)]
                 yield torch.from_numpy(ids.astype(np.int64))
 
 
@@ -101,11 +107,11 @@ def measure_perplexity(
         source: The rows' directory, for messages.
 
     Raises:
-        DataError: If there is no document of two tokens, or another tokenizer wrote them.
+        DataError: If a row has a fault, there is no document of two tokens, or another tokenizer wrote them.
     """
     buckets = PositionBuckets(bucket_ends)
     documents = 0
-    for document in split_documents(rows, max_tokens=bucket_ends[-1]):
+    for document in split_documents(rows, bucket_ends[-1], source):
         require_tokens_in_vocabulary(document, scorer, source)
         buckets.add_document(scorer.token_losses(document))
         documents += 1

@@ -29,8 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from nemo_prolong.data.tokenizer.joined import JoinedEncoder
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.evaluate.scorer import Scorer
 from nemo_prolong.records.evaluation import RecallEntry
@@ -39,10 +40,14 @@ log = logging.getLogger(__name__)
 
 KEYS = tuple("".join(letters) for letters in itertools.product("bcdfghjklmnpqrstvwxz", repeat=4))
 VALUES = range(1000, 10000)
+CLOSING = '"}'
+"""What follows a value. It is encoded with it, because a tokenizer may merge its quote with the last digit."""
 MIN_TOKENS_PER_PAIR = 4
 """No tokenizer writes a pair with fewer tokens: bounds how many pairs are drawn for a prompt."""
 LIKELY_TOKENS_PER_PAIR = 12
 """First guess of what a pair costs."""
+_VALUE = 1
+"""Which piece of prompt, value and closing the value is."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,9 @@ class RecallPrompt:
 
     Attributes:
         text: The prompt as text, without the beginning-of-sequence token.
-        prompt: int64 [T], with that token if the tokenizer has one.
-        answer: int64 [A], the tokens of the value; ``T + A`` is at most the length asked for.
+        prompt: int64 [T], with what ``beginning_ids`` gives, and without tokens that hold a digit of the value.
+        answer: int64 [A], the tokens of the joined text that hold a digit of the value. The first and the last may hold
+            a quote too. ``T + A`` is at most the length asked for.
         key: The key asked about.
         value: Its value.
         depth: Where the pair stands in the object, 0.0 first to 1.0 last.
@@ -73,17 +79,17 @@ class RecallPrompt:
         return len(self.prompt) + len(self.answer)
 
 
-def build_prompt(tokenizer: PreTrainedTokenizerBase, length_tokens: int, depth: float, random: Random) -> RecallPrompt:
+def build_prompt(encode: _PromptEncoder, length_tokens: int, depth: float, random: Random) -> RecallPrompt:
     """Fill a prompt with as many pairs as fit, and ask for the one at ``depth``.
 
     Args:
-        tokenizer: The model's own; lengths are in its tokens.
+        encode: Writes and tokenizes prompts; lengths are in its tokens.
         length_tokens: Budget for prompt and answer together, so that a length up to the trained one is inside it.
         depth: Where the needle stands, 0.0 first to 1.0 last.
         random: Source of keys and values.
 
     Raises:
-        ConfigError: If not even one pair fits.
+        ConfigError: If not even one pair fits, or the tokenizer has no tokens for a value.
     """
     keys = random.sample(KEYS, min(len(KEYS), max(length_tokens // MIN_TOKENS_PER_PAIR, 1)))
     pairs = [(key, str(random.choice(VALUES))) for key in keys]
@@ -94,14 +100,14 @@ def build_prompt(tokenizer: PreTrainedTokenizerBase, length_tokens: int, depth: 
     # bisection needs seventeen of half a million tokens each.
     while too_many - fitting > 1:
         guess = min(max(guess, fitting + 1), too_many - 1)
-        prompt = _encode_prompt(tokenizer, pairs[:guess], depth)
+        prompt = encode(pairs[:guess], depth)
         if prompt.num_tokens <= length_tokens:
             best, fitting = prompt, guess
         else:
             too_many = guess
         guess += math.floor((length_tokens - prompt.num_tokens) * guess / prompt.num_tokens)
     if best is None:
-        shortest = _encode_prompt(tokenizer, pairs[:1], depth).num_tokens
+        shortest = encode(pairs[:1], depth).num_tokens
         raise ConfigError(
             f"recall_lengths={length_tokens}",
             "A prompt with a single pair is longer than that in this model's tokens.",
@@ -110,19 +116,64 @@ def build_prompt(tokenizer: PreTrainedTokenizerBase, length_tokens: int, depth: 
     return best
 
 
-def _encode_prompt(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], depth: float) -> RecallPrompt:
-    """Write and tokenize the prompt over ``pairs``; the answer is tokenized apart, as the model would begin it."""
-    key, value = pairs[round(depth * (len(pairs) - 1))]
-    listing = ", ".join(f'"{name}": "{number}"' for name, number in pairs)
-    text = (
-        "Below is a JSON object of keys and values.\n\n"
-        f"{{{listing}}}\n\n"
-        f'The value of one of its keys is:\n\n{{"{key}": "'
-    )
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = begin + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    answer = tokenizer(value, add_special_tokens=False)["input_ids"]
-    return RecallPrompt(text, torch.tensor(ids), torch.tensor(answer), key, value, depth, len(pairs))
+class _PromptEncoder:
+    """Writes and tokenizes prompts. The answer is what a model that has seen joined text would write.
+
+    Args:
+        tokenizer: The model's own.
+
+    Raises:
+        ConfigError: If it does not say which characters a token stands for.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise ConfigError(
+                f"tokenizer={tokenizer.name_or_path}",
+                "is no fast tokenizer, so where the tokens of an answer begin is not known.",
+                "Save it with a tokenizer.json, as AutoTokenizer and save_pretrained of transformers do.",
+            )
+        self._name = tokenizer.name_or_path
+        self._unknown_id = tokenizer.unk_token_id
+        self._begin = beginning_ids(tokenizer)
+        self._encode = JoinedEncoder(tokenizer.backend_tokenizer)
+
+    def __call__(self, pairs: list[tuple[str, str]], depth: float) -> RecallPrompt:
+        """Return the prompt over ``pairs``.
+
+        Raises:
+            ConfigError: If the tokenizer has no tokens for the value.
+        """
+        key, value = pairs[round(depth * (len(pairs) - 1))]
+        listing = ", ".join(f'"{name}": "{number}"' for name, number in pairs)
+        text = (
+            "Below is a JSON object of keys and values.\n\n"
+            f"{{{listing}}}\n\n"
+            f'The value of one of its keys is:\n\n{{"{key}": "'
+        )
+        joined = self._encode([text, value, CLOSING])
+        answer = joined.of(_VALUE)
+        if not len(answer) or self._unknown_id in answer:
+            raise ConfigError(
+                f"tokenizer={self._name}",
+                f"has no tokens for {value}, one of the values that recall asks for.",
+                "Evaluate recall with a tokenizer that can write digits.",
+            )
+        prompt = torch.tensor([*self._begin, *joined.before(_VALUE).tolist()])
+        return RecallPrompt(text, prompt, torch.from_numpy(answer), key, value, depth, len(pairs))
+
+
+def beginning_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return what stands before the first token of a text.
+
+    What the tokenizer itself puts there, else its ``bos_token``, unless it is configured with ``add_bos_token=false``.
+    """
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    specials = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+    own = [token for token, _ in itertools.takewhile(lambda pair: pair[1], specials)]
+    if own or tokenizer.bos_token_id is None or tokenizer.init_kwargs.get("add_bos_token") is False:
+        return own
+    return [tokenizer.bos_token_id]
 
 
 def build_prompts(
@@ -132,10 +183,11 @@ def build_prompts(
 
     A prompt depends on the tokenizer, the length, the seed, its number and the number of samples, and on nothing else.
     """
+    encode = _PromptEncoder(tokenizer)
     depths = np.linspace(0.0, 1.0, num_samples) if num_samples > 1 else np.array([0.5])
     for sample, depth in enumerate(depths.tolist()):
         random = Random(f"{seed}/{length_tokens}/{sample}")  # noqa: S311 - repeatable on purpose
-        yield build_prompt(tokenizer, length_tokens, depth, random)
+        yield build_prompt(encode, length_tokens, depth, random)
 
 
 @dataclass

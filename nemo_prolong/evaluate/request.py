@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
+from nemo_prolong.data.row_origins import require_tokenizer
+from nemo_prolong.data.row_sets import refuse_data_directory
+from nemo_prolong.data.storage.stores import is_remote
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
-from nemo_prolong.records.evaluation import evaluation_directory
+from nemo_prolong.records.evaluation import (
+    EvaluatedState,
+    evaluation_directory,
+    state_of_checkpoint,
+    state_of_export,
+)
+from nemo_prolong.records.row_origin import RowOrigin
 from nemo_prolong.records.stage_manifest import StageManifest
 
 
@@ -54,18 +65,49 @@ def open_rows(directory: str) -> MdsReader:
     """Open packed rows.
 
     Raises:
-        DataError: If the directory does not exist or holds no rows that can be read.
+        DataError: If the directory does not exist, holds several row sets, or no rows that can be read.
     """
-    if not Path(directory).is_dir():
+    if not is_remote(directory) and not Path(directory).is_dir():
         raise DataError(
             f"rows={directory}",
             "The directory does not exist.",
             "Write the rows with scripts/prepare_data.py, or name a row set below the data root.",
         )
+    refuse_data_directory(directory, f"rows={directory}")
     return MdsReader(directory)
 
 
-def require_model(model: str) -> None:
+def require_rows_of_tokenizer(rows: str, origins: Mapping[str, RowOrigin], model: str, tokenizer: Path) -> None:
+    """Refuse rows that were made with another tokenizer than a model's: the loss of such tokens means nothing.
+
+    Args:
+        rows: Directory of the rows.
+        origins: What is known of them.
+        model: As the user wrote it.
+        tokenizer: Directory of its tokenizer. Where that has no ``tokenizer.json``, nothing can be compared.
+
+    Raises:
+        DataError: Naming both tokenizers.
+    """
+    if origins and (tokenizer / "tokenizer.json").is_file():
+        sha256 = TextEncoder(tokenizer, "tokenizers").sha256
+        remedy = f"Evaluate {model} on rows that were prepared with its own tokenizer."
+        require_tokenizer(origins, f"that of {model}", sha256, f"rows={rows}", remedy)
+
+
+class RequestedModel(NamedTuple):
+    """A model that can be evaluated.
+
+    Attributes:
+        tokenizer: Directory of its tokenizer.
+        state: Which state of it will be evaluated.
+    """
+
+    tokenizer: Path
+    state: EvaluatedState
+
+
+def require_model(model: str) -> RequestedModel:
     """Refuse a model whose directory is missing or of the other kind, before anything is loaded.
 
     Raises:
@@ -76,10 +118,9 @@ def require_model(model: str) -> None:
     # A run has a config.json too: its own resolved configuration.
     is_hf = not is_run and (directory / "config.json").is_file()
     if is_hf and model.startswith(HF_PREFIX):
-        return
+        return RequestedModel(directory, state_of_export(directory))
     if is_run and not model.startswith(HF_PREFIX):
-        _require_checkpoint(directory)
-        return
+        return _require_run(directory)
     if not directory.is_dir():
         raise CheckpointError(
             f"models={model}",
@@ -101,23 +142,28 @@ def require_model(model: str) -> None:
     )
 
 
-def _require_checkpoint(run: Path) -> None:
+def _require_run(run: Path) -> RequestedModel:
     checkpoint = newest_checkpoint(run)
     if checkpoint is None:
         raise CheckpointError(
             f"models={run}", "The run has no complete checkpoint.", "Train it until it saves one, or name another run."
         )
     description = ModelDescription.read(checkpoint)
-    if not description.tokenizer_directory.is_dir():
+    tokenizer = description.tokenizer_directory
+    if not tokenizer.is_dir():
         raise CheckpointError(
             f"models={run}",
             f"The tokenizer that it was trained with is not in {description.tokenizer}, seen from {Path.cwd()}.",
             "Put the data directory back where it was, or run the command where the run was started.",
         )
     expected = StageManifest.read(run).data.tokenizer_sha256
-    if expected is not None and TextEncoder(description.tokenizer_directory, "tokenizers").sha256 != expected:
-        raise CheckpointError(
-            f"models={run}",
-            f"The tokenizer in {description.tokenizer_directory} is not the one that the run was trained with.",
-            "Put the data directory back where it was, or run the command where the run was started.",
-        )
+    if expected is not None:
+        found = TextEncoder(tokenizer, "tokenizers").sha256
+        if found != expected:
+            raise CheckpointError(
+                f"models={run}",
+                f"{tokenizer} holds another tokenizer (SHA-256 {found[:12]}) than the run was trained with "
+                f"({expected[:12]}).",
+                "Put the data directory back where it was, or run the command where the run was started.",
+            )
+    return RequestedModel(tokenizer, state_of_checkpoint(checkpoint))

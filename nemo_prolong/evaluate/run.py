@@ -8,9 +8,16 @@ from pathlib import Path
 
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
-from nemo_prolong.evaluate.request import open_rows, output_directories, require_ascending, require_model
+from nemo_prolong.data.row_origins import row_origins
+from nemo_prolong.evaluate.request import (
+    open_rows,
+    output_directories,
+    require_ascending,
+    require_model,
+    require_rows_of_tokenizer,
+)
 from nemo_prolong.logs import run_logging
-from nemo_prolong.records.evaluation import PerplexityResult, RecallResult, write_result
+from nemo_prolong.records.evaluation import EvaluatedState, PerplexityResult, RecallResult, write_result
 from nemo_prolong.units import format_seconds, format_tokens
 
 log = logging.getLogger(__name__)
@@ -32,18 +39,20 @@ def evaluate(cfg: EvaluateConfig) -> list[Path]:
     """
     require_ascending(cfg.position_buckets)
     directories = output_directories(cfg)
-    for model in cfg.models:
-        require_model(model)
+    requested = {model: require_model(model) for model in cfg.models}
     rows = open_rows(cfg.rows)
+    origins = row_origins(cfg.rows)
+    for model, (tokenizer, _) in requested.items():
+        require_rows_of_tokenizer(cfg.rows, origins, model, tokenizer)
     for model, directory in directories.items():
         directory.mkdir(parents=True, exist_ok=True)
         with run_logging(directory / LOG_FILE, console=True):
             log.info("%s: loading", model)
-            _evaluate_model(model, rows, cfg, directory)
+            _evaluate_model(model, requested[model].state, rows, cfg, directory)
     return list(directories.values())
 
 
-def _evaluate_model(model: str, rows: MdsReader, cfg: EvaluateConfig, directory: Path) -> None:
+def _evaluate_model(model: str, state: EvaluatedState, rows: MdsReader, cfg: EvaluateConfig, directory: Path) -> None:
     """Load one model and run both tasks; each file is written as soon as its task is done."""
     # These import torch, which takes seconds and warns; by now it warns into the log.
     from nemo_prolong.evaluate.perplexity import measure_perplexity
@@ -65,6 +74,8 @@ def _evaluate_model(model: str, rows: MdsReader, cfg: EvaluateConfig, directory:
         buckets=buckets,
         seconds=time.monotonic() - started,
         settings=settings,
+        step=state.step,
+        model_sha256=state.sha256,
     )
     write_result(directory, perplexity)
     log.info("%s", describe_perplexity(perplexity))
@@ -72,7 +83,15 @@ def _evaluate_model(model: str, rows: MdsReader, cfg: EvaluateConfig, directory:
     started = time.monotonic()
     lengths = measure_recall(scorer, cfg.recall_lengths, cfg.recall_samples, cfg.seed)
     seconds = time.monotonic() - started
-    recall = RecallResult(model=model, backend=scorer.backend, lengths=lengths, seconds=seconds, settings=settings)
+    recall = RecallResult(
+        model=model,
+        backend=scorer.backend,
+        lengths=lengths,
+        seconds=seconds,
+        settings=settings,
+        step=state.step,
+        model_sha256=state.sha256,
+    )
     write_result(directory, recall)
     log.info("%s", describe_recall(recall))
 

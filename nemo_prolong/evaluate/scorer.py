@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -73,12 +72,13 @@ def require_tokens_in_vocabulary(tokens: Tensor, scorer: Scorer, source: str) ->
         source: Where they come from, for the message.
 
     Raises:
-        DataError: If an id is beyond the model's vocabulary.
+        DataError: If an id is negative or beyond the model's vocabulary.
     """
-    largest = int(torch.max(tokens))
-    if largest >= len(scorer.tokenizer):
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if lowest < 0 or highest >= len(scorer.tokenizer):
+        foreign = lowest if lowest < 0 else highest
         raise DataError(
             f"rows={source}",
-            f"Token id {largest} is beyond the {len(scorer.tokenizer)} tokens of {scorer.name}.",
+            f"Token id {foreign} is beyond the {len(scorer.tokenizer)} tokens of {scorer.name}.",
             "Evaluate on rows prepared with the tokenizer of that model.",
         )

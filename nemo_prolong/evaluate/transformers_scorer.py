@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.errors import CheckpointError
+from nemo_prolong.weights.hf_directory import check_one_set_of_weights
 from nemo_prolong.weights.hf_model import load_model, load_tokenizer
 
 LOGITS_BYTES = 2**29
@@ -35,7 +36,8 @@ class TransformersScorer:
         directory: Hugging Face directory with ``config.json``, safetensors weights and a tokenizer.
 
     Raises:
-        CheckpointError: If it lacks one of them, wants code of its own to be run, or leaves weights unset.
+        CheckpointError: If it lacks one of them, holds two sets of weights, wants code of its own to be run, or leaves
+            weights unset.
     """
 
     backend = "transformers"
@@ -49,6 +51,7 @@ class TransformersScorer:
                 "Export the run with scripts/export.py, or convert the weights to safetensors.",
             )
         self.name = f"{HF_PREFIX}{directory}"
+        check_one_set_of_weights(directory, f"models={self.name}")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self.tokenizer = load_tokenizer(directory)

@@ -21,7 +21,13 @@ from nemo_prolong.export.hf_config import SpecialTokens
 from nemo_prolong.export.rendering import render
 from nemo_prolong.export.serving.target import CHECK_FILE, SETTINGS_FILE, START_FILE
 from nemo_prolong.export.source import ExportSource
-from nemo_prolong.records.evaluation import PerplexityResult, RecallResult, evaluation_directory, read_result
+from nemo_prolong.records.evaluation import (
+    PerplexityResult,
+    RecallResult,
+    evaluation_directory,
+    read_result,
+    why_stale,
+)
 from nemo_prolong.records.export_manifest import MANIFEST_FILE, TargetRecord, VerificationRecord
 from nemo_prolong.records.stage_manifest import ParentRecord, StageManifest
 from nemo_prolong.text import markdown_code, markdown_table, markdown_text
@@ -193,13 +199,23 @@ def _results(run_dir: Path, lineage: list[StageManifest]) -> list[ResultTable]:
     tables: list[ResultTable] = []
     for run, stage in zip([*parents, run_dir], lineage, strict=True):
         directory = evaluation_directory(str(run))
-        if perplexity := read_result(directory / PerplexityResult.file_name, PerplexityResult, notes):
+        perplexity = read_result(directory / PerplexityResult.file_name, PerplexityResult, notes)
+        if perplexity is not None and _is_current(run, perplexity, notes):
             tables.append(_perplexity_table(stage.name, perplexity))
-        if recall := read_result(directory / RecallResult.file_name, RecallResult, notes):
+        recall = read_result(directory / RecallResult.file_name, RecallResult, notes)
+        if recall is not None and _is_current(run, recall, notes):
             tables.append(_recall_table(stage.name, recall))
     for note in notes:
         log.warning("model card: %s", note)
     return tables
+
+
+def _is_current(run: Path, result: PerplexityResult | RecallResult, notes: list[str]) -> bool:
+    """Return whether a result is of the model that is exported; a card must not praise another."""
+    reason = why_stale(str(run), result)
+    if reason is not None:
+        notes.append(f"left out: {reason}")
+    return reason is None
 
 
 def _perplexity_table(name: str, result: PerplexityResult) -> ResultTable:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from nemo_prolong.config.addresses import HF_PREFIX
-from nemo_prolong.files import write_json_atomically
+from nemo_prolong.files import digest_file, write_json_atomically
+from nemo_prolong.records.checkpoint.manifest import CHECKPOINT_MANIFEST, checkpoint_directory, listed_steps, step_of
+from nemo_prolong.records.export_manifest import MANIFEST_FILE as EXPORT_MANIFEST
+from nemo_prolong.records.export_manifest import ExportManifest
 
 
 def evaluation_directory(model: str) -> Path:
@@ -27,6 +30,47 @@ def evaluation_directory(model: str) -> Path:
         directory = Path(model.removeprefix(HF_PREFIX))
         return directory.with_name(f"{directory.name}_eval")
     return Path(model) / "eval"
+
+
+class EvaluatedState(NamedTuple):
+    """Which state of a model was evaluated; None where its directory does not say.
+
+    Attributes:
+        step: Optimizer steps of a run's checkpoint, or of the one that an export was made of.
+        sha256: Hash of the manifest of the checkpoint or of the export. These hold the hashes of all files.
+    """
+
+    step: int | None = None
+    sha256: str | None = None
+
+
+def state_of(model: str) -> EvaluatedState:
+    """Return the state that a model is in now, from manifests alone: no file of weights is read.
+
+    Args:
+        model: A run directory or ``hf:DIR``. A run is in the state of its newest checkpoint.
+    """
+    if model.startswith(HF_PREFIX):
+        return state_of_export(Path(model.removeprefix(HF_PREFIX)))
+    steps = listed_steps(Path(model))
+    return state_of_checkpoint(checkpoint_directory(Path(model), steps[-1])) if steps else EvaluatedState()
+
+
+def state_of_checkpoint(checkpoint: Path) -> EvaluatedState:
+    """Return the state that a checkpoint is of."""
+    try:
+        return EvaluatedState(step_of(checkpoint), digest_file(checkpoint / CHECKPOINT_MANIFEST).sha256)
+    except OSError:
+        return EvaluatedState()
+
+
+def state_of_export(directory: Path) -> EvaluatedState:
+    """Return the state that a Hugging Face directory is of, if it is an export of this software."""
+    try:
+        step = ExportManifest.read(directory).source.step
+        return EvaluatedState(step, digest_file(directory / EXPORT_MANIFEST).sha256)
+    except (OSError, ValueError):
+        return EvaluatedState()
 
 
 class _Record(BaseModel):
@@ -74,6 +118,8 @@ class PerplexityResult(_Record):
         buckets: By position, ascending.
         seconds: How long it took.
         settings: The settings of the evaluation.
+        step: Optimizer steps of the checkpoint; None in results of an older version, and for models of others.
+        model_sha256: Hash that tells this state of the model from another; None likewise.
     """
 
     file_name: ClassVar[str] = "perplexity.json"
@@ -86,6 +132,8 @@ class PerplexityResult(_Record):
     buckets: list[Bucket] = Field(min_length=1)
     seconds: float
     settings: dict[str, Any] = {}
+    step: int | None = None
+    model_sha256: str | None = None
 
 
 class RecallEntry(_Record):
@@ -120,6 +168,8 @@ class RecallResult(_Record):
         lengths: By prompt length, in the order asked for.
         seconds: How long it took.
         settings: The settings of the evaluation.
+        step: Optimizer steps of the checkpoint; None in results of an older version, and for models of others.
+        model_sha256: Hash that tells this state of the model from another; None likewise.
     """
 
     file_name: ClassVar[str] = "recall.json"
@@ -130,6 +180,25 @@ class RecallResult(_Record):
     lengths: list[RecallEntry] = Field(min_length=1)
     seconds: float
     settings: dict[str, Any] = {}
+    step: int | None = None
+    model_sha256: str | None = None
+
+
+def why_stale(model: str, result: PerplexityResult | RecallResult) -> str | None:
+    """Return in words why a result is not of the model as it is now; None if it is, or nothing says so.
+
+    Args:
+        model: Run directory or ``hf:DIR`` that the result lies beside.
+        result: The result.
+    """
+    now = state_of(model)
+    if None in (now.sha256, result.model_sha256) or now.sha256 == result.model_sha256:
+        return None
+    before = "another state" if result.step in (None, now.step) else f"step {result.step}"
+    return (
+        f"{model}: {result.file_name} is of {before}, and the model is now at step {now.step}; "
+        f"evaluate it again with: python scripts/evaluate.py 'models=[{model}]'"
+    )
 
 
 EvaluationResult = TypeVar("EvaluationResult", PerplexityResult, RecallResult)

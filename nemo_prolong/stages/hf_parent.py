@@ -33,7 +33,7 @@ def check_hugging_face_parent(cfg: RunConfig, *, weights: bool) -> ParentRecord:
     directory.check_fields(cfg.model)
     if weights:
         directory.check_tensors(cfg.model)
-        _check_same_tokens(cfg, directory.path / TOKENIZER_FILE)
+        check_same_tokens(cfg, directory.path / TOKENIZER_FILE)
     return ParentRecord(
         path=cfg.parent,
         step=0,
@@ -46,8 +46,17 @@ def check_hugging_face_parent(cfg: RunConfig, *, weights: bool) -> ParentRecord:
     )
 
 
-def _check_same_tokens(cfg: RunConfig, theirs: Path) -> None:
-    """Refuse rows whose ids mean other tokens than the model learned. A directory may come without a tokenizer."""
+def check_same_tokens(cfg: RunConfig, theirs: Path) -> None:
+    """Refuse rows whose ids mean other tokens than the model learned.
+
+    Args:
+        cfg: The stage, with a parent.
+        theirs: ``tokenizer.json`` of the parent. A directory may come without one.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+        DataError: If a token has another id in the data's tokenizer.
+    """
     if not theirs.is_file():
         return
     ours = tokenizer_directory(cfg.data) / TOKENIZER_FILE

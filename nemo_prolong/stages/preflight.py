@@ -12,6 +12,9 @@ from typing import Any
 
 from nemo_prolong.config.addresses import HF_PREFIX, is_address, tokenizer_directory
 from nemo_prolong.config.schema import ModelConfig, RunConfig, Transition
+from nemo_prolong.data.mds.index import require_index
+from nemo_prolong.data.row_origins import require_tokenizer, row_origins
+from nemo_prolong.data.row_sets import refuse_data_directory
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
@@ -20,7 +23,7 @@ from nemo_prolong.records.checkpoint.verify import CheckpointChoice, choose_chec
 from nemo_prolong.records.data_manifest import DataManifestFile
 from nemo_prolong.records.locations import working_directory
 from nemo_prolong.records.run_directory import RunDirectory
-from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, SettingChange, StageManifest
+from nemo_prolong.records.stage_manifest import MANIFEST_FILE, DataRecord, ParentRecord, SettingChange, StageManifest
 from nemo_prolong.redaction import redact_values
 from nemo_prolong.stages.differences import (
     check_changeable,
@@ -31,7 +34,7 @@ from nemo_prolong.stages.differences import (
     unchangeable,
 )
 from nemo_prolong.stages.ending import UNKNOWN_ENDING, Ending, find_ending
-from nemo_prolong.stages.hf_parent import check_hugging_face_parent
+from nemo_prolong.stages.hf_parent import TOKENIZER_FILE, check_hugging_face_parent, check_same_tokens
 
 _NO_CHECKPOINT = CheckpointChoice(None)
 _NEW_NAME = "Give the run another name=..., or remove the directory."
@@ -99,6 +102,7 @@ def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
     parent = parent_run.manifest
     _check_complete(parent_run)
     check_same_shape(cfg, parent.model)
+    _check_parent_tokens(cfg, parent.data)
     record = ParentRecord(
         path=str(parent_run.path),
         step=parent.step,
@@ -152,14 +156,20 @@ def check_data(cfg: RunConfig) -> DataManifestFile:
         _check_row_set(root, key, path, remedy)
     data = DataManifestFile.read(root, read_bytes)
     _check_tokenizer(cfg, tokenizer, data)
+    for key, path in named:
+        _check_origin(cfg, f"{key}={path}", path, tokenizer)
     return data
 
 
 def _check_row_set(root: str, key: str, path: str, remedy: str) -> None:
     if is_address(root):
-        read_bytes(f"{root}/{path}/index.json")
-    elif not (Path(root) / path / "index.json").is_file():
-        raise DataError(f"{key}={path}", f"{Path(root) / path} holds no packed rows.", remedy)
+        require_index(f"{root.rstrip('/')}/{path}")
+        return
+    refuse_data_directory(Path(root) / path, f"{key}={path}")
+    try:
+        require_index(Path(root) / path)
+    except DataError as error:
+        raise DataError(f"{key}={path}", f"{Path(root) / path} holds no packed rows.", remedy) from error
 
 
 def _check_tokenizer(cfg: RunConfig, tokenizer: Path, data: DataManifestFile) -> None:
@@ -171,6 +181,15 @@ def _check_tokenizer(cfg: RunConfig, tokenizer: Path, data: DataManifestFile) ->
             f"the tokenizer in {tokenizer} is not the one that the rows in {cfg.data.root} were made with.",
             "Use the tokenizer of the data directory (data.tokenizer=tokenizer), or prepare the data again.",
         )
+
+
+def _check_origin(cfg: RunConfig, what: str, path: str, tokenizer: Path) -> None:
+    """Refuse a row set of another tokenizer, such as one that was copied into the data directory."""
+    origins = row_origins(f"{cfg.data.root.rstrip('/')}/{path}")
+    if origins:
+        sha256 = TextEncoder(tokenizer, "tokenizers").sha256
+        remedy = "Use row sets of one tokenizer, and data.tokenizer to name it."
+        require_tokenizer(origins, tokenizer, sha256, what, remedy)
 
 
 def stored_run(cfg: RunConfig, run: RunDirectory) -> StageManifest | None:
@@ -304,6 +323,14 @@ def _check_complete(run: RunDirectory) -> None:
             f"the parent is not complete (step {parent.step} of {parent.train_iters}, status {parent.status}).",
             f"Finish it by repeating its command: {parent.command}",
         )
+
+
+def _check_parent_tokens(cfg: RunConfig, parent: DataRecord) -> None:
+    """Refuse rows whose ids mean other tokens than in the rows of the parent run."""
+    theirs = Path(parent.tokenizer) if is_address(parent.root) else Path(parent.location, parent.tokenizer)
+    ours, theirs = tokenizer_directory(cfg.data) / TOKENIZER_FILE, theirs / TOKENIZER_FILE
+    if theirs.is_file() and theirs.read_bytes() != ours.read_bytes():
+        check_same_tokens(cfg, theirs)
 
 
 def _parent_checkpoint(run: RunDirectory) -> CheckpointChoice:

@@ -26,6 +26,8 @@ GENERATION_FILE = "generation_config.json"
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_ADAPTER = "adapter_config.json"
+_NAMED_WEIGHTS = "transformers_weights"
 DTYPES = ("BF16", "F16", "F32")
 
 # What must have one value for the model to be Megatron's Llama; a missing key has that value in transformers.
@@ -213,6 +215,7 @@ class HuggingFaceDirectory:
 
     def _read_weight_map(self) -> dict[str, str]:
         """Return the file of every tensor."""
+        check_one_set_of_weights(self.path, f"parent=hf:{self.path}")
         if (self.path / INDEX_FILE).is_file():
             files = self._read_json(INDEX_FILE).get("weight_map")
             if not isinstance(files, dict) or any(Path(str(name)).name != name for name in files.values()):
@@ -264,6 +267,60 @@ class HuggingFaceDirectory:
 
     def _refusal(self, rule: str, remedy: str) -> CheckpointError:
         return CheckpointError(f"parent=hf:{self.path}", rule, remedy)
+
+
+def check_one_set_of_weights(directory: Path, what: str) -> None:
+    """Refuse a directory whose weights depend on who reads them.
+
+    transformers takes ``model.safetensors`` before an index, servers take the files of the index. It takes another file
+    where ``config.json`` names one, and puts an adapter on the weights where its library is installed. A directory with
+    safetensors and pickles is no such case, because pickles are never read here.
+
+    Args:
+        directory: Hugging Face directory.
+        what: The setting that names it.
+
+    Raises:
+        CheckpointError: Naming the files.
+    """
+    single, index = directory / SINGLE_FILE, directory / INDEX_FILE
+    if single.is_file() and index.is_file() and _indexed_files(index) != {SINGLE_FILE}:
+        raise CheckpointError(
+            what,
+            f"it holds two sets of weights, {SINGLE_FILE} and the files of {INDEX_FILE}, and programs differ in which "
+            "they read.",
+            f"Remove {SINGLE_FILE}, or the index and its files.",
+        )
+    if (directory / _ADAPTER).is_file():
+        raise CheckpointError(
+            what,
+            f"it holds an adapter ({_ADAPTER}), which is not part of the weights that are read here.",
+            "Merge the adapter into the weights (merge_and_unload of peft), or move its files out.",
+        )
+    named = _config_of(directory).get(_NAMED_WEIGHTS)
+    if named is not None and named not in (SINGLE_FILE, INDEX_FILE):
+        raise CheckpointError(
+            what,
+            f"config.json names a weight file of its own, {_NAMED_WEIGHTS}={json.dumps(named)}.",
+            f"Save the model again, so that its weights are {SINGLE_FILE} or the files of {INDEX_FILE}.",
+        )
+
+
+def _indexed_files(index: Path) -> set[str] | None:
+    """Return the files that an index names, None where it cannot be read."""
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _config_of(directory: Path) -> dict[str, Any]:
+    """Return ``config.json``, empty where it is no object: whoever reads the model says what is wrong with it."""
+    try:
+        content = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _ignored(name: str, model: ModelConfig) -> bool:

@@ -198,16 +198,19 @@ def test_instruct_masks_without_a_mask_column_are_refused(root: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"indices": np.array([[0, 8], [9, 16]])}, "has document spans that do not tile its 16 tokens"),
-        ({"indices": np.array([[0, 9], [8, 16]])}, "has document spans that do not tile its 16 tokens"),
-        ({"indices": np.array([[0, 8], [8, 17]])}, "has document spans that do not tile its 16 tokens"),
-        ({"indices": np.array([[0, 8], [8, 8], [8, 16]])}, "has document spans that do not tile its 16 tokens"),
-        ({"indices": np.zeros((0, 2), int)}, "has document spans that do not tile its 16 tokens"),
-        ({"indices": np.array([0, 16])}, "has document spans that do not tile its 16 tokens"),
-        ({"input_ids": np.zeros(16, np.float32)}, "has no one-dimensional integer column input_ids"),
-        ({"input_ids": np.zeros((4, 4), np.int32)}, "has no one-dimensional integer column input_ids"),
+        ({"indices": np.array([[0, 8], [9, 16]])}, "has span 1 from 9 to 16, which leaves tokens from 8 to 9 to no"),
+        ({"indices": np.array([[0, 9], [8, 16]])}, "has span 1 from 8 to 16, which begins before the end of the one"),
+        ({"indices": np.array([[0, 8], [8, 17]])}, "has span 1 from 8 to 17, which leaves the row of 16 tokens"),
+        ({"indices": np.array([[0, 8], [8, 8], [8, 16]])}, "has span 1 from 8 to 8, which holds no token"),
+        ({"indices": np.array([[0, 8]])}, "has no span for its tokens from 8 to 16"),
+        ({"indices": np.zeros((0, 2), int)}, r"has spans of shape \[0, 2\]"),
+        ({"indices": np.array([0, 16])}, r"has spans of shape \[2\]"),
+        ({"input_ids": np.zeros(16, np.float32)}, r"has input_ids of shape \[16\] and type float32, not integers"),
+        ({"input_ids": np.zeros((4, 4), np.int32)}, r"has input_ids of shape \[4, 4\] and type int32, not integers"),
         ({"input_ids": np.full(16, -1, np.int32)}, "has token ids from -1 to -1"),
-        ({"mask": np.ones(15, np.uint8)}, r"has a mask of shape \(15,\) for 16 tokens"),
+        ({"mask": np.ones(15, np.uint8)}, r"has a mask of shape \[15\] for 16 tokens"),
+        ({"mask": np.full(16, 9, np.uint8)}, "has 9 in its mask, which is of 0 and 1"),
+        ({"length": 15}, "says length=15 and has 16 tokens"),
     ],
 )
 def test_a_damaged_row_is_refused_by_name(columns: dict[str, Any], message: str) -> None:

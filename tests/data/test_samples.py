@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from nemo_prolong.data.samples import sample_row
 from tests.support.stored_rows import TOKENIZER, document, packed
+from tests.support.tokenizers import KINDS
 
 
 def test_a_sample_has_the_text_on_both_sides_of_every_boundary():
@@ -50,3 +51,13 @@ def test_a_sample_gives_back_short_documents_and_special_tokens(texts):
     assert [b["before"] for b in sample["boundaries"]] == ["", *wrapped]
     for boundary in sample["boundaries"][1:]:
         assert [boundary["before"][a:b] for a, b in boundary["before_special"]] == ["<bos>", "<eos>"]
+
+
+def test_a_target_that_begins_with_a_space_keeps_it(tmp_path):
+    tokenizer = KINDS["llama2"](tmp_path).backend_tokenizer
+    ids = tokenizer.encode("of keys and values", add_special_tokens=False).ids
+    first = next(n for n, token in enumerate(ids) if n and tokenizer.id_to_token(token).startswith("\u2581"))
+    row = {"input_ids": np.array(ids, np.uint32), "mask": (np.arange(len(ids)) >= first).astype(np.uint8)}
+    parts = sample_row(row, 0, tokenizer)["masked_text"]
+    assert [part["target"] for part in parts] == [False, True]
+    assert parts[1]["text"].startswith(" ") and "".join(part["text"] for part in parts) == "of keys and values"

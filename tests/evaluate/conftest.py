@@ -60,11 +60,14 @@ def hf_directory(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrained
 
 @pytest.fixture
 def rows() -> list[dict[str, np.ndarray]]:
-    """Three packed rows of 64 tokens: one document; three documents, one of them a single token; one and padding."""
+    """Three packed rows: one document of 64 tokens; three documents, one of them a single token; one of 50 tokens."""
     random = np.random.default_rng(1)
     spans = [[[0, 64]], [[0, 20], [20, 21], [21, 64]], [[0, 50]]]
     return [
-        {"input_ids": random.integers(0, 290, 64).astype(np.uint32), "indices": np.array(span, dtype=np.uint32)}
+        {
+            "input_ids": random.integers(0, 290, span[-1][1]).astype(np.uint32),
+            "indices": np.array(span, dtype=np.uint32),
+        }
         for span in spans
     ]
 
@@ -76,5 +79,5 @@ def data_directory(tmp_path: Path, rows: list[dict[str, np.ndarray]]) -> Path:
     columns = {"input_ids": "ndarray:uint32", "indices": "ndarray:uint32", "domain": "str", "length": "int"}
     with MdsWriter(directory, columns) as writer:
         for row in rows:
-            writer.write({**row, "domain": "reference", "length": 64})
+            writer.write({**row, "domain": "reference", "length": len(row["input_ids"])})
     return directory

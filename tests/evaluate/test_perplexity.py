@@ -86,6 +86,6 @@ def test_rows_of_another_tokenizer_are_refused_by_id(scorer):
 
 
 def test_rows_without_a_document_to_score_are_refused(scorer):
-    row = {"input_ids": np.zeros(4, dtype=np.uint32), "indices": np.array([[0, 1]])}
+    row = {"input_ids": np.zeros(2, dtype=np.uint32), "indices": np.array([[0, 1], [1, 2]])}
     with pytest.raises(DataError, match=r"rows=empty: No document has two tokens"):
         measure_perplexity(scorer, [row], [64], max_documents=1, source="empty")

@@ -6,10 +6,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nemo_prolong.errors import ConfigError
-from nemo_prolong.evaluate.recall import build_prompts, measure_recall
+from nemo_prolong.evaluate.recall import beginning_ids, build_prompts, measure_recall
 from nemo_prolong.evaluate.transformers_scorer import TransformersScorer
+from tests.support.tokenizers import KINDS
 
 
 class Oracle:
@@ -31,6 +34,92 @@ class Oracle:
             right = self.wrong_from is None or position < self.wrong_from
             logits[position, token if right else 0] = 50.0
         return logits
+
+
+class PerfectModel:
+    """Goes on as the joined text of the prompts does, token by token, and knows nothing of characters."""
+
+    name, backend = "perfect", "test"
+
+    def __init__(self, tokenizer, prompts):
+        self.tokenizer = tokenizer
+        self.texts = []
+        for prompt in prompts:
+            ids = tokenizer(f'{prompt.text}{prompt.value}"}}', add_special_tokens=False)["input_ids"]
+            begin = len(prompt.prompt) - len(prompt_tokens(tokenizer, prompt))
+            self.texts.append([*prompt.prompt[:begin].tolist(), *ids])
+
+    def logits(self, tokens, start=0):
+        seen = tokens.tolist()
+        (text,) = [text for text in self.texts if text[: len(seen)] == seen]
+        logits = torch.zeros(len(seen) - start, len(self.tokenizer))
+        for row, position in enumerate(range(start, len(seen))):
+            logits[row, text[position + 1]] = 50.0
+        return logits
+
+
+def prompt_tokens(tokenizer, prompt):
+    """Return the tokens of a prompt that stand after the beginning of the text."""
+    return prompt.prompt[len(beginning_ids(tokenizer)) :]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def any_tokenizer(request, tmp_path_factory):
+    return KINDS[request.param](tmp_path_factory.mktemp(request.param) / "tokenizer")
+
+
+@pytest.mark.parametrize("length", [220, 700])
+def test_a_perfect_model_has_full_marks_with_any_tokenizer(any_tokenizer, length):
+    prompts = list(build_prompts(any_tokenizer, length, num_samples=6, seed=1))
+    assert all(prompt.num_tokens <= length for prompt in prompts)
+    (entry,) = measure_recall(PerfectModel(any_tokenizer, prompts), [length], num_samples=6, seed=1)
+    assert (entry.exact_match, entry.token_accuracy) == (1.0, 1.0)
+    assert entry.answer_loss == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("length", [220, 700])
+def test_prompt_and_answer_are_tokens_of_the_joined_text(any_tokenizer, length):
+    for prompt in build_prompts(any_tokenizer, length, num_samples=3, seed=2):
+        whole = any_tokenizer(f'{prompt.text}{prompt.value}"}}', add_special_tokens=False)["input_ids"]
+        found = [*prompt_tokens(any_tokenizer, prompt).tolist(), *prompt.answer.tolist()]
+        assert found == whole[: len(found)]
+        assert re.sub(r"\D", "", any_tokenizer.decode(prompt.answer)) == prompt.value
+        assert all(re.search(r"\d", any_tokenizer.decode(token)) for token in prompt.answer)
+
+
+def test_a_tokenizer_without_digits_is_refused(tmp_path):
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "Below": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    with pytest.raises(ConfigError, match=r"has no tokens for \d{4}, one of the values that recall asks for"):
+        next(build_prompts(tokenizer, 300, 1, seed=0))
+
+
+def test_a_prompt_begins_as_the_tokenizer_begins_a_text(tmp_path, tokenizer):
+    wordpiece = KINDS["wordpiece"](tmp_path)
+    assert beginning_ids(wordpiece) == [wordpiece.cls_token_id]
+    llama3 = KINDS["llama3"](tmp_path / "llama3")
+    assert beginning_ids(llama3) == [llama3.bos_token_id]
+    prompt = next(build_prompts(llama3, 300, 1, seed=0)).prompt.tolist()
+    assert prompt.count(llama3.bos_token_id) == 1
+    # It puts nothing there, and names a token for it.
+    assert tokenizer("a")["input_ids"] == tokenizer("a", add_special_tokens=False)["input_ids"]
+    assert beginning_ids(tokenizer) == [tokenizer.bos_token_id]
+
+
+def test_a_tokenizer_that_wants_no_beginning_gets_none(tokenizer):
+    silent = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token=tokenizer.bos_token, add_bos_token=False
+    )
+    assert beginning_ids(silent) == []
+    assert tokenizer.bos_token_id not in next(build_prompts(silent, 300, 1, seed=0)).prompt.tolist()
+
+
+def test_a_slow_tokenizer_is_refused_with_the_way_out():
+    slow = PreTrainedTokenizerBase()
+    slow.name_or_path = "models/old"
+    with pytest.raises(ConfigError, match=r"tokenizer=models/old: is no fast tokenizer.* Save it with a tokenizer"):
+        next(build_prompts(slow, 300, 1, seed=0))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,15 +1,29 @@
+import dataclasses
 import json
 import logging
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import fsspec
+import numpy as np
 import pytest
 
 from nemo_prolong.config.schema import EvaluateConfig
+from nemo_prolong.data.mds import MdsWriter
+from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
-from nemo_prolong.evaluate.request import output_directories
+from nemo_prolong.evaluate.request import output_directories, require_model
 from nemo_prolong.evaluate.run import evaluate
-from nemo_prolong.records.evaluation import evaluation_directory
+from nemo_prolong.records.checkpoint.model_description import ModelDescription
+from nemo_prolong.records.data_manifest import DataManifestFile
+from nemo_prolong.records.evaluation import evaluation_directory, state_of_checkpoint
+from nemo_prolong.records.row_origin import RowOrigin
+from nemo_prolong.stages.manifest import new_manifest
+from tests.support.fake_checkpoint import seal, write_checkpoint
+from tests.support.stored_rows import write_data
+from tests.support.tiny import tiny_config
 
 
 def config(models, data, **changes):
@@ -69,6 +83,60 @@ def test_buckets_that_do_not_ascend_are_refused(data_directory, hf_directory):
 def test_missing_data_is_refused_before_a_model_is_loaded(hf_directory, tmp_path):
     with pytest.raises(DataError, match=r"rows=.*nowhere: The directory does not exist.*prepare_data"):
         evaluate(config([f"hf:{hf_directory}"], tmp_path / "nowhere"))
+
+
+def test_rows_without_indices_are_evaluated_as_one_document_each(hf_directory, tmp_path):
+    with MdsWriter(tmp_path / "rows", {"input_ids": "ndarray:uint32", "domain": "str"}) as writer:
+        for _ in range(2):
+            writer.write({"input_ids": np.arange(20, dtype=np.uint32), "domain": "d"})
+    (directory,) = evaluate(config([f"hf:{hf_directory}"], tmp_path / "rows", output=str(tmp_path / "out")))
+    perplexity = json.loads((directory / "perplexity.json").read_text())
+    assert perplexity["documents"] == 2 and sum(bucket["tokens"] for bucket in perplexity["buckets"]) == 2 * 19
+
+
+def test_rows_of_another_tokenizer_are_refused_before_any_model_loads(hf_directory, data_directory, tmp_path):
+    RowOrigin(tokenizer="models/other", tokenizer_sha256="0" * 64, vocab_size=320).write(data_directory)
+    with pytest.raises(DataError) as caught:
+        evaluate(config([f"hf:{hf_directory}"], data_directory, output=str(tmp_path / "out")))
+    assert str(caught.value).startswith(
+        f"rows={data_directory}: the rows were made with models/other of 320 tokens (SHA-256 000000000000), as "
+        f"{data_directory}/origin.json says, and not with that of hf:{hf_directory} ("
+    )
+    assert not (tmp_path / "out").exists()
+    own = TextEncoder(hf_directory, "tokenizers").sha256
+    RowOrigin(tokenizer_sha256=own).write(data_directory)
+    assert evaluate(config([f"hf:{hf_directory}"], data_directory, output=str(tmp_path / "out")))
+
+
+def test_a_run_whose_tokenizer_was_exchanged_is_refused(tmp_path, data_directory, hf_directory):
+    root = write_data(tmp_path / "data")
+    shutil.copyfile(hf_directory / "tokenizer.json", root / "tokenizer" / "tokenizer.json")
+    own = TextEncoder(hf_directory, "tokenizers").sha256
+    manifest = DataManifestFile("manifest.json", json.dumps({"tokenizer_sha256": own}).encode())
+    cfg = tiny_config(root, tmp_path / "runs")
+    run = Path(cfg.run_dir)
+    new_manifest(cfg, None, None, "python scripts/train.py", 1, manifest).write(run)
+    checkpoint = write_checkpoint(run, 4)
+    (checkpoint / "model.json").write_text(json.dumps(dataclasses.asdict(ModelDescription.of_run(cfg, 4))))
+    seal(checkpoint, 4)
+    assert require_model(str(run)) == (root / "tokenizer", state_of_checkpoint(checkpoint))
+    write_data(tmp_path / "other")
+    shutil.copyfile(tmp_path / "other/tokenizer/tokenizer.json", root / "tokenizer" / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=rf"models={run}: {root}/tokenizer holds another tokenizer .*{own[:12]}"):
+        evaluate(config([str(run)], data_directory))
+
+
+def test_rows_may_lie_at_an_address(hf_directory, data_directory, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fsspec.filesystem("memory").put(str(data_directory), "/evaluated/rows", recursive=True)
+    (directory,) = evaluate(config([f"hf:{hf_directory}"], "memory://evaluated/rows", output=str(tmp_path / "out")))
+    assert json.loads((directory / "perplexity.json").read_text())["documents"] == 3
+
+
+def test_a_data_directory_is_refused_with_a_row_set_to_name(hf_directory, tmp_path):
+    data = write_data(tmp_path / "data")
+    with pytest.raises(DataError, match=rf"rows={data}: is a data directory.* such as {data}/docs-19\."):
+        evaluate(config([f"hf:{hf_directory}"], data))
 
 
 def test_a_missing_model_is_refused_before_any_is_evaluated(hf_directory, data_directory, tmp_path):

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -71,6 +72,13 @@ def copy(hf_directory, tmp_path) -> Path:
 def test_a_directory_with_pickled_weights_only_is_refused(copy):
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"no \*\.safetensors file .* can carry code"):
+        TransformersScorer(copy)
+
+
+def test_two_sets_of_weights_are_refused_as_for_a_parent(copy):
+    index = {"weight_map": dict.fromkeys(load_file(copy / "model.safetensors"), "model-00001-of-00001.safetensors")}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=rf"models=hf:{copy}: it holds two sets of weights, model\.safetensors"):
         TransformersScorer(copy)
 
 

@@ -88,6 +88,35 @@ def test_one_file_without_index_or_in_half_precision_is_accepted(llama: Path) ->
     check(llama)
 
 
+def test_two_sets_of_weights_in_one_directory_are_refused(llama: Path) -> None:
+    tensors = load_file(llama / "a.safetensors") | load_file(llama / "b.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, llama / "model.safetensors")
+    message = refusal(CheckpointError, llama)
+    assert f"it holds two sets of weights, model.safetensors and the files of {INDEX}" in message
+    assert "Remove model.safetensors, or the index and its files." in message
+    (llama / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model.safetensors")}))
+    check(llama)
+
+
+def test_pickles_beside_safetensors_are_left_alone(llama: Path) -> None:
+    (llama / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    check(llama)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("adapter_config.json", {"peft_type": "LORA"}, "it holds an adapter (adapter_config.json)"),
+        ("config.json", config(transformers_weights="c.safetensors"), 'transformers_weights="c.safetensors"'),
+    ],
+)
+def test_weights_that_only_transformers_would_find_are_refused(
+    llama: Path, file: str, content: dict[str, Any], said: str
+) -> None:
+    (llama / file).write_text(json.dumps(content))
+    assert said in refusal(CheckpointError, llama)
+
+
 CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"auto_map": {"AutoModel": "x.Y"}}, "config.json asks for code of its own (auto_map)"),
     ({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, "it is a mistral (MistralForCausalLM), not a"),

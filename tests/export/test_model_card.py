@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,21 @@ def test_an_unreadable_result_is_left_out_and_said(tmp_path: Path, caplog: pytes
         card = card_of(make_source(tmp_path))
     assert "| 0 to 512 | 600 | 54.60 |" in card and "recall" not in card
     assert f"model card: {tmp_path / 'eval' / 'recall.json'}: left out, it is not readable" in caplog.text
+
+
+def test_a_result_of_an_earlier_checkpoint_is_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_perplexity(tmp_path / "eval")
+    path = tmp_path / "eval" / "perplexity.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 3, "model_sha256": "0" * 64}))
+    checkpoint = tmp_path / "checkpoints" / "step_00000007"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        card = card_of(make_source(tmp_path))
+    assert "| 0 to 512 |" not in card
+    assert f"left out: {tmp_path}: perplexity.json is of step 3, and the model is now at step 7" in caplog.text
 
 
 def test_a_template_whose_value_is_missing_is_an_error() -> None:

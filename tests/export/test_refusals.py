@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_prolong.errors import CheckpointError, ExportError
+from nemo_prolong.data.tokenizer import TextEncoder
+from nemo_prolong.errors import CheckpointError, DataError, ExportError
 from nemo_prolong.export import assemble, hf_config, logits, run, source, writer
 from nemo_prolong.export.hf_config import load_tokenizer
+from nemo_prolong.export.serving.calibration import calibration_documents
 from nemo_prolong.export.source import ExportSource, open_source
 from nemo_prolong.records.export_manifest import GreedyRecord, LogitsRecord
+from nemo_prolong.records.row_origin import RowOrigin
+from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.weights import names as hf_names
 from tests.support.export_tools import Workspace, export_config
 
@@ -271,6 +275,17 @@ def test_a_broken_tokenizer_is_refused(
     monkeypatch.setattr(assemble, "load_tokenizer", lambda path: hf_config.load_tokenizer(tmp_path / "tokenizer"))
     message = refused()
     assert message.startswith(f"tokenizer={tmp_path / 'tokenizer'}: transformers cannot load the tokenizer")
+
+
+def test_calibration_on_rows_of_another_tokenizer_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(workspace.root / "data", tmp_path / "data"))
+    manifest = StageManifest.read(workspace.child)
+    moved = manifest.model_copy(update={"data": manifest.data.model_copy(update={"root": str(root)})})
+    RowOrigin(tokenizer_sha256=TextEncoder(root / "tokenizer").sha256).write(root / "rows")
+    assert calibration_documents(moved, 2, 64)
+    RowOrigin(tokenizer="models/other", tokenizer_sha256="0" * 64).write(root / "rows")
+    with pytest.raises(DataError, match=r"data\.mixture path=rows: the rows were made with models/other"):
+        calibration_documents(moved, 2, 64)
 
 
 def test_a_tokenizer_with_too_many_tokens_is_refused(workspace: Workspace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from nemo_prolong.data.tokenizer import TextEncoder, train_tokenizer
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
 from nemo_prolong.records.data_manifest import DataManifestFile
+from nemo_prolong.records.row_origin import RowOrigin
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, StageManifest
 from nemo_prolong.stages.preflight import Start, check_files
+from tests.support.stored_rows import write_data as write_named_rows
 
 DATA = DataManifestFile("", None)
 """The rows of these tests have no manifest."""
@@ -70,6 +73,47 @@ def test_a_directory_without_tokenizer_json_is_no_tokenizer(make_config, data_ro
 def test_a_tokenizer_may_be_named_by_its_absolute_path(make_config, data_root, tmp_path):
     elsewhere = (data_root / "tokenizer").rename(tmp_path / "elsewhere")
     assert start_of(make_config(data={"tokenizer": str(elsewhere)})) == Start(DATA)
+
+
+def test_a_row_set_of_another_tokenizer_is_refused_by_name(make_config, data_root):
+    train_tokenizer(["window buffer token " * 400], 280, data_root / "tokenizer")
+    own = TextEncoder(data_root / "tokenizer").sha256
+    RowOrigin(tokenizer_sha256=own).write(data_root / "rows")
+    assert start_of(make_config()) == Start(DATA)
+    RowOrigin(tokenizer="models/other", tokenizer_sha256="f" * 64, vocab_size=300).write(data_root / "rows")
+    message = f"data.mixture path=rows: the rows were made with models/other of 300 tokens (SHA-256 {'f' * 12}), as "
+    assert message in refusal(DataError, make_config())
+    validated = make_config(data={"validation": ["held-out"]})
+    RowOrigin(tokenizer_sha256=own).write(data_root / "rows")
+    shutil.copytree(data_root / "rows", data_root / "held-out")
+    RowOrigin(tokenizer_sha256="f" * 64).write(data_root / "held-out")
+    assert "data.validation=held-out: the rows were made with a tokenizer of their own" in refusal(DataError, validated)
+
+
+def test_rows_of_another_tokenizer_than_the_parents_are_refused(make_config, make_run, make_child, data_root, tmp_path):
+    train_tokenizer(["window buffer token " * 400], 280, data_root / "tokenizer")
+    parent = make_run(make_config(), "complete", (4,))
+    other = tmp_path / "other"
+    shutil.copytree(data_root, other)
+    child = make_child(parent, data={"root": str(other)})
+    assert start_of(child).parent_record is not None
+    shutil.rmtree(other / "tokenizer")
+    train_tokenizer(["another text of words " * 400], 280, other / "tokenizer")
+    message = refusal(DataError, child)
+    assert f"tokens of {parent} have other ids in {other}/tokenizer: " in message
+    assert "Prepare the data with the tokenizer of the model that the stage starts from." in message
+
+
+def test_a_tree_of_row_sets_below_one_path_is_accepted(make_config, data_root):
+    (data_root / "tree").mkdir()
+    (data_root / "rows").rename(data_root / "tree" / "part")
+    assert start_of(make_config(data={"mixture": [{"path": "tree", "proportion": 1.0}]})) == Start(DATA)
+
+
+def test_a_data_directory_is_no_row_set_of_a_mixture(make_config, data_root):
+    write_named_rows(data_root / "inner")
+    message = refusal(DataError, make_config(data={"mixture": [{"path": "inner", "proportion": 1.0}]}))
+    assert message.startswith("data.mixture path=inner: is a data directory; its row sets are docs-19, deep/chat-11.")
 
 
 def test_a_row_set_without_an_index_is_refused_by_name(make_config, data_root):

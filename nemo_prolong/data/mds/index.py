@@ -97,9 +97,18 @@ def read_index(directory: str | Path) -> Index:
     return Index(columns, tuple(shards.values()))
 
 
+def require_index(directory: str | Path) -> None:
+    """Check that a directory has an index, or directories below it have; what is in it is not looked at.
+
+    Raises:
+        DataError: If there is none.
+    """
+    next(_index_files(directory))
+
+
 def _index_files(directory: str | Path) -> Iterator[tuple[str, bytes]]:
     """Yield (name below the directory, content) of the index of a directory, or of those below it."""
-    text = _read(directory, INDEX)
+    text = read_beside(directory, INDEX)
     names = [INDEX] if text is not None else _topmost(_names_below(directory))
     if not names:
         raise DataError(
@@ -108,13 +117,17 @@ def _index_files(directory: str | Path) -> Iterator[tuple[str, bytes]]:
             "Check the path, or write it.",
         )
     for name in names:
-        content = text if text is not None else _read(directory, name)
+        content = text if text is not None else read_beside(directory, name)
         assert content is not None, name
         yield name, content
 
 
-def _read(directory: str | Path, name: str) -> bytes | None:
-    """Return the content of a small file, or None where there is none."""
+def read_beside(directory: str | Path, name: str) -> bytes | None:
+    """Return the content of a small file of a directory or address, or None where there is none.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     if is_remote(directory):
         from nemo_prolong.data.storage.remote import read_bytes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +86,11 @@ class MdsReader:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._shard(number).row(row - int(self._starts[number]))
 
-    def verify(self) -> Iterator[DataError]:
+    def verify(self, check_row: Callable[[dict[str, Any], str], object] | None = None) -> Iterator[DataError]:
         """Read every shard: its size, its hashes, its header, every row.
+
+        Args:
+            check_row: Is given the columns of every row and what to name in an error; raises DataError for a bad row.
 
         Yields:
             The first thing that is wrong with a shard, for every shard with which something is.
@@ -96,7 +99,9 @@ class MdsReader:
             try:
                 shard = self._map(number, check_hashes=True)
                 for row in range(entry.rows):
-                    shard.row(row)
+                    columns = shard.row(row)
+                    if check_row is not None:
+                        check_row(columns, f"{self.directory} row {int(self._starts[number]) + row}")
             except DataError as error:
                 yield error
 

@@ -47,6 +47,13 @@ from nemo_prolong.data.preparation.manifest import (
     stage_facts,
 )
 from nemo_prolong.data.preparation.progress import Progress
+from nemo_prolong.data.preparation.provenance import (
+    check_tokenizer,
+    row_set_chat,
+    source_origins,
+    stated_bos_eos,
+    stated_chat,
+)
 from nemo_prolong.data.preparation.rows import DomainDocuments, PackedSet, domain_documents, domains_of, pack_row_set
 from nemo_prolong.data.preparation.shards import ShardTask, forget_files, read_entries, shard_bounds, shard_format
 from nemo_prolong.data.preparation.token_store import TOKEN_DTYPE, TokenUnit
@@ -63,6 +70,7 @@ from nemo_prolong.records.data_manifest import (
     Samples,
     SourceFacts,
 )
+from nemo_prolong.records.row_origin import RowOrigin
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
 
 log = logging.getLogger(__name__)
@@ -121,17 +129,32 @@ def _build(
 ) -> DataManifest:
     """Do what is not done yet and return the manifest."""
     encoder = copy_or_train_tokenizer(cfg, sources, work.data / TOKENIZER, work.root / "tokenizer.partial")
-    chat = served_chat_format(encoder) if any(source.holds_conversations for source in cfg.sources) else None
+    tokenizer = text_encoder(encoder)
+    known = source_origins(cfg)
+    check_tokenizer(known, cfg.tokenizer.path or "the one that is trained here", tokenizer)
+    bos, eos = stated_bos_eos(cfg, known, encoder)
+    own = served_chat_format(encoder) if any(source.holds_conversations for source in cfg.sources) else None
+    chat = stated_chat(known, own)
+    origin = RowOrigin(
+        tokenizer=cfg.tokenizer.path,
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        bos_token=bos,
+        eos_token=eos,
+    )
     units = _tokenize(cfg, work, sources, encoder)
     packed = _pack(cfg, units)
     tasks = {one.row_set.path: _shard_tasks(cfg, work, one, [u for _, own in units for u in own]) for one in packed}
     _write_shards(cfg, work, packed, tasks)
-    row_sets = {one.row_set.path: _finish_row_set(work, one, tasks[one.row_set.path]) for one in packed}
+    row_sets = {}
+    for one in packed:
+        own_chat = row_set_chat(cfg, one.row_set, known, chat)
+        origin.model_copy(update={"chat": own_chat}).write(work.data / one.row_set.path)
+        row_sets[one.row_set.path] = _finish_row_set(work, one, tasks[one.row_set.path])
     Samples(row_sets=_samples(work, row_sets)).write(work.data / SAMPLES)
     facts = source_facts(units)
     _warn_of_unread(facts)
     seq_lengths = {row_set.path: row_set.seq_length for row_set in cfg.row_sets}
-    tokenizer = text_encoder(encoder)
     manifest = DataManifest(
         format=FORMAT,
         fingerprint=identity,
@@ -142,10 +165,10 @@ def _build(
         tokenizer_sha256=tokenizer.sha256,
         tokenizer_library=encoder.library,
         vocab_size=tokenizer.vocab_size,
-        bos_token=encoder.bos,
-        eos_token=encoder.eos,
-        sources=facts,
+        bos_token=bos,
+        eos_token=eos,
         chat=chat,
+        sources=facts,
         domains=domain_facts(units),
         row_sets=row_sets,
         stages=stage_facts(cfg.stages, {path: facts.rows for path, facts in row_sets.items()}, seq_lengths),

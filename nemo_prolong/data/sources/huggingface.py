@@ -29,6 +29,7 @@ from nemo_prolong.errors import ConfigError, DataError
 
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
+_SELECTIONS = ("_indices_files", "_indices_data_files")
 _HUB_NAME = re.compile(r"(?P<split>.+?)-\d+-of-\d+")
 _SPLIT_DIRECTORIES = frozenset({"train", "test", "validation", "valid", "val", "dev"})
 
@@ -84,9 +85,13 @@ def _one_split(path: str) -> str:
 
     Raises:
         ConfigError: If there are several.
+        DataError: If the directory is a data set and a dictionary of data sets at once.
     """
     if not os.path.isfile(os.path.join(path, _SPLITS)):
         return path
+    if os.path.isfile(os.path.join(path, _STATE)):
+        rule = f"has a {_STATE} and a {_SPLITS}: two data sets were saved into one directory."
+        raise DataError(path, rule, f"Save each into a directory of its own, or remove {_SPLITS}.")
     splits = [str(split) for split in _described(path, _SPLITS, "splits")]
     if len(splits) != 1:
         example = f"path={os.path.join(path, splits[0] if splits else 'train')}"
@@ -95,6 +100,7 @@ def _one_split(path: str) -> str:
 
 
 def _arrow_files(path: str) -> list[SourceFile]:
+    _refuse_selection(path)
     names = [
         _checked_name(path, entry.get("filename") if isinstance(entry, dict) else entry)
         for entry in _described(path, _STATE, "_data_files")
@@ -110,6 +116,34 @@ def _arrow_files(path: str) -> list[SourceFile]:
     return files
 
 
+def _refuse_selection(path: str) -> None:
+    """Refuse a data set of an old version that kept which rows were selected in files of their own."""
+    state = _json_object(path, _STATE)
+    for key in _SELECTIONS:
+        if state.get(key):
+            raise DataError(
+                os.path.join(path, _STATE),
+                f"selects rows by {key}, and all rows of the files would be read.",
+                "Load it with the version of datasets that wrote it, and save flatten_indices() of it.",
+            )
+
+
+def _json_object(path: str, name: str) -> dict[str, Any]:
+    """Return one of the JSON files of a data set.
+
+    Raises:
+        DataError: If it is no object.
+    """
+    file = os.path.join(path, name)
+    try:
+        content = json.loads(Path(file).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(file, f"does not describe a data set ({error!r}).", "Write it again.") from error
+    if not isinstance(content, dict):
+        raise DataError(file, "does not describe a data set.", "Write it again.")
+    return content
+
+
 def _described(path: str, name: str, key: str) -> list[Any]:
     """Return a list from one of the JSON files of a data set.
 
@@ -118,8 +152,8 @@ def _described(path: str, name: str, key: str) -> list[Any]:
     """
     file = os.path.join(path, name)
     try:
-        value = json.loads(Path(file).read_text("utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        value = _json_object(path, name)[key]
+    except KeyError as error:
         raise DataError(file, f"does not describe a data set ({error!r}).", "Write it again.") from error
     if not isinstance(value, list):
         raise DataError(file, f"has no list of {key}.", "Write the data set again.")

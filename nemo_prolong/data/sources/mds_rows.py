@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.mds.index import ShardEntry
+from nemo_prolong.data.row_sets import refuse_data_directory
 from nemo_prolong.data.sources.base import Document, Item, Rejected, Unit, Unread
 from nemo_prolong.data.sources.listing import first_files
 from nemo_prolong.data.sources.planning import units_of_groups
@@ -26,16 +27,13 @@ from nemo_prolong.data.sources.token_columns import (
     check_length,
     check_positions,
     check_unpadded,
-    checked_ids,
     mask_of,
     tokens_of,
 )
 from nemo_prolong.data.storage.files import SourceFile
 from nemo_prolong.data.storage.remote import is_remote
+from nemo_prolong.data.stored_row import SPANS, StoredRow
 from nemo_prolong.errors import DataError
-
-_SPANS = "indices"
-_REMEDY = "Write the row again."
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,9 @@ def plan(source: SourceConfig, cache: Path | None, unit_bytes: int) -> list[Unit
     ``start`` and ``stop`` count rows of the unit's files.
 
     Raises:
-        DataError: If the directory is no MDS, has no rows, or has no tokens.
+        DataError: If the directory is no MDS, holds several row sets, has no rows, or has no tokens.
     """
+    refuse_data_directory(source.path, f"path={source.path}")
     _opened.cache_clear()
     reader, by_name = _opened(source.path, cache)
     if not len(reader):
@@ -112,42 +111,6 @@ def read_packed(source: SourceConfig, unit: Unit, cache: Path | None, unread: Un
     unread.columns.update(_unread(source, unit, cache))
 
 
-def checked_spans(indices: Any, num_tokens: int) -> list[tuple[int, int]]:
-    """Return the (start, end) of every document of a row.
-
-    Args:
-        indices: Integers [D, 2].
-        num_tokens: Tokens of the row, which the spans have to tile.
-
-    Raises:
-        BadDocument: If they do not.
-    """
-    spans = np.asarray(indices)
-    if spans.ndim != 2 or spans.shape[1] != 2 or not len(spans) or not np.issubdtype(spans.dtype, np.integer):
-        rule = f"has spans of shape {list(spans.shape)} and type {spans.dtype}, not integers [documents, 2]."
-        raise BadDocument("bad_spans", rule, _REMEDY)
-    expected = 0
-    for number, (start, stop) in enumerate(pairs := [(int(start), int(stop)) for start, stop in spans]):
-        fault = _span_fault(start, stop, expected, num_tokens)
-        if fault is not None:
-            raise BadDocument("bad_spans", f"has span {number} from {start} to {stop}, {fault}.", _REMEDY)
-        expected = stop
-    if expected != num_tokens:
-        rule = f"has no span for its tokens from {expected} to {num_tokens}."
-        raise BadDocument("bad_spans", rule, _REMEDY)
-    return pairs
-
-
-def _span_fault(start: int, stop: int, expected: int, num_tokens: int) -> str | None:
-    if start >= stop:
-        return "which holds no token"
-    if stop > num_tokens:
-        return f"which leaves the row of {num_tokens} tokens"
-    if start < expected:
-        return f"which begins before the end of the one before it, {expected}"
-    return f"which leaves tokens from {expected} to {start} to no document" if start > expected else None
-
-
 def _span_keys(key: str, spans: Sequence[tuple[int, int]] | None) -> list[str]:
     return [key] if spans is None else [f"{key} span {number}" for number in range(len(spans))]
 
@@ -158,17 +121,21 @@ def _packed(
     """Return tokens, integers [T], mask, uint8 [T] or None, and spans, or None, of a packed row.
 
     Raises:
-        BadDocument: If the tokens are none, or the columns contradict each other.
+        BadDocument: If training would refuse the row, or the columns contradict each other.
     """
     beside = _beside(source, row)
-    ids = checked_ids(row[INPUT_IDS])
+    # Of the other columns the preparation reads more than training does.
+    stored = StoredRow.of({name: row[name] for name in (INPUT_IDS, SPANS) if name in row})
+    for fault in stored.faults:
+        raise BadDocument(*fault)
+    ids = stored.ids
     check_length(beside, len(ids))
     mask = mask_of(ids, beside)
     check_unpadded(beside, len(ids))
-    spans = checked_spans(row[_SPANS], len(ids)) if _SPANS in row else None
-    check_bounds(beside, spans or [(0, len(ids))])
-    check_positions(beside, spans or [(0, len(ids))])
-    return ids, mask, spans
+    spans = [(start, stop) for start, stop in stored.spans.tolist()]
+    check_bounds(beside, spans)
+    check_positions(beside, spans)
+    return ids, mask, spans if SPANS in row else None
 
 
 def _check_not_packed(source: SourceConfig, row: dict[str, Any]) -> None:
@@ -177,9 +144,9 @@ def _check_not_packed(source: SourceConfig, row: dict[str, Any]) -> None:
     Raises:
         BadDocument: If its spans say otherwise.
     """
-    if _SPANS in row and _SPANS not in source.ignore_fields and len(row[_SPANS]) > 1:
-        rule = f"holds {len(row[_SPANS])} documents by its {_SPANS}, and is read as one."
-        raise BadDocument("bad_spans", rule, f"Set format=packed_mds, or ignore_fields=[{_SPANS}].")
+    if SPANS in row and SPANS not in source.ignore_fields and len(row[SPANS]) > 1:
+        rule = f"holds {len(row[SPANS])} documents by its {SPANS}, and is read as one."
+        raise BadDocument("bad_spans", rule, f"Set format=packed_mds, or ignore_fields=[{SPANS}].")
 
 
 def _beside(source: SourceConfig, row: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +157,7 @@ def _unread(source: SourceConfig, unit: Unit, cache: Path | None) -> dict[str, i
     """Return the columns that are not read, each with the rows of the unit."""
     reader, _ = _opened(source.path, cache)
     start, stop = _bounds(source, unit, cache)
-    about = {name for name in (_SPANS, *TOKEN_COLUMNS) if name not in source.ignore_fields}
+    about = {name for name in (SPANS, *TOKEN_COLUMNS) if name not in source.ignore_fields}
     taken = {INPUT_IDS, source.group_field, *about}
     return {name: stop - start for name in reader.columns if name not in taken}
 

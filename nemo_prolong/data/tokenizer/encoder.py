@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -15,6 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from nemo_prolong.config.schema.prepare import TokenizerConfig
 from nemo_prolong.data.tokenizer.fast import FastLibrary
+from nemo_prolong.data.tokenizer.identity import definition_sha256
 from nemo_prolong.data.tokenizer.special_tokens import named_tokens
 from nemo_prolong.data.tokenizer.structure import find_cutter
 from nemo_prolong.errors import ConfigError, DataError
@@ -79,13 +79,8 @@ class TextEncoder:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of all that decides the ids of a text: model, added tokens, normalizer, pre-tokenizer.
-
-        Files that differ in layout or in what is done after encoding have the same.
-        """
-        parts = ("model", "added_tokens", "normalizer", "pre_tokenizer")
-        described = json.dumps({part: self.definition[part] for part in parts}, sort_keys=True)
-        return hashlib.sha256(described.encode()).hexdigest()
+        """Hash of all that decides the ids of a text (``identity``)."""
+        return definition_sha256(self.definition)
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from nemo_prolong.config.addresses import is_address
 from nemo_prolong.config.schema import MixtureEntry
 from nemo_prolong.data.batch import PackedRow
 from nemo_prolong.data.dataset import PackedRowDataset
+from nemo_prolong.data.row_origins import require_tokenizer, row_origins
+from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import ExportError
-from nemo_prolong.records.stage_manifest import StageManifest
+from nemo_prolong.records.stage_manifest import DataRecord, StageManifest
 
 SEED = 0
 """Of the order of rows; recorded with every export by being fixed."""
@@ -30,10 +34,11 @@ def calibration_documents(manifest: StageManifest, rows: int, length: int) -> li
         int64 [T] each, ``1 < T <= length``.
 
     Raises:
-        DataError: If the run's data is gone or damaged.
+        DataError: If the run's data is gone or damaged, or a row set is of another tokenizer than the run.
         ExportError: If the rows hold no document of two tokens.
     """
     data = manifest.data
+    _check_tokenizer(data)
     dataset = PackedRowDataset(
         data.location,
         [MixtureEntry(path=entry["path"], proportion=entry["proportion"]) for entry in data.mixture],
@@ -50,6 +55,16 @@ def calibration_documents(manifest: StageManifest, rows: int, length: int) -> li
             "Calibrate on more rows.",
         )
     return documents
+
+
+def _check_tokenizer(data: DataRecord) -> None:
+    """Refuse rows that came into the run's data directory after it was trained."""
+    tokenizer = Path(data.tokenizer) if is_address(data.root) else Path(data.root, data.tokenizer)
+    for entry in data.mixture:
+        origins = row_origins(f"{data.root.rstrip('/')}/{entry['path']}")
+        if origins and (tokenizer / "tokenizer.json").is_file():
+            sha256, what = TextEncoder(tokenizer, "tokenizers").sha256, f"data.mixture path={entry['path']}"
+            require_tokenizer(origins, tokenizer, sha256, what, "Restore the data that the run was trained on.")
 
 
 def _documents(row: PackedRow, length: int) -> Iterator[Tensor]:

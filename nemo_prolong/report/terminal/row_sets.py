@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +13,20 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from nemo_prolong.data.mds import MdsReader
+from nemo_prolong.data.row_origins import row_origins
 from nemo_prolong.data.row_sets import KnownFacts, known_facts, open_row_set, read_manifest
-from nemo_prolong.data.row_text import Decoder, StoredRow, load_tokenizer
+from nemo_prolong.data.row_text import Decoder, load_tokenizer
 from nemo_prolong.data.storage.stores import is_remote
+from nemo_prolong.data.stored_row import StoredRow
 from nemo_prolong.errors import DataError
 from nemo_prolong.report import numbers
 from nemo_prolong.report.terminal.layout import Lines, facts, plain, table
-from nemo_prolong.report.terminal.rows import LISTED, RowView, describe_row, joined, warning
+from nemo_prolong.report.terminal.rows import LISTED, RowView, describe_row, joined, problems_of, warning
 from nemo_prolong.text import counted
 from nemo_prolong.units import format_bytes, format_tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _SUMMARY_ROWS = 2000
 """Rows that a summary reads at most, evenly spread: a published row set has tens of thousands."""
@@ -53,12 +59,18 @@ def describe(directory: str | Path, rows: Sequence[str], view: RowView) -> Itera
     if not chosen:
         yield _summary(reader, known)
         return
-    decode, note = _decoder(view, known)
+    decode, note = _decoder(reader, view, known)
     if note:
         yield plain(note, "dim")
     for number in chosen:
-        row = StoredRow.of(reader[number], f"{directory} row {number}")
+        row = _row(reader, number)
         yield describe_row(row, f"{directory} row {number:,} of {len(reader):,}", decode, view)
+
+
+def _row(reader: MdsReader, number: int) -> StoredRow:
+    """Return a row, whatever is wrong with it, as long as it has tokens."""
+    row = StoredRow.of(reader[number])
+    return row if len(row.ids) else row.checked(f"{reader.directory} row {number}")
 
 
 def _row_number(text: str, reader: MdsReader) -> int:
@@ -72,7 +84,7 @@ def _row_number(text: str, reader: MdsReader) -> int:
     return number
 
 
-def _decoder(view: RowView, known: KnownFacts) -> tuple[Decoder, str]:
+def _decoder(reader: MdsReader, view: RowView, known: KnownFacts) -> tuple[Decoder, str]:
     """Return the decoder and a note on what it cannot do.
 
     Raises:
@@ -83,7 +95,20 @@ def _decoder(view: RowView, known: KnownFacts) -> tuple[Decoder, str]:
         return Decoder(None), "No tokenizer is known for these rows, so ids are shown; name one with --tokenizer."
     if not view.tokenizer and not path.exists():
         return Decoder(None), f"The tokenizer {path} is gone, so ids are shown; name another with --tokenizer."
-    return Decoder(load_tokenizer(path)), ""
+    tokenizer = load_tokenizer(path)
+    return Decoder(tokenizer), _foreign(reader, tokenizer, path)
+
+
+def _foreign(reader: MdsReader, tokenizer: Tokenizer, path: Path) -> str:
+    """Return a note where the rows were made with another tokenizer than they are shown with."""
+    # The package of this module imports what only encoding needs.
+    from nemo_prolong.data.tokenizer.identity import definition_sha256
+
+    sha256 = definition_sha256(json.loads(tokenizer.to_str()))
+    for where, origin in row_origins(reader.directory).items():
+        if origin.tokenizer_sha256 != sha256:
+            return f"These rows were made with {origin.name}, as {where} says. {path} is another tokenizer."
+    return ""
 
 
 def _hint(row_set: str | Path) -> Text:
@@ -129,7 +154,7 @@ def _overview_cells(entry: dict[str, Any]) -> list[str]:
 def _summary(reader: MdsReader, known: KnownFacts) -> RenderableType:
     """Return what a row set holds, from as many of its rows as are quick to read."""
     chosen = _quick_rows(reader)
-    rows = [StoredRow.of(reader[number], f"{reader.directory} row {number}") for number in chosen]
+    rows = [_row(reader, number) for number in chosen]
     values = {
         "rows": f"{len(reader):,}",
         "columns": ", ".join(f"{name} ({encoding})" for name, encoding in reader.columns.items()),
@@ -137,7 +162,7 @@ def _summary(reader: MdsReader, known: KnownFacts) -> RenderableType:
         **(_row_facts(rows, len(reader), known.row_set) if rows else {}),
     }
     problems = [
-        f"row {number}: {problem}" for number, row in zip(chosen, rows, strict=True) for problem in row.problems
+        f"row {number}: {problem}" for number, row in zip(chosen, rows, strict=True) for problem in problems_of(row)
     ]
     return Group(
         plain(str(reader.directory), "bold"),

@@ -12,7 +12,8 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from nemo_prolong.data.row_text import Decoder, Part, StoredRow, around, beginning
+from nemo_prolong.data.row_text import Decoder, Part, around, beginning, boundaries_of
+from nemo_prolong.data.stored_row import StoredRow
 from nemo_prolong.report import numbers
 from nemo_prolong.report.terminal.layout import plain, table
 from nemo_prolong.text import counted, escaped
@@ -45,7 +46,7 @@ class RowView:
 
 def describe_row(row: StoredRow, title: str, decode: Decoder, view: RowView) -> RenderableType:
     """Return a row: its documents as a strip and as a table, then its text."""
-    problems = [*row.problems, *_unknown_ids(row, decode)]
+    problems = [*problems_of(row), *_unknown_ids(row, decode)]
     show_text = _full_text if view.full else _boundary_text
     return Group(
         Text.assemble(plain(title, "bold"), f"  {joined(_row_facts(row))}"),
@@ -56,6 +57,11 @@ def describe_row(row: StoredRow, title: str, decode: Decoder, view: RowView) -> 
         Text(),
         *show_text(row, decode, view),
     )
+
+
+def problems_of(row: StoredRow) -> list[str]:
+    """Return what training would refuse of a row, without the full stop."""
+    return [f"the row {fault.rule.rstrip('.')}" for fault in row.faults]
 
 
 def joined(facts: Sequence[str]) -> str:
@@ -111,7 +117,7 @@ def _documents(row: StoredRow, view: RowView) -> Iterator[RenderableType]:
 
 def _boundary_text(row: StoredRow, decode: Decoder, view: RowView) -> Iterator[RenderableType]:
     """Yield the text around the first boundaries and the row's end, and the beginning of a row with targets."""
-    boundaries = row.boundaries
+    boundaries = boundaries_of(row)
     left = max(0, len(boundaries) - LISTED)
     for boundary in boundaries[: LISTED - 1] + boundaries[-1:] if left else boundaries:
         before, after = around(row, boundary, view.context_tokens, decode)

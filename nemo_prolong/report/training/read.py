@@ -15,7 +15,13 @@ from typing import Any
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.errors import ExportError
-from nemo_prolong.records.evaluation import PerplexityResult, RecallResult, evaluation_directory, read_result
+from nemo_prolong.records.evaluation import (
+    PerplexityResult,
+    RecallResult,
+    evaluation_directory,
+    read_result,
+    why_stale,
+)
 from nemo_prolong.records.export_manifest import ExportManifest
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.run_log import (
@@ -187,6 +193,8 @@ def _read_evaluation(model: str, label: str, trained_context_length: int, notes:
     directory = evaluation_directory(model)
     perplexity = read_result(directory / "perplexity.json", PerplexityResult, notes)
     recall = read_result(directory / "recall.json", RecallResult, notes)
+    stale = (why_stale(model, result) for result in (perplexity, recall) if result is not None)
+    notes += [f"{reason}." for reason in stale if reason is not None]
     return EvaluatedModel(model, label, trained_context_length, perplexity, recall)
 
 

@@ -8,14 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from nemo_prolong.config.schema.prepare import SourceConfig
 from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.data.sources import plan_units
-from nemo_prolong.data.sources.mds_rows import checked_spans
-from nemo_prolong.data.sources.rejection import BadDocument
 from nemo_prolong.errors import DataError
 
 _PACKED = {"input_ids": "ndarray:uint32", "indices": "ndarray:uint32", "domain": "str"}
@@ -168,17 +164,10 @@ def test_spans_that_do_not_tile_a_row_are_refused_with_the_row(tmp_path, read, s
     assert (len(found.documents), [r.reason for r in found.rejected]) == (6, ["bad_spans"])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(-1, 7), st.integers(-1, 7)), max_size=4), st.integers(1, 6))
-def test_spans_pass_where_they_hold_every_token_once(spans, num_tokens):
-    held = [token for start, stop in spans for token in range(start, stop)]
-    tiles = held == list(range(num_tokens)) and all(start < stop for start, stop in spans)
-    try:
-        assert checked_spans(np.array(spans, np.int64).reshape(-1, 2), num_tokens) == spans
-        passed = True
-    except BadDocument:
-        passed = False
-    assert passed == tiles
+def test_rows_of_several_documents_are_no_tokenized_documents(tmp_path, read):
+    directory = _write(tmp_path / "d", _PACKED, _packed_rows(1))
+    with pytest.raises(DataError, match=r"row 0: holds 3 documents by its indices.* format=packed_mds"):
+        read(directory, format="tokenized_mds")
 
 
 def test_truncated_empty_and_incomplete_data_are_refused(tmp_path, read):

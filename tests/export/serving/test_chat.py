@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.tokenizers import KINDS
+
 SCRIPT = Path(__file__).parents[3] / "scripts" / "chat.py"
 
 
@@ -94,3 +96,15 @@ def test_what_is_not_there_is_said(exported, chat, capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
         chat(*(argument.format(exported) for argument in arguments))
     assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_text_for_a_base_model_does_not_end_with_the_end_token(tmp_path):
+    tokenizer = KINDS["wordpiece"](tmp_path)
+    tokenizer.eos_token = "[SEP]"
+    assert tokenizer("of keys")["input_ids"][-1] == tokenizer.eos_token_id
+    make_prompt = runpy.run_path(str(SCRIPT))["make_prompt"]
+    prompt = make_prompt(tokenizer, [{"role": "user", "content": "of keys"}, {"role": "assistant", "content": "and"}])
+    ids = prompt["input_ids"][0].tolist()
+    assert ids == [tokenizer.cls_token_id, *tokenizer("of keys\nand", add_special_tokens=False)["input_ids"]]
+    assert prompt["attention_mask"].shape == prompt["input_ids"].shape
+    assert prompt.to("cpu")["input_ids"].shape == (1, len(ids))

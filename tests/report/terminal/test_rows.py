@@ -1,5 +1,6 @@
 """What scripts/inspect_data.py shows of a data directory, a row set and its rows."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,7 +12,9 @@ import pytest
 from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.data.row_text import load_tokenizer
+from nemo_prolong.data.tokenizer.identity import definition_sha256
 from nemo_prolong.errors import DataError
+from nemo_prolong.records.row_origin import RowOrigin
 from nemo_prolong.report.terminal.row_sets import describe
 from nemo_prolong.report.terminal.rows import RowView
 from tests.support.stored_rows import COLUMNS, MASKED, TOKENIZER, document, ids, packed, write_data, write_rows
@@ -147,10 +150,16 @@ def test_a_tokenizer_that_is_gone_leaves_the_ids(data):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"indices": np.array([[0, 2], [3, 5]], np.uint32)}, "the document spans do not tile the 5 tokens of the row."),
-        ({"indices": np.array([[0, 9]], np.uint32)}, "the document spans do not tile the 5 tokens of the row."),
-        ({"indices": np.array([0, 5], np.uint32)}, "indices has shape (2,), not [documents, 2]."),
-        ({"mask": np.array([1, 0], np.uint8)}, "mask has shape (2,) for 5 tokens."),
+        (
+            {"indices": np.array([[0, 2], [3, 5]], np.uint32)},
+            "the row has span 1 from 3 to 5, which leaves tokens from",
+        ),
+        (
+            {"indices": np.array([[0, 9]], np.uint32)},
+            "the row has span 0 from 0 to 9, which leaves the row of 5 tokens.",
+        ),
+        ({"indices": np.array([0, 5], np.uint32)}, "the row has spans of shape [2] and type uint32, not integers"),
+        ({"mask": np.array([1, 0], np.uint8)}, "the row has a mask of shape [2] for 5 tokens."),
     ],
 )
 def test_a_row_that_training_would_refuse_is_still_shown(tmp_path, change, problem):
@@ -158,6 +167,27 @@ def test_a_row_that_training_would_refuse_is_still_shown(tmp_path, change, probl
     write_rows(tmp_path / "rows", [row], MASKED if "mask" in change else COLUMNS)
     assert problem in shown(tmp_path / "rows", "0")
     assert f"row 0: {problem}" in shown(tmp_path / "rows")
+
+
+def test_rows_shown_with_another_tokenizer_are_said_to_be(data):
+    own = definition_sha256(json.loads(TOKENIZER.to_str()))
+    RowOrigin(tokenizer_sha256=own, vocab_size=258).write(data / "docs-19")
+    assert "another tokenizer" not in shown(data / "docs-19", "0")
+    RowOrigin(tokenizer="models/other", tokenizer_sha256="a" * 64, vocab_size=258).write(data / "docs-19")
+    note = f"These rows were made with models/other of 258 tokens (SHA-256 {'a' * 12}), as "
+    assert note in shown(data / "docs-19", "0") and f"{data / 'tokenizer'} is another tokenizer." in shown(
+        data / "docs-19", "0"
+    )
+
+
+def test_a_row_set_with_a_manifest_of_its_own_is_still_a_row_set(data):
+    (data / "docs-19" / "manifest.json").write_text('{"files": []}')
+    assert "rows               2" in shown(data / "docs-19")
+
+
+def test_a_manifest_of_another_program_above_rows_is_left_alone(data):
+    (data / "manifest.json").write_text('{"files": []}')
+    assert "No tokenizer is known" in shown(data / "docs-19", "0")
 
 
 def test_ids_beyond_the_tokenizer_are_counted(data, tmp_path):
@@ -196,9 +226,7 @@ def test_an_unknown_tokenizer_is_refused(data, tmp_path):
 
 def test_rows_without_tokens_and_damaged_manifests_are_refused(data, tmp_path):
     write_rows(tmp_path / "texts", [{"text": "hello"}], {"text": "str"})
-    with pytest.raises(
-        DataError, match=r"row 0: has no one-dimensional integer column input_ids; its columns are text"
-    ):
+    with pytest.raises(DataError, match=r"row 0: has no column input_ids; its columns are text"):
         shown(tmp_path / "texts", "0")
     (data / "manifest.json").write_text("[]")
     with pytest.raises(DataError, match=r"manifest\.json: is no manifest of a data directory"):

@@ -6,6 +6,7 @@ import pytest
 
 from nemo_prolong.errors import CheckpointError, ExportError
 from nemo_prolong.report.training.read import read_lineage, read_metrics
+from tests.support.fake_checkpoint import write_checkpoint
 
 
 def test_every_stage_is_read_with_all_its_records(tree):
@@ -17,6 +18,18 @@ def test_every_stage_is_read_with_all_its_records(tree):
     assert lineage.evaluated[-1].model == f"hf:{tree.export}"
     assert lineage.export.max_logit_difference == 3.1e-06
     assert not any(stage.notes for stage in lineage.stages)
+
+
+def test_an_evaluation_of_an_earlier_checkpoint_is_said(tree):
+    run = Path(tree.runs[1])
+    path = run / "eval" / "perplexity.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 30, "model_sha256": "0" * 64}))
+    write_checkpoint(run, 60)
+    notes = read_lineage(tree.runs, None).stages[1].notes
+    assert notes == [
+        f"{run}: perplexity.json is of step 30, and the model is now at step 60; "
+        f"evaluate it again with: python scripts/evaluate.py 'models=[{run}]'."
+    ]
 
 
 def test_two_runs_of_one_stage_are_told_apart_by_their_names(tree):
