@@ -131,6 +131,13 @@ class StoredRow:
         return cls(ids, _spans(row.get("indices"), len(ids), problems), str(row.get("domain", "")), mask, problems)
 
     @property
+    def target_tokens(self) -> int:
+        """Tokens with a loss: those that a mask marks, or all, but the first of each document."""
+        counts = np.ones(len(self.ids), bool) if self.mask is None else np.asarray(self.mask) != 0
+        counts[self.spans[self.spans[:, 0] < len(counts), 0]] = False
+        return int(np.count_nonzero(counts))
+
+    @property
     def boundaries(self) -> list[Boundary]:
         """(start of the document before, position, end of the document after) of every boundary, row ends included."""
         starts, ends = self.spans[:, 0].tolist(), self.spans[:, 1].tolist()
