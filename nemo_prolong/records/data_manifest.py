@@ -376,11 +376,26 @@ class DataManifestFile:
         Raises:
             DataError: If the file is no JSON object.
         """
+        sha256 = self._values.get("tokenizer_sha256")
+        return None if sha256 is None else str(sha256)
+
+    def target_tokens(self, path: str) -> int | None:
+        """Return the tokens with a loss of a row set, None where nothing counts them.
+
+        Raises:
+            DataError: If the file is no JSON object.
+        """
+        row_sets = self._values.get("row_sets")
+        entry = row_sets.get(path) if isinstance(row_sets, dict) else None
+        targets = entry.get("target_tokens") if isinstance(entry, dict) else None
+        return targets if isinstance(targets, int) else None
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
         try:
             found = json.loads(self.content or b"{}")
         except ValueError as error:
             raise DataError(self.where, f"is no JSON ({error}).", "Copy or prepare the data again.") from error
         if not isinstance(found, dict):
             raise DataError(self.where, "is no JSON object.", "Copy or prepare the data again.")
-        sha256 = found.get("tokenizer_sha256")
-        return None if sha256 is None else str(sha256)
+        return found
