@@ -184,7 +184,7 @@ def losses(facts: RowSetFacts) -> list[str]:
     found = []
     if facts.documents_without_target:
         count = f"{facts.documents_without_target:,} of {counted(facts.input_documents, 'document')}"
-        found.append(f"left out for want of a target near enough to their beginning: {count}. Longer rows keep them.")
+        found.append(f"packing leaves {count} no target token, so they are left out. Longer rows keep them.")
     cut, kept = facts.cut_target_tokens or 0, facts.target_tokens or 0
     if cut > MAX_CUT_TARGET_SHARE * (cut + kept):
         words = f"the ends of rows cut off {cut:,} target tokens of documents that are in rows, and {kept:,} are left"

@@ -85,8 +85,8 @@ def refuse_rows_without_targets(
     if not documents or sum(layout.dropped_documents[NO_TARGET] for layout in layouts) < documents:
         return
     named = f"{counted(documents, f'{row_set.split} document')} of {row_set.domain}"
-    first = [int(one.first()[one.totals() > 0].min(initial=2**62)) for one in targets]
-    if min(first) == 2**62:
+    first = np.concatenate([one.first()[one.totals() > 0] for one in targets])
+    if not len(first):
         raise DataError(
             f"row set {row_set.path}",
             f"there is no target token in {named}, as their masks say, so there is nothing to learn.",
@@ -94,10 +94,12 @@ def refuse_rows_without_targets(
         )
     length = row_set.document_length if packing is Packing.SPLIT else row_set.seq_length
     longest = max(int(one.lengths.max(initial=0)) for one in targets)
+    # Pieces of one length keep no short document, and few conversations have just that length.
+    way = "packing=intact and " if packing is Packing.SPLIT else ""
     raise DataError(
         f"row set {row_set.path}",
         f"no target token is left of {named}: {packing} keeps pieces of {length} tokens, and the first target comes "
-        f"after {min(first)} tokens or more.",
-        f"Set seq_length={1 << (longest - 1).bit_length()}, which holds the longest document whole ({longest} tokens), "
-        "or give shorter documents.",
+        f"after {first.min()} tokens or more.",
+        f"Set {way}seq_length={1 << (longest - 1).bit_length()}, which holds the longest document whole ({longest} "
+        "tokens), or give shorter documents.",
     )

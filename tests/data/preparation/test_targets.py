@@ -85,6 +85,14 @@ def test_prompts_longer_than_a_row_are_refused(pack: Prepare, tmp_path: Path) ->
     assert not (tmp_path / "data").exists()
 
 
+def test_pieces_that_all_miss_the_answer_are_refused_for_whole_rows(pack: Prepare, tmp_path: Path) -> None:
+    source = masked_documents(tmp_path / "tokenized", *[[0] * 140 + [1] * 4] * 3)
+    with pytest.raises(
+        DataError, match=r"split keeps pieces of 64 tokens.* Set packing=intact and seq_length=256, which"
+    ):
+        pack(source, rows={"document_length": 64})
+
+
 @pytest.mark.parametrize("packing", ["intact", "concat", "best_fit", "split"])
 def test_rows_are_refused_where_no_token_is_a_target(pack: Prepare, tmp_path: Path, packing: str) -> None:
     columns = {**MASKED, "indices": "ndarray:uint32"}
@@ -107,7 +115,7 @@ def test_conversations_without_a_target_in_reach_are_counted(
     assert facts.dropped_documents["no_target"] == 2
     assert facts.input_tokens == facts.tokens + sum(facts.dropped_tokens.values())
     assert facts.input_documents == 6
-    assert "rows: left out for want of a target near enough to their beginning: 2 of 6 documents." in caplog.text
+    assert "rows: packing leaves 2 of 6 documents no target token, so they are left out." in caplog.text
     assert min(piece_targets(tmp_path / "data" / "rows")) > 0
 
 

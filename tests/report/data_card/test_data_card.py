@@ -245,7 +245,7 @@ def test_a_card_without_masks_or_of_an_older_version_counts_no_targets(tmp_path)
     ("changes", "sentence"),
     [
         ({"dropped_documents": {"no_target": 12}},
-         "left out for want of a target near enough to their beginning: 12 of 60 documents. Longer rows keep them."),
+         "packing leaves 12 of 60 documents no target token, so they are left out. Longer rows keep them."),
         ({"cut_target_tokens": 60_000},
          "the ends of rows cut off 60,000 target tokens of documents that are in rows, and 150,000 are left."),
         ({"input_tokens": 500_000, "dropped_tokens": {"truncated": 280_000, "last_row": 15_200}},
