@@ -1,7 +1,10 @@
-"""Skips steps that would harm the model. Their gradients are no numbers, or loss or norm is far above the last ones.
+"""Skips steps that would harm the model, and those that nothing can be learned from.
 
-All ranks judge the same two figures, the loss of the global batch and the norm of its gradient, so all skip the same
-step. A skipped step takes its rows and its place in the schedule with it. Weights and optimizer state stay.
+The first have gradients that are no numbers, or a loss or norm far above the last ones. The others have rows without a
+single target token. Their gradient is zero, and Adam would still move the weights by its moments and by weight decay.
+
+All ranks judge the same figures, the loss and targets of the global batch and the norm of its gradient, so all skip the
+same step. A skipped step takes its rows and its place in the schedule with it. Weights and optimizer state stay.
 """
 
 from __future__ import annotations
@@ -10,15 +13,16 @@ import logging
 import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from nemo_prolong.callbacks.protocol import Callback, TrainingLoop
 from nemo_prolong.config.schema import FaultsConfig
-from nemo_prolong.errors import TrainingError
+from nemo_prolong.errors import DataError, TrainingError
 from nemo_prolong.records.run_directory import RunDirectory
+from nemo_prolong.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,8 @@ Figures = tuple[float, float]
 
 _SMALLEST_DEVIATION = 0.01
 """Of the mean. A series without noise has no standard deviation to compare with."""
+_NAMED_ROWS = 4
+"""Rows of a step that a message names; a global batch may have hundreds."""
 
 
 class SpikeDetector:
@@ -66,22 +72,25 @@ class SpikeDetector:
 
 
 class StepGuard(Callback):
-    """Says no to the optimizer step where the detector finds a fault.
+    """Says no to the optimizer step where the detector finds a fault, or there is nothing to learn.
 
     Args:
         faults: The settings.
         run: Run directory.
+        rows_of_step: Returns the names of the rows of a step of the stage, counted from 1.
 
     Attributes:
         skipped_steps: Steps that were left out so far.
     """
 
-    def __init__(self, faults: FaultsConfig, run: RunDirectory) -> None:
+    def __init__(self, faults: FaultsConfig, run: RunDirectory, rows_of_step: Callable[[int], Sequence[str]]) -> None:
         self.faults = faults
         self.run = run
+        self._rows_of_step = rows_of_step
         self.detector = SpikeDetector(faults.spike_sigmas, faults.spike_window_steps)
         self.skipped_steps = 0
         self._in_a_row = 0
+        self._without_targets = 0
         self._sums = torch.zeros(2, dtype=torch.float64)
 
     # A resumed run judges by the same window and goes on counting.
@@ -91,12 +100,15 @@ class StepGuard(Callback):
         return {
             "skipped_steps": self.skipped_steps,
             "in_a_row": self._in_a_row,
+            "without_targets": self._without_targets,
             "taken": [list(figures) for figures in self.detector.taken],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore counters and window."""
         self.skipped_steps, self._in_a_row = state["skipped_steps"], state["in_a_row"]
+        # Checkpoints of earlier versions have no such count.
+        self._without_targets = state.get("without_targets", 0)
         self.detector.taken.clear()
         self.detector.taken.extend((loss, grad_norm) for loss, grad_norm in state["taken"])
 
@@ -110,27 +122,56 @@ class StepGuard(Callback):
             self._sums = self._sums.to(output["loss_sum_and_ub_size"].device) + output["loss_sum_and_ub_size"]
 
     def allows_step(self, loop: TrainingLoop, grad_norm: float) -> bool:
-        """Return whether the step is without fault.
+        """Return whether the step is without fault and has something to learn from.
 
         Raises:
             TrainingError: On every rank, after too many skipped steps in a row.
+            DataError: On every rank, after too many steps in a row whose rows have no target token.
         """
-        fault = self.detector.fault(self._global_loss(), grad_norm)
+        loss_sum, targets = self._global_sums()
+        # A sum that is no number is a fault, which the detector names.
+        if not targets and math.isfinite(loss_sum) and math.isfinite(grad_norm):
+            self._skip_without_targets(loop)
+            return False
+        self._without_targets = 0
+        fault = self.detector.fault(loss_sum / targets if targets else loss_sum, grad_norm)
         if fault is None:
             self._in_a_row = 0
             return True
         self._skip(loop, fault)
         return False
 
-    def _global_loss(self) -> float:
-        """Return the mean over the target tokens of the global batch.
+    def _global_sums(self) -> tuple[float, float]:
+        """Return loss sum and target tokens of the global batch, up to a common factor.
 
         Every tensor-parallel rank adds the same sums, as often to the losses as to the targets.
         """
         sums = self._sums.to("cuda") if torch.cuda.is_available() else self._sums
         torch.distributed.all_reduce(sums)
         loss_sum, targets = sums.tolist()
-        return loss_sum / targets if targets else 0.0
+        return loss_sum, targets
+
+    def _skip_without_targets(self, loop: TrainingLoop) -> None:
+        self.skipped_steps += 1
+        self._without_targets += 1
+        step, rows = loop.step + 1, self._named_rows(loop.step + 1)
+        if loop.rank == 0:
+            log.warning("step %d is skipped on all ranks: no token of its rows is a target (%s)", step, rows)
+            self.run.record_event(step, "no_targets", rows)
+        # A shorter stage would otherwise end as if it had learned something.
+        if self._without_targets >= min(self.faults.max_steps_without_targets, loop.train_iters):
+            raise DataError(
+                f"step {step}",
+                f"{counted(self._without_targets, 'step')} in a row had no target token, so there was nothing to "
+                f"learn; the rows of the last one: {rows}.",
+                "Look at these rows with scripts/inspect_data.py and prepare the data again with longer rows, or raise "
+                "faults.max_steps_without_targets.",
+            )
+
+    def _named_rows(self, step: int) -> str:
+        rows = self._rows_of_step(step)
+        more = len(rows) - _NAMED_ROWS
+        return ", ".join(rows[:_NAMED_ROWS]) + (f" and {more} more" if more > 0 else "")
 
     def _skip(self, loop: TrainingLoop, fault: str) -> None:
         self.skipped_steps += 1

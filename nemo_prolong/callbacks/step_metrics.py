@@ -148,7 +148,7 @@ class StepMetrics(Callback):
     def on_validation_end(self, loop: TrainingLoop) -> None:
         """Write the exact validation loss, which is all token losses over all target tokens."""
         totals = self._sums.reduce(peak_memory_bytes())
-        if loop.rank != 0 or totals.loss.target_tokens == 0:
+        if loop.rank != 0:
             return
         record = ValidationRecord(
             step=loop.step,
@@ -188,15 +188,16 @@ class StepMetrics(Callback):
         left = (train_iters - record.step) * statistics.median(self._recent_seconds)
         mfu = f"  MFU {record.mfu:.1%}" if record.mfu is not None else ""
         log.info(
-            "step %*d/%d  loss %.4f  grad norm %.3f  lr %.2e  %s tokens/s%s  %s tokens  ETA %s",
+            "step %*d/%d  loss %s  grad norm %.3f  lr %.2e  %s tokens/s%s  targets %s  %s tokens  ETA %s",
             len(str(train_iters)),
             record.step,
             train_iters,
-            record.loss,
+            f"{record.loss:.4f}" if record.target_tokens else "none",
             record.grad_norm,
             record.learning_rate,
             f"{record.tokens_per_second:,.0f}",
             mfu,
+            f"{(record.target_tokens or 0) / self.cfg.global_batch_tokens:.1%}",
             format_tokens(record.consumed_train_tokens),
             format_seconds(left),
         )

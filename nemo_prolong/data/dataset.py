@@ -93,6 +93,11 @@ class PackedRowDataset(Dataset[PackedRow]):
         directory, row = self._order.locate(index)
         return _read_row(self._readers[directory], row, self._format)
 
+    def place(self, index: int) -> str:
+        """Return where row ``index`` of the stage is stored, for messages."""
+        directory, row = self._order.locate(index)
+        return f"{self._readers[directory].directory} row {row}"
+
     def epochs(self) -> dict[str, float]:
         """Return how often the stage walks through each row set."""
         return dict(zip(self.paths, self._order.epochs(self.num_rows), strict=True))

@@ -96,6 +96,13 @@ class StoredRow:
         """Document boundaries of a row without faults, int64 [D+1]."""
         return np.append(self.spans[:, 0], len(self.ids))
 
+    @property
+    def target_tokens(self) -> int:
+        """Tokens with a loss: those that a mask marks, or all, but the first of each document."""
+        counts = np.ones(len(self.ids), bool) if self.mask is None else self.mask != 0
+        counts[self.spans[self.spans[:, 0] < len(counts), 0]] = False
+        return int(np.count_nonzero(counts))
+
 
 def _tokens_fault(columns: Mapping[str, Any]) -> RowFault | None:
     remedy = "Give tokenized or packed rows (docs/data.md)."

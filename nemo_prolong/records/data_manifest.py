@@ -19,10 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from nemo_prolong.config.addresses import is_address
 from nemo_prolong.errors import DataError
 from nemo_prolong.files import write_json_atomically
-from nemo_prolong.text import pictured
+from nemo_prolong.text import counted, pictured
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.json"
+
+MAX_DROPPED_SHARE = 0.5
+"""Share of its tokens that a row set may drop before its reader is told."""
+MAX_CUT_TARGET_SHARE = 0.25
+"""Share of their targets that the documents in rows may have lost before their reader is told."""
 
 
 class _Record(BaseModel):
@@ -113,7 +118,17 @@ class ShardFacts(_Record):
 
 
 class RowSetFacts(_Record):
-    """One directory of packed rows; ``documents`` counts pieces, the input counts whole documents."""
+    """One directory of packed rows; ``documents`` counts pieces, the input counts whole documents.
+
+    Target tokens are those with a loss. They are None where rows have no masks, because all tokens have one there but
+    the first of each piece, and in manifests of versions that did not count them.
+
+    Attributes:
+        target_tokens: In rows.
+        input_target_tokens: In the documents that went in.
+        cut_documents: Documents in rows that lost target tokens.
+        cut_target_tokens: What these lost.
+    """
 
     domain: str
     split: str
@@ -128,6 +143,10 @@ class RowSetFacts(_Record):
     input_tokens: int
     dropped_tokens: dict[str, int] = {}
     dropped_documents: dict[str, int] = {}
+    target_tokens: int | None = None
+    input_target_tokens: int | None = None
+    cut_documents: int | None = None
+    cut_target_tokens: int | None = None
     sum_squared_lengths: int
     length_histogram: LengthHistogram = LengthHistogram()
     sha256: str
@@ -142,6 +161,39 @@ class RowSetFacts(_Record):
     def tokens_per_row(self) -> float:
         """Real tokens of a row on average."""
         return self.tokens / self.rows
+
+    @property
+    def target_share(self) -> float | None:
+        """Target tokens over the tokens in rows; None where they are not counted."""
+        return None if self.target_tokens is None else self.target_tokens / self.tokens
+
+    @property
+    def documents_without_target(self) -> int:
+        """Documents left out because packing leaves them no target."""
+        return self.dropped_documents.get("no_target", 0)
+
+    @property
+    def dropped_share(self) -> float:
+        """Tokens in no row over those that went in. What is beyond ``max_rows`` was not asked for and is left aside."""
+        beyond = self.dropped_tokens.get("max_rows", 0)
+        return (sum(self.dropped_tokens.values()) - beyond) / max(self.input_tokens - beyond, 1)
+
+
+def losses(facts: RowSetFacts) -> list[str]:
+    """Return what packing has lost of a row set's documents, a sentence each, where someone should look at it."""
+    found = []
+    if facts.documents_without_target:
+        count = f"{facts.documents_without_target:,} of {counted(facts.input_documents, 'document')}"
+        found.append(f"packing leaves {count} no target token, so they are left out. Longer rows keep them.")
+    cut, kept = facts.cut_target_tokens or 0, facts.target_tokens or 0
+    if cut > MAX_CUT_TARGET_SHARE * (cut + kept):
+        words = f"the ends of rows cut off {cut:,} target tokens of documents that are in rows, and {kept:,} are left"
+        found.append(f"{words}. Longer rows cut fewer.")
+    if facts.dropped_share > MAX_DROPPED_SHARE:
+        dropped = {reason: count for reason, count in facts.dropped_tokens.items() if reason != "max_rows"}
+        worst = max(dropped, key=dropped.__getitem__)
+        found.append(f"{facts.dropped_share:.0%} of the tokens are in no row, most of them because of {worst}.")
+    return found
 
 
 class StageRowSet(_Record):
@@ -350,6 +402,17 @@ class DataManifestFile:
         except ValidationError as error:
             rule = f"its entry chat cannot be read: {error.errors()[0]['msg']}."
             raise DataError(self.where, rule, "Copy or prepare the data again.") from error
+
+    def target_tokens(self, path: str) -> int | None:
+        """Return the tokens with a loss of a row set, None where nothing counts them.
+
+        Raises:
+            DataError: If the file is no JSON object.
+        """
+        row_sets = self._values.get("row_sets")
+        entry = row_sets.get(path) if isinstance(row_sets, dict) else None
+        targets = entry.get("target_tokens") if isinstance(entry, dict) else None
+        return targets if isinstance(targets, int) else None
 
     @cached_property
     def _values(self) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from nemo_prolong.files import append_line, write_text_atomically
 
@@ -20,17 +20,21 @@ METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 
 
+Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A number that may be NaN. JSON has no NaN, so the log has null in its place."""
+
+
 @dataclass(frozen=True)
 class GroupLoss:
     """Token losses of a group of tokens, as their sum in nats and how many target tokens they are of."""
 
-    loss_sum: float
+    loss_sum: Measured
     target_tokens: int
 
     @property
     def mean(self) -> float:
-        """Nats per target token, or 0 where there is none."""
-        return self.loss_sum / self.target_tokens if self.target_tokens else 0.0
+        """Nats per target token, or NaN where there is none."""
+        return self.loss_sum / self.target_tokens if self.target_tokens else math.nan
 
     def __add__(self, other: GroupLoss) -> GroupLoss:
         return GroupLoss(self.loss_sum + other.loss_sum, self.target_tokens + other.target_tokens)
@@ -46,8 +50,9 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is written, which is every field that has a value, in the order of the class."""
-        return self.model_dump(exclude_none=True)
+        """Return what is written: every field that has a value, in the order of the class, and null for NaN."""
+        written: dict[str, Any] = _null_for_nan(self.model_dump(exclude_none=True))
+        return written
 
     def append_to(self, path: Path) -> None:
         """Append the record as one line.
@@ -55,17 +60,24 @@ class _Record(BaseModel):
         Raises:
             OSError: If it cannot be written. No part of the line stays.
         """
-        append_line(path, json.dumps(self.as_json()))
+        append_line(path, json.dumps(self.as_json(), allow_nan=False))
+
+
+def _null_for_nan(value: Any) -> Any:
+    """Return plain values with None for every number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _null_for_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class StepRecord(_Record):
-    """One optimizer step, over all ranks. ``loss`` is NaN where the run recorded NaN.
+    """One optimizer step, over all ranks. ``loss`` is NaN where it was, and where no token of the step has one.
 
     Tokens are real ones without padding, but ``row_tokens``. ``time`` is Unix time at the end of the step.
     """
 
     step: int
-    loss: float
+    loss: Measured
     grad_norm: float | None = None
     learning_rate: float | None = None
     target_tokens: int | None = None
@@ -99,7 +111,7 @@ class ValidationRecord(_Record):
     """One validation, with its mean loss in nats per target token and after how many steps it was."""
 
     step: int
-    val_loss: float
+    val_loss: Measured
     val_target_tokens: int | None = None
     val_loss_by_position: Groups = {}
     val_loss_by_domain: Groups = {}

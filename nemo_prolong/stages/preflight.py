@@ -139,7 +139,8 @@ def check_data(cfg: RunConfig) -> DataManifestFile:
     """Check that rows and tokenizer are there, and return the manifest of the data directory.
 
     Raises:
-        DataError: If something is missing, or the tokenizer is not the one of the rows.
+        DataError: If something is missing, the tokenizer is not the one of the rows, or a row set is known to have no
+            target.
     """
     root = cfg.data.root
     remedy = f"Write it with: python scripts/prepare_data.py +exp=data/NAME output={root}"
@@ -158,7 +159,21 @@ def check_data(cfg: RunConfig) -> DataManifestFile:
     _check_tokenizer(cfg, tokenizer, data)
     for key, path in named:
         _check_origin(cfg, f"{key}={path}", path, tokenizer)
+    if cfg.data.apply_instruct_masks:
+        for key, path in named:
+            _check_targets(key, path, data)
     return data
+
+
+def _check_targets(key: str, path: str, data: DataManifestFile) -> None:
+    """Refuse a row set of which its manifest says that no token has a loss."""
+    if data.target_tokens(path) == 0:
+        raise DataError(
+            f"{key}={path}",
+            f"no token of its rows is a target, as {data.where} says, so data.apply_instruct_masks=true leaves nothing "
+            "to learn.",
+            "Prepare it again with longer rows or shorter conversations, or leave it out.",
+        )
 
 
 def _check_row_set(root: str, key: str, path: str, remedy: str) -> None:

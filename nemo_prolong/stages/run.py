@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import sys
@@ -37,7 +38,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
     Raises:
         ConfigError: If kernels the stage needs do not exist here, the package of a tracker is not installed, or the
             parent cannot be used.
-        DataError: If the data is missing or does not fit.
+        DataError: If the data is missing or does not fit, or too many steps in a row have no target token.
         CheckpointError: If the parent is missing, or the run directory holds another run.
         TrainingError: If too many steps in a row would have harmed the model.
         SystemExit: With ``EXIT_PREEMPTED``, on every rank, if a signal asked to stop. The state is saved.
@@ -140,6 +141,7 @@ def _finished(manifest: StageManifest, cfg: RunConfig, totals: StageTotals) -> S
 
 def _announce_end(manifest: StageManifest, run: RunDirectory) -> None:
     """Say in one line how the stage ended."""
-    # A stage may end with a validation.
-    last_loss = next(record.loss for record in reversed(run.metrics().records) if isinstance(record, StepRecord))
+    # A stage may end with a validation, or with a step that has no loss.
+    steps = [record for record in run.metrics().records if isinstance(record, StepRecord)]
+    last_loss = next((record.loss for record in reversed(steps) if math.isfinite(record.loss)), math.nan)
     log.info("%s %s: %d steps, last loss %.4f, %s", manifest.stage, manifest.status, manifest.step, last_loss, run.path)

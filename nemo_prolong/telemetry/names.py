@@ -41,14 +41,14 @@ GROUP_NAMES = {
 
 
 def named_figures(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a record. The mean of a group that had no target token is left out.
+    """Return the metrics of a record. A loss or mean that has no target token, or is no number, is left out.
 
     >>> named_figures({"step": 3, "loss": 4.5, "loss_by_domain": {"code": {"loss_sum": 9.0, "target_tokens": 2}}})
     {'train/loss': 4.5, 'train/loss_by_domain/code': 4.5}
     """
-    figures = {name: float(record[key]) for key, name in STEP_NAMES.items() if key in record}
+    figures = {name: float(record[key]) for key, name in STEP_NAMES.items() if record.get(key) is not None}
     for key, name in GROUP_NAMES.items():
         for group, sums in record.get(key, {}).items():
-            if sums["target_tokens"]:
+            if sums["target_tokens"] and sums["loss_sum"] is not None:
                 figures[f"{name}/{group}"] = sums["loss_sum"] / sums["target_tokens"]
     return figures

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 from nemo_prolong.files import write_text_atomically
-from nemo_prolong.records.run_log import EventRecord, GrowingLog, StepRecord, ValidationRecord, goodput, parse_metrics
+from nemo_prolong.records.run_log import (
+    EventRecord,
+    GroupLoss,
+    GrowingLog,
+    StepRecord,
+    ValidationRecord,
+    goodput,
+    parse_metrics,
+)
 
 
 def line(step, **more):
@@ -71,6 +80,25 @@ def test_lines_that_are_no_records_are_counted(tmp_path):
 def step(number, time, seconds=1.0, **more):
     tokens = {"real_tokens": 1, "consumed_train_tokens": number}
     return StepRecord(step=number, loss=1.0, step_seconds=seconds, time=time, **tokens, **more)
+
+
+def test_a_loss_that_is_no_number_is_null_on_disk_and_nan_in_memory(tmp_path):
+    nothing = {"0-63": GroupLoss(math.nan, 3)}
+    record = step(1, 1.0).model_copy(update={"loss": math.nan, "grad_norm": math.inf, "loss_by_position": nothing})
+    path = tmp_path / "metrics.jsonl"
+    record.append_to(path)
+    ValidationRecord(step=1, val_loss=math.nan).append_to(path)
+    lines = path.read_text().splitlines()
+    assert "NaN" not in lines[0] + lines[1] and "Infinity" not in lines[0]
+    assert json.loads(lines[0])["loss"] is None and json.loads(lines[1])["val_loss"] is None
+    found, validation = (parse_metrics(json.loads(line)) for line in lines)
+    assert math.isnan(found.loss) and found.grad_norm is None and math.isnan(validation.val_loss)
+    assert math.isnan(found.loss_by_position["0-63"].loss_sum)
+
+
+def test_the_mean_of_no_target_is_no_number():
+    assert math.isnan(GroupLoss(0.0, 0).mean)
+    assert GroupLoss(6.0, 4).mean == 1.5
 
 
 def event(time, step, kind):

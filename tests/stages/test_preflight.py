@@ -129,6 +129,24 @@ def test_a_row_set_of_the_validation_is_looked_for_too(make_config, data_root):
     assert message.startswith(f"data.validation=held-out: {data_root}/held-out holds no packed rows.")
 
 
+def test_a_row_set_without_a_target_is_refused_where_masks_apply(make_config, data_root):
+    manifest = data_root / "manifest.json"
+    manifest.write_text(json.dumps({"row_sets": {"rows": {"target_tokens": 0}}}))
+    rule = (
+        f"=rows: no token of its rows is a target, as {manifest} says, so data.apply_instruct_masks=true leaves "
+        "nothing to learn. Prepare it again with longer rows or shorter conversations, or leave it out."
+    )
+    masked = make_config(data={"apply_instruct_masks": True})
+    assert refusal(DataError, masked) == f"data.mixture path{rule}"
+    assert start_of(make_config()).data.target_tokens("rows") == 0
+
+
+@pytest.mark.parametrize("row_sets", [{}, {"rows": {}}, {"rows": {"target_tokens": None}}, {"rows": 3}, [], None])
+def test_row_sets_whose_targets_nobody_counted_are_trained_on(make_config, data_root, row_sets):
+    (data_root / "manifest.json").write_text(json.dumps({"row_sets": row_sets}))
+    assert start_of(make_config(data={"apply_instruct_masks": True})).data.target_tokens("rows") is None
+
+
 def test_another_tokenizer_than_that_of_the_rows_is_refused(make_config, data_root):
     train_tokenizer(["the window of the buffer " * 20], 280, data_root / "tokenizer")
     made_with = TextEncoder(data_root / "tokenizer").sha256

@@ -100,6 +100,9 @@ class FaultsConfig(Section):
     """Steps that mean and deviation are taken of; none is a spike before there are as many."""
     max_skipped_in_a_row: PositiveInt = 8
     """Skipped steps in a row after which training stops."""
+    max_steps_without_targets: PositiveInt = 8
+    """Steps in a row of whose rows no token has a loss, after which training stops. Such a step is skipped. One may
+    happen where few rows make a step; in a stage of fewer steps all of them are too many."""
     hang_seconds: Annotated[float, Field(gt=0.0)] | None = 1800.0
     """Time without the end of a step, a validation or a save after which a rank ends itself; null never does."""
 

@@ -5,5 +5,6 @@ from nemo_prolong.data.packing.consecutive import concat, intact
 from nemo_prolong.data.packing.cutting import split
 from nemo_prolong.data.packing.gathering import copy_pieces, gather
 from nemo_prolong.data.packing.layout import Layout
+from nemo_prolong.data.packing.targets import NO_TARGET, DocumentTargets
 
-__all__ = ["Layout", "best_fit", "concat", "copy_pieces", "gather", "intact", "split"]
+__all__ = ["NO_TARGET", "DocumentTargets", "Layout", "best_fit", "concat", "copy_pieces", "gather", "intact", "split"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from nemo_prolong.data.packing.arrays import count_up, stable_order
 from nemo_prolong.data.packing.layout import Layout
 from nemo_prolong.data.packing.placement import place
+from nemo_prolong.data.packing.targets import NO_TARGET, DocumentTargets
 
 TARGET_FILL = 0.999
 """Share of the rows that should be tokens."""
@@ -17,7 +19,9 @@ MAX_DROPPED_SHARE = 0.01
 """Most of all tokens that the row dropped to reach it may hold."""
 
 
-def best_fit(lengths: NDArray[np.int64] | Sequence[int], seq_length: int) -> Layout:
+def best_fit(
+    lengths: NDArray[np.int64] | Sequence[int], seq_length: int, targets: DocumentTargets | None = None
+) -> Layout:
     """Put documents into rows without cutting them.
 
     A document longer than a row gives full rows first. What remains of it is placed like a document. The longest is
@@ -36,30 +40,38 @@ def best_fit(lengths: NDArray[np.int64] | Sequence[int], seq_length: int) -> Lay
     Args:
         lengths: Tokens of each document, all positive, int64 [D].
         seq_length: Most tokens of a row.
+        targets: Which tokens have a loss. Pieces without any are left out before rows are made. None where all have.
 
     Returns:
-        Rows. Dropped: ``underfilled_row``.
+        Rows. Dropped: ``underfilled_row``, and with targets ``no_target``.
     """
     lengths = np.asarray(lengths, np.int64)
     assert np.all(lengths > 0)
-    full_rows = lengths // seq_length
-    left = lengths - full_rows * seq_length
-    parts = np.flatnonzero(left)
-    order, row = _place(left[parts], seq_length)
-    parts = parts[order]
-    num_full = int(full_rows.sum())
-    full_document = np.repeat(np.arange(len(lengths), dtype=np.int64), full_rows)
-    layout = Layout(
-        np.concatenate([np.arange(num_full), num_full + _row_starts(row)]),
-        document=np.concatenate([full_document, parts]),
-        start=np.concatenate([count_up(full_rows), full_rows[parts]]) * seq_length,
-        length=np.concatenate([np.full(num_full, seq_length, np.int64), left[parts]]),
-        seq_length=seq_length,
-        dropped_tokens={},
-        dropped_documents={},
+    layout = _pieces(lengths, seq_length)
+    if targets is not None:
+        layout = layout.keep_pieces(targets.count(layout.document, layout.start, layout.length) > 0, NO_TARGET)
+    is_full = layout.length == seq_length
+    full, parts = np.flatnonzero(is_full), np.flatnonzero(~is_full)
+    order, row = _place(layout.length[parts], seq_length)
+    pieces = np.concatenate([full, parts[order]])
+    layout = replace(
+        layout,
+        row_bounds=np.concatenate([np.arange(len(full)), len(full) + _row_starts(row)]),
+        document=layout.document[pieces],
+        start=layout.start[pieces],
+        length=layout.length[pieces],
     )
     by_longest = stable_order(layout.document[layout.row_bounds[:-1]])
     return layout.keep_rows(by_longest[_worth_keeping(layout)[by_longest]], "underfilled_row")
+
+
+def _pieces(lengths: NDArray[np.int64], seq_length: int) -> Layout:
+    """Return the pieces of all documents, each in a row of its own: full rows, and last the rest where there is one."""
+    pieces = -(-lengths // seq_length)
+    document = np.repeat(np.arange(len(lengths), dtype=np.int64), pieces)
+    start = count_up(pieces) * seq_length
+    length = np.minimum(lengths[document] - start, seq_length)
+    return Layout(np.arange(len(document) + 1, dtype=np.int64), document, start, length, seq_length, {}, {})
 
 
 def _place(lengths: NDArray[np.int64], seq_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nemo_prolong.data.packing.arrays import count_up, stable_order
 from nemo_prolong.data.packing.layout import Layout
+from nemo_prolong.data.packing.targets import NO_TARGET, DocumentTargets
 
 
 def split(
-    lengths: NDArray[np.int64] | Sequence[int], document_lengths: Sequence[int], seq_length: int
+    lengths: NDArray[np.int64] | Sequence[int],
+    document_lengths: Sequence[int],
+    seq_length: int,
+    targets: DocumentTargets | None = None,
 ) -> dict[int, Layout]:
     """Cut documents into pieces of exactly the given lengths, the longest that fits first, and fill rows with them.
 
@@ -23,35 +28,45 @@ def split(
         lengths: Tokens of each document, all positive, int64 [D].
         document_lengths: Lengths of the pieces; each divides ``seq_length``.
         seq_length: Tokens of a row.
+        targets: Which tokens have a loss. Pieces without any are left out before rows are made. None where all have.
 
     Returns:
         Full rows by length of their pieces. No token is in two layouts. The incomplete ``last_row`` of each length is
-        dropped. The layout of the smallest length also drops every ``short_document``, and the ``remainder`` of
-        documents of which nothing long enough was left. ``dropped_documents`` counts per layout. A document of which
-        every 64K piece is in an incomplete last row is dropped there, also if its 512K pieces are in rows.
+        dropped, and with targets each piece that has ``no_target``. The layout of the smallest length also drops every
+        ``short_document``, and the ``remainder`` of documents of which nothing long enough was left.
+        ``dropped_documents`` counts per layout. A document of which every 64K piece is in an incomplete last row is
+        dropped there, also if its 512K pieces are in rows.
     """
     lengths = np.asarray(lengths, np.int64)
-    targets = sorted(set(document_lengths), reverse=True)
-    assert np.all(lengths > 0) and all(seq_length % target == 0 for target in targets)
+    descending = sorted(set(document_lengths), reverse=True)
+    assert np.all(lengths > 0) and all(seq_length % length == 0 for length in descending)
     left, layouts = lengths, {}
-    for target in targets:
-        counts = left // target
+    for length in descending:
+        counts = left // length
         document, number = _in_turns(counts)
-        start = (lengths - left)[document] + number * target
-        left = left - counts * target
-        dropped_tokens, dropped_documents = _unfit(lengths, left, target) if target == targets[-1] else ({}, {})
-        pieces_per_row = seq_length // target
+        start = (lengths - left)[document] + number * length
+        left = left - counts * length
+        dropped_tokens, dropped_documents = _unfit(lengths, left, length) if length == descending[-1] else ({}, {})
         layout = Layout(
-            np.append(np.arange(0, len(document), pieces_per_row), len(document)),
+            np.arange(len(document) + 1, dtype=np.int64),
             document=document,
             start=start,
-            length=np.full(len(document), target, np.int64),
+            length=np.full(len(document), length, np.int64),
             seq_length=seq_length,
             dropped_tokens=dropped_tokens,
             dropped_documents=dropped_documents,
         )
-        layouts[target] = layout.keep_rows(np.arange(len(document) // pieces_per_row), "last_row")
+        if targets is not None:
+            layout = layout.keep_pieces(targets.count(document, start, layout.length) > 0, NO_TARGET)
+        layouts[length] = _in_rows(layout, seq_length // length)
     return layouts
+
+
+def _in_rows(layout: Layout, pieces_per_row: int) -> Layout:
+    """Return the pieces of a layout in full rows of so many."""
+    pieces = len(layout.document)
+    bounds = np.append(np.arange(0, pieces, pieces_per_row, dtype=np.int64), pieces)
+    return replace(layout, row_bounds=bounds).keep_rows(np.arange(pieces // pieces_per_row), "last_row")
 
 
 def _in_turns(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -73,15 +73,46 @@ class Layout:
         assert reason not in self.dropped_tokens
         pieces = np.diff(self.row_bounds)[rows]
         chosen = np.repeat(self.row_bounds[rows], pieces) + count_up(pieces)
-        tokens = int(self.length[chosen].sum())
+        return self._with_pieces(chosen, pieces, reason)
+
+    def keep_pieces(self, keep: NDArray[np.bool_], reason: str) -> Layout:
+        """Return the layout without some pieces. They leave their rows shorter, and a row of them alone is gone.
+
+        Args:
+            keep: False for pieces that are dropped, bool [F].
+            reason: What they are counted under.
+        """
+        pieces = np.diff(np.concatenate([[0], np.cumsum(keep)])[self.row_bounds])
+        return self._with_pieces(np.flatnonzero(keep), pieces[pieces > 0], reason)
+
+    def among(self, documents: NDArray[np.int64], lengths: NDArray[np.int64], reason: str) -> Layout:
+        """Return a layout of some documents as one of all. The others are dropped.
+
+        Args:
+            documents: Those that were laid out, numbered among all, int64 [N].
+            lengths: Of all documents, int64 [D].
+            reason: What the others are counted under.
+        """
+        tokens = int(lengths.sum()) - int(lengths[documents].sum())
+        return replace(
+            self,
+            document=documents[self.document],
+            dropped_tokens=_added(self.dropped_tokens, reason, tokens),
+            dropped_documents=_added(self.dropped_documents, reason, len(lengths) - len(documents)),
+        )
+
+    def _with_pieces(self, chosen: NDArray[np.int64], pieces: NDArray[np.int64], reason: str) -> Layout:
+        """Return the layout of the chosen pieces [N], of which each row gets ``pieces`` [R] in turn."""
+        tokens = self.num_tokens - int(self.length[chosen].sum())
+        documents = self._documents() - _distinct(self.document[chosen])
         return replace(
             self,
             row_bounds=np.concatenate([[0], np.cumsum(pieces)]).astype(np.int64),
             document=self.document[chosen],
             start=self.start[chosen],
             length=self.length[chosen],
-            dropped_tokens={**self.dropped_tokens, reason: self.num_tokens - tokens},
-            dropped_documents={**self.dropped_documents, reason: self._documents() - _distinct(self.document[chosen])},
+            dropped_tokens=_added(self.dropped_tokens, reason, tokens),
+            dropped_documents=_added(self.dropped_documents, reason, documents),
         )
 
     def _documents(self) -> int:
@@ -107,6 +138,10 @@ class Layout:
             assert np.all(self.start + self.length <= lengths[self.document])
             assert self.num_tokens + sum(self.dropped_tokens.values()) == lengths.sum()
             assert self._documents() + sum(self.dropped_documents.values()) == len(lengths)
+
+
+def _added(counts: dict[str, int], reason: str, count: int) -> dict[str, int]:
+    return {**counts, reason: counts.get(reason, 0) + count}
 
 
 def _distinct(documents: NDArray[np.int64]) -> int:

@@ -111,7 +111,7 @@ def row_set_facts(packed: PackedSet, index: Path, entries: Sequence[dict[str, An
         index: Its ``index.json``.
         entries: Index entries of its shards.
     """
-    plan, row_set = packed.plan, packed.row_set
+    plan, row_set, targets = packed.plan, packed.row_set, packed.targets
     tokens = int(plan.length.sum())
     files = [entry["zip_data"] or entry["raw_data"] for entry in entries]
     shards = {file["basename"]: ShardFacts(bytes=file["bytes"], sha256=file["hashes"]["sha256"]) for file in files}
@@ -129,6 +129,10 @@ def row_set_facts(packed: PackedSet, index: Path, entries: Sequence[dict[str, An
         input_tokens=packed.input_tokens,
         dropped_tokens=packed.dropped_tokens,
         dropped_documents=packed.dropped_documents,
+        target_tokens=None if targets is None else targets.in_rows,
+        input_target_tokens=None if targets is None else targets.input,
+        cut_documents=None if targets is None else targets.cut_documents,
+        cut_target_tokens=None if targets is None else targets.cut,
         sum_squared_lengths=int(np.dot(plan.length, plan.length)),
         length_histogram=length_histogram(np.asarray(plan.length)),
         sha256=row_set_sha256(index.read_bytes(), shards),

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from nemo_prolong.config.schema.prepare import Packing, PrepareConfig, RowSet
 from nemo_prolong.data.order import permutation
-from nemo_prolong.data.packing import Layout, best_fit, concat, intact, split
-from nemo_prolong.data.preparation.token_store import TokenUnit
+from nemo_prolong.data.packing import NO_TARGET, DocumentTargets, Layout, best_fit, concat, intact, split
+from nemo_prolong.data.preparation.target_facts import PackedTargets, packed_targets, refuse_rows_without_targets
+from nemo_prolong.data.preparation.token_store import TokenUnit, map_mask
 from nemo_prolong.errors import DataError
 
 
@@ -31,13 +32,13 @@ class DomainDocuments:
         lengths: Tokens of each, int64 [D].
         unit: Unit that holds each, as an index into the run's list of units, int64 [D].
         offset: First token in the unit, int64 [D].
-        has_mask: Whether they have target masks.
+        targets: Where their targets are; None where they have no masks and every token is one.
     """
 
     lengths: NDArray[np.int64]
     unit: NDArray[np.int64]
     offset: NDArray[np.int64]
-    has_mask: bool
+    targets: DocumentTargets | None
 
 
 def domain_documents(
@@ -69,7 +70,9 @@ def domain_documents(
         seed = int.from_bytes(hashlib.sha256(f"{shuffle_seed}\0{domain}".encode()).digest()[:8], "big")
         order = permutation(len(lengths), seed, int(held_out), 0)
         lengths, index, offset = lengths[order], index[order], offset[order]
-    return DomainDocuments(lengths, index, offset, True in masked)
+    directories = {number: unit.directory for number, unit in units}
+    targets = DocumentTargets(lambda number: map_mask(directories[number]), index, offset, lengths)
+    return DomainDocuments(lengths, index, offset, targets if True in masked else None)
 
 
 def _join(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -121,6 +124,14 @@ class RowPlan:
         for attribute in fields(self):
             np.save(directory / f"{attribute.name}.npy", getattr(self, attribute.name))
 
+    def is_saved_in(self, directory: Path) -> bool:
+        """Return whether this very plan was saved in a directory."""
+        try:
+            saved = self.load(directory)
+        except (OSError, ValueError):
+            return False
+        return all(np.array_equal(getattr(saved, one.name), getattr(self, one.name)) for one in fields(self))
+
     @classmethod
     def load(cls, directory: Path) -> RowPlan:
         """Map a saved plan."""
@@ -135,7 +146,7 @@ class PackedSet:
         row_set: Its configuration.
         packing: How it was packed.
         plan: Its rows.
-        has_mask: Whether its rows have a ``mask`` column.
+        targets: Their targets; None where its rows have no ``mask`` column.
         input_documents: Documents that went in.
         input_tokens: Their tokens: those in rows and those dropped.
         dropped_tokens: Reason to tokens.
@@ -145,7 +156,7 @@ class PackedSet:
     row_set: RowSet
     packing: Packing
     plan: RowPlan
-    has_mask: bool
+    targets: PackedTargets | None
     input_documents: int
     input_tokens: int
     dropped_tokens: dict[str, int]
@@ -178,22 +189,29 @@ def pack_row_set(cfg: PrepareConfig, row_set: RowSet, documents: dict[str, Domai
         documents: Documents of each of its domains, of its split.
 
     Raises:
-        DataError: If the documents do not fill a single row, or only some of its domains have target masks.
+        DataError: If the documents do not fill a single row, packing leaves them no target, or only some of its domains
+            have target masks.
     """
     domains = domains_of(row_set)
     conversations = any(source.holds_conversations for source in cfg.sources if source.domain in domains)
     packing = packing_of(row_set, conversations)
-    layouts = [_layout(cfg, row_set, domain, packing, documents[domain].lengths) for domain in domains]
-    _check_rows(row_set, layouts, documents)
+    packed = [_layouts(cfg, row_set, domain, packing, documents[domain]) for domain in domains]
+    layouts = [layout for layout, _ in packed]
+    _check_rows(row_set, packing, layouts, [documents[domain] for domain in domains])
     taken = _rows_taken([layout.num_rows for layout in layouts], row_set.max_rows)
     layouts = [layout.first_rows(rows) for layout, rows in zip(layouts, taken, strict=True)]
     dropped_tokens = _sum(layout.dropped_tokens for layout in layouts)
     plan = _interleave(layouts, [documents[domain] for domain in domains])
+    found = [
+        packed_targets(targets, layout, elsewhere)
+        for domain, layout, (_, elsewhere) in zip(domains, layouts, packed, strict=True)
+        if (targets := documents[domain].targets) is not None
+    ]
     return PackedSet(
         row_set,
         packing,
         plan,
-        has_mask=any(documents[domain].has_mask for domain in domains),
+        targets=sum(found, PackedTargets()) if found else None,
         input_documents=sum(len(documents[domain].lengths) for domain in domains),
         input_tokens=int(plan.length.sum()) + sum(dropped_tokens.values()),
         dropped_tokens=dropped_tokens,
@@ -201,10 +219,13 @@ def pack_row_set(cfg: PrepareConfig, row_set: RowSet, documents: dict[str, Domai
     )
 
 
-def _layout(cfg: PrepareConfig, row_set: RowSet, domain: str, packing: Packing, lengths: NDArray[np.int64]) -> Layout:
+def _layouts(
+    cfg: PrepareConfig, row_set: RowSet, domain: str, packing: Packing, documents: DomainDocuments
+) -> tuple[Layout, list[Layout]]:
+    """Return the layout of a domain in a row set, and those of other row sets that split the same documents."""
     if packing is not Packing.SPLIT:
         pack = {Packing.CONCAT: concat, Packing.INTACT: intact, Packing.BEST_FIT: best_fit}[packing]
-        return pack(lengths, row_set.seq_length)
+        return pack(documents.lengths, row_set.seq_length, documents.targets), []
     assert row_set.document_length is not None
     shared = [
         other.document_length
@@ -213,25 +234,34 @@ def _layout(cfg: PrepareConfig, row_set: RowSet, domain: str, packing: Packing, 
         and (other.split, other.seq_length) == (row_set.split, row_set.seq_length)
         and other.document_length is not None
     ]
-    return split(lengths, shared, row_set.seq_length)[row_set.document_length]
+    layouts = split(documents.lengths, shared, row_set.seq_length, documents.targets)
+    return layouts.pop(row_set.document_length), list(layouts.values())
 
 
-def _check_rows(row_set: RowSet, layouts: Sequence[Layout], documents: dict[str, DomainDocuments]) -> None:
-    if len({documents[domain].has_mask for domain in domains_of(row_set)}) > 1:
+def _check_rows(
+    row_set: RowSet, packing: Packing, layouts: Sequence[Layout], documents: Sequence[DomainDocuments]
+) -> None:
+    targets = [one.targets for one in documents if one.targets is not None]
+    if len(targets) not in (0, len(documents)):
         raise DataError(
             f"row_sets: {row_set.path}: domain={row_set.domain}",
             "some of its domains have target masks and others none.",
             "Make a row set of each.",
         )
-    if not sum(layout.num_rows for layout in layouts):
-        tokens = sum(int(documents[domain].lengths.sum()) for domain in domains_of(row_set))
-        longest = max((int(documents[domain].lengths.max(initial=0)) for domain in domains_of(row_set)), default=0)
-        raise DataError(
-            f"row set {row_set.path}",
-            f"the {row_set.split} documents of {row_set.domain} do not fill one row of {row_set.seq_length} tokens: "
-            f"they have {tokens} tokens, the longest {longest}.",
-            "Give more text" + (", or raise validation_fraction." if row_set.split == "validation" else "."),
-        )
+    if sum(layout.num_rows for layout in layouts):
+        return
+    if targets:
+        refuse_rows_without_targets(row_set, packing, layouts, targets)
+    tokens = sum(int(one.lengths.sum()) for one in documents)
+    longest = max((int(one.lengths.max(initial=0)) for one in documents), default=0)
+    untaught = sum(layout.dropped_tokens.get(NO_TARGET, 0) for layout in layouts)
+    raise DataError(
+        f"row set {row_set.path}",
+        f"the {row_set.split} documents of {row_set.domain} do not fill one row of {row_set.seq_length} tokens: "
+        f"they have {tokens} tokens, the longest {longest}"
+        + (f", and {untaught} of them are left out because they have no target." if untaught else "."),
+        "Give more text" + (", or raise validation_fraction." if row_set.split == "validation" else "."),
+    )
 
 
 def _rows_taken(available: Sequence[int], max_rows: int | None) -> list[int]:

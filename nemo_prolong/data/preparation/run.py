@@ -69,6 +69,7 @@ from nemo_prolong.records.data_manifest import (
     Sample,
     Samples,
     SourceFacts,
+    losses,
 )
 from nemo_prolong.records.row_origin import RowOrigin
 from nemo_prolong.units import format_bytes, format_seconds, format_tokens
@@ -238,9 +239,12 @@ def _shard_tasks(
     cfg: PrepareConfig, work: WorkDirectory, packed: PackedSet, units: Sequence[TokenUnit]
 ) -> list[ShardTask]:
     row_set = packed.row_set
-    form = shard_format(packed.has_mask, cfg.shard_bytes, cfg.compression)
+    form = shard_format(packed.targets is not None, cfg.shard_bytes, cfg.compression)
     domains = tuple(domains_of(row_set))
-    packed.plan.save(work.rows(row_set.path))
+    if not packed.plan.is_saved_in(work.rows(row_set.path)):
+        # Shards of another version, which packed the same documents in another way, are none of these rows.
+        work.forget_shards(row_set.path)
+        packed.plan.save(work.rows(row_set.path))
     bounds = shard_bounds(packed.plan, domains, form)
     return [
         ShardTask(
@@ -292,7 +296,13 @@ def _finish_row_set(work: WorkDirectory, packed: PackedSet, tasks: Sequence[Shar
     tasks[0].form.write_index(directory, entries)
     facts = row_set_facts(packed, directory / "index.json", entries)
     what = (packed.row_set.path, facts.rows, format_tokens(facts.tokens), facts.fill)
-    log.info("packed %s: %d rows, %s tokens, fill %.4f", *what)
+    targets = "" if facts.target_share is None else f", {facts.target_share:.1%} of them targets"
+    log.info("packed %s: %d rows, %s tokens, fill %.4f%s", *what, targets)
+    for loss in losses(facts):
+        # The card warns of all. That whole documents are not trained on is worth a line of its own here.
+        log.log(
+            logging.WARNING if facts.documents_without_target else logging.INFO, "%s: %s", packed.row_set.path, loss
+        )
     return facts
 
 

@@ -49,6 +49,10 @@ class WorkDirectory:
         """Return the file that holds the index entry of a finished shard."""
         return self.root / "entries" / row_set / f"{shard:05d}.json"
 
+    def forget_shards(self, row_set: str) -> None:
+        """Have every shard of a row set written again."""
+        shutil.rmtree(self.root / "entries" / row_set, ignore_errors=True)
+
     @contextmanager
     def locked(self, fingerprint: str) -> Iterator[None]:
         """Work in the directory alone.

@@ -51,6 +51,11 @@ class PackedDataModule(pl.LightningDataModule):
         """Whether the stage has a validation set and an interval."""
         return self._validation_rows is not None
 
+    def rows_of_step(self, step: int) -> list[str]:
+        """Return where the rows of a step are stored; the first step is 1."""
+        rows = self.cfg.train.global_batch_size
+        return [self._train_rows.place(index) for index in range((step - 1) * rows, step * rows)]
+
     def _build_validation_rows(self) -> ValidationRowDataset | None:
         data = self.cfg.data
         if not data.validation or self.cfg.train.val_check_interval == 0:
@@ -70,6 +75,12 @@ class PackedDataModule(pl.LightningDataModule):
                 f"a validation takes {needed} rows, data.validation has {len(rows)}.",
                 f"Set train.limit_val_batches={len(rows) // self.cfg.train.global_batch_size} (0 is none: "
                 "train.val_check_interval=0), or prepare more validation rows.",
+            )
+        if not any(rows[index].loss_mask.any() for index in range(needed)):
+            raise DataError(
+                f"data.validation={','.join(data.validation)}",
+                f"no token of the {needed} rows that a validation takes is a target, so there is no validation loss.",
+                "Prepare them again with longer rows or shorter conversations, or set train.val_check_interval=0.",
             )
         return rows
 

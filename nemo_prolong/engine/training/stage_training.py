@@ -58,9 +58,9 @@ class StageCallbacks(NamedTuple):
     watchdog: HangWatchdog
 
     @classmethod
-    def of(cls, cfg: RunConfig, run: RunDirectory) -> StageCallbacks:
-        """Return the callbacks of a stage that writes to a run directory."""
-        guard, writer = StepGuard(cfg.faults, run), CheckpointWriter(cfg, run)
+    def of(cls, cfg: RunConfig, run: RunDirectory, data: PackedDataModule) -> StageCallbacks:
+        """Return the callbacks of a stage that writes to a run directory and trains on the rows of ``data``."""
+        guard, writer = StepGuard(cfg.faults, run, data.rows_of_step), CheckpointWriter(cfg, run)
         metrics = StepMetrics(cfg, run, guard, writer.waited_seconds)
         return cls(guard, metrics, writer, StopOnSignal(writer, run), HangWatchdog(cfg.faults.hang_seconds, run))
 
@@ -87,6 +87,7 @@ def train_stage(cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_c
     Raises:
         ConfigError: If the stage needs kernels that do not exist for this device and these versions.
         CheckpointError: If the checkpoint holds something that loading would execute, or saving fails too often.
+        DataError: If rows do not fit the stage, or too many steps in a row have no target token.
         TrainingError: If too many steps in a row would have harmed the model.
     """
     store = open_store()
@@ -98,7 +99,7 @@ def train_stage(cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_c
     torch.manual_seed(cfg.seed)
     _set_arithmetic(cfg.train.deterministic)
     data = PackedDataModule(cfg)
-    callbacks = StageCallbacks.of(cfg, run)
+    callbacks = StageCallbacks.of(cfg, run, data)
     restore: RestoreConfig | None = None
     if resume is None and cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
         restore = HuggingFaceRestore(path=cfg.parent.removeprefix(HF_PREFIX), model=cfg.model)

@@ -34,6 +34,7 @@ def render(manifest: DataManifest, samples: Samples, manifest_sha256: str) -> st
     blocks += ["## Documents", _table(tables.documents_table(manifest))]
     blocks += _mixture(manifest)
     blocks += ["## Rows", _table(tables.row_sets_table(manifest))]
+    blocks += _optional("### Targets of the loss", tables.targets_table(manifest))
     blocks += ["### Tokens dropped, by reason", _table(tables.drops_table(manifest))]
     blocks += ["### Attention cost", _table(tables.attention_table(manifest))]
     blocks += _optional("### Tokens by length of their piece", tables.pieces_table(manifest))

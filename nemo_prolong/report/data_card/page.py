@@ -56,6 +56,7 @@ def render(manifest: DataManifest, samples: Samples, manifest_sha256: str) -> st
         recipe_epochs=MAX_EPOCHS,
         domains=tables.domain_table(manifest),
         row_sets=tables.row_sets_table(manifest),
+        targets=tables.targets_table(manifest),
         packing=figures.packing_figure(manifest),
         drops=tables.drops_table(manifest),
         attention=figures.attention_figure(manifest),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nemo_prolong.data.epochs import MAX_EPOCHS
-from nemo_prolong.records.data_manifest import DataManifest, LengthHistogram, RowSetFacts, StageFacts
+from nemo_prolong.records.data_manifest import DataManifest, LengthHistogram, RowSetFacts, StageFacts, losses
 from nemo_prolong.report import numbers
 from nemo_prolong.report.tables import Cell, Table
 from nemo_prolong.units import format_bytes, format_tokens
@@ -22,6 +22,7 @@ REASONS = {
     "truncated": "cut off by the end of a row",
     "last_row": "incomplete last row",
     "underfilled_row": "in the one row that is too empty to keep",
+    "no_target": "without a target",
     "max_rows": "beyond max_rows",
 }
 """Why tokens are in no row, in words."""
@@ -103,7 +104,7 @@ def domain_table(manifest: DataManifest) -> Table | None:
 
 def warnings(manifest: DataManifest) -> list[str]:
     """Return what a reader is warned of, each in a sentence or two."""
-    return [*repetition_warnings(manifest), *unread_warnings(manifest)]
+    return [*repetition_warnings(manifest), *unread_warnings(manifest), *loss_warnings(manifest)]
 
 
 def unread_warnings(manifest: DataManifest) -> list[str]:
@@ -127,6 +128,38 @@ def repetition_warnings(manifest: DataManifest) -> list[str]:
         for path, entry in stage.row_sets.items()
         if entry.epochs > MAX_EPOCHS
     ]
+
+
+def loss_warnings(manifest: DataManifest) -> list[str]:
+    """Return a sentence for everything that packing lost and someone should look at."""
+    return [f"{path}: {loss}" for path, entry in manifest.row_sets.items() for loss in losses(entry)]
+
+
+def targets_table(manifest: DataManifest) -> Table | None:
+    """Return the tokens with a loss of every row set that has masks; None where none has or they were not counted."""
+    rows = [
+        _cells(
+            path,
+            numbers.count(entry.input_target_tokens),
+            numbers.count(entry.target_tokens),
+            numbers.percent(entry.target_share),
+            numbers.count(entry.documents_without_target),
+            numbers.count(entry.cut_documents),
+            numbers.count(entry.cut_target_tokens),
+        )
+        for path, entry in manifest.row_sets.items()
+        if entry.target_tokens is not None
+    ]
+    head = [
+        "Row set",
+        "Targets in",
+        "Targets in rows",
+        "Of the tokens in rows",
+        "Left out without a target",
+        "Documents cut",
+        "Targets cut off",
+    ]
+    return Table(head, rows) if rows else None
 
 
 def row_sets_table(manifest: DataManifest) -> Table:

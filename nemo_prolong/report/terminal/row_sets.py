@@ -126,6 +126,10 @@ def _overview(directory: str | Path, manifest: dict[str, Any]) -> RenderableType
     ]
     head = ["row set", "domain", "split", "packing", "seq_length", "rows", "documents", "tokens", "fill", "dropped"]
     rows = [[str(path), *_overview_cells(entry)] for path, entry in row_sets.items()]
+    shares = [_target_share(entry) for entry in row_sets.values()]
+    if any(shares):
+        head.append("targets")
+        rows = [[*row, share] for row, share in zip(rows, shares, strict=True)]
     return Group(
         Text.assemble(plain(str(directory), "bold"), f"  {joined(words)}"),
         Text(),
@@ -149,6 +153,12 @@ def _overview_cells(entry: dict[str, Any]) -> list[str]:
         numbers.percent(entry["fill"], 2) if "fill" in entry else "",
         numbers.percent(dropped / total, 2) if total else "",
     ]
+
+
+def _target_share(entry: dict[str, Any]) -> str:
+    """Return the share of a row set's tokens that have a loss, empty where they are not marked or not counted."""
+    targets, tokens = entry.get("target_tokens"), entry.get("tokens")
+    return numbers.percent(targets / tokens, 2) if targets is not None and tokens else ""
 
 
 def _summary(reader: MdsReader, known: KnownFacts) -> RenderableType:
@@ -201,11 +211,25 @@ def _row_facts(rows: Sequence[StoredRow], num_rows: int, row_set: dict[str, Any]
         "document length": _range(spans),
         "fill": f"{numbers.percent(lengths.mean() / seq_length, 2)} of {seq_length:,}{about}",
     }
-    masks = [row.mask for row in rows if row.mask is not None]
-    if masks:
-        targets = sum(np.count_nonzero(mask) for mask in masks) / sum(map(len, masks))
+    if any(row.mask is not None for row in rows):
+        targets = sum(row.target_tokens for row in rows) / lengths.sum()
         values["targets"] = f"{numbers.percent(targets, 2)} of the tokens{about}"
+        without = sum(row.target_tokens == 0 for row in rows)
+        values["rows of no target"] = f"{without:,}{about}"
+        values |= _packing_losses(row_set)
     return values
+
+
+def _packing_losses(row_set: dict[str, Any]) -> dict[str, str]:
+    """Return what packing lost of the targets; empty where the manifest does not say."""
+    if row_set.get("cut_documents") is None:
+        return {}
+    left_out = row_set.get("dropped_documents", {}).get("no_target", 0)
+    cut, tokens = row_set["cut_documents"], row_set.get("cut_target_tokens") or 0
+    return {
+        "left out": f"{counted(left_out, 'document')} without a target",
+        "cut": f"{counted(cut, 'document')}, which lost {counted(tokens, 'target token')}",
+    }
 
 
 def _range(values: NDArray[np.int64]) -> str:

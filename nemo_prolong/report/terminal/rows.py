@@ -46,7 +46,7 @@ class RowView:
 
 def describe_row(row: StoredRow, title: str, decode: Decoder, view: RowView) -> RenderableType:
     """Return a row: its documents as a strip and as a table, then its text."""
-    problems = [*problems_of(row), *_unknown_ids(row, decode)]
+    problems = [*problems_of(row), *_unknown_ids(row, decode), *_no_target(row)]
     show_text = _full_text if view.full else _boundary_text
     return Group(
         Text.assemble(plain(title, "bold"), f"  {joined(_row_facts(row))}"),
@@ -77,10 +77,15 @@ def warning(problem: str) -> Text:
 def _row_facts(row: StoredRow) -> list[str]:
     facts = [counted(len(row.ids), "token"), counted(len(row.spans), "document"), row.domain or "no domain"]
     if row.mask is not None:
-        targets = int(np.count_nonzero(row.mask))
+        targets = row.target_tokens
         share = numbers.percent(targets / max(len(row.ids), 1), 2)
         facts.append(f"{targets:,} targets ({share})" if len(row.ids) else "no targets")
     return facts
+
+
+def _no_target(row: StoredRow) -> list[str]:
+    masked = row.mask is not None and not row.target_tokens
+    return ["no token is a target: with data.apply_instruct_masks nothing is learned from this row"] if masked else []
 
 
 def _unknown_ids(row: StoredRow, decode: Decoder) -> list[str]:
@@ -107,7 +112,8 @@ def _documents(row: StoredRow, view: RowView) -> Iterator[RenderableType]:
     for number, (start, end) in enumerate(shown.tolist()):
         cells = [f"{number + 1}", f"{start:,}", f"{end:,}", f"{end - start:,}"]
         if row.mask is not None:
-            cells.append(f"{int(np.count_nonzero(row.mask[start:end])):,}")
+            # The first token of a document has no loss, because nothing before it predicts it.
+            cells.append(f"{int(np.count_nonzero(row.mask[start + 1 : end])):,}")
         lines.append(cells)
     head = ["document", "start", "end", "tokens", *(["targets"] if row.mask is not None else [])]
     yield table(head, lines, indent=2)

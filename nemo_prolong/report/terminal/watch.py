@@ -139,6 +139,7 @@ def _training(steps: Sequence[StepRecord], recent: Sequence[StepRecord], records
         "learning rate": _formatted(last.learning_rate, ".2e"),
         "tokens so far": numbers.tokens(last.consumed_train_tokens),
         "filled": numbers.percent(_fill(recent)),
+        "targets": numbers.percent(_target_share(recent)),
         "skipped steps": f"{last.skipped_steps:,}",
     }
     return facts(rows)
@@ -154,8 +155,7 @@ def _losses(title: str, recent: Sequence[StepRecord], key: str) -> Table | None:
         return None
     result = Table(f"loss by {title}", "", "tokens", box=None, pad_edge=False, header_style="dim")
     for name, group in sums.items():
-        mean = group.mean if group.target_tokens else None
-        result.add_row(plain(name), numbers.loss(mean), numbers.tokens(group.target_tokens))
+        result.add_row(plain(name), numbers.loss(group.mean), numbers.tokens(group.target_tokens))
     return result
 
 
@@ -184,8 +184,9 @@ def _curve(losses: Sequence[float]) -> Text:
 
 
 def _values(records: Iterable[StepRecord], key: str) -> list[float]:
-    """Return a figure of every record that has it."""
-    return [value for record in records if (value := getattr(record, key)) is not None]
+    """Return a figure of every record that has it. A step without a target token has no loss."""
+    values = [value for record in records if (value := getattr(record, key)) is not None]
+    return [value for value in values if math.isfinite(value)]
 
 
 def _mean(records: Iterable[StepRecord], key: str) -> float | None:
@@ -196,6 +197,11 @@ def _mean(records: Iterable[StepRecord], key: str) -> float | None:
 def _fill(records: Iterable[StepRecord]) -> float | None:
     pairs = [(record.real_tokens, record.row_tokens) for record in records if record.row_tokens]
     return sum(real for real, _ in pairs) / sum(row for _, row in pairs) if pairs else None
+
+
+def _target_share(records: Iterable[StepRecord]) -> float | None:
+    pairs = [(record.target_tokens or 0, record.row_tokens) for record in records if record.row_tokens]
+    return sum(targets for targets, _ in pairs) / sum(row for _, row in pairs) if pairs else None
 
 
 def _share(records: Sequence[StepRecord], key: str, seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -98,9 +99,10 @@ def headline_tiles(lineage: Lineage) -> list[Tile]:
 
 
 def _loss_tile(stage: StageRun) -> Tile | None:
-    if not stage.steps:
+    losses = [step.loss for step in stage.steps if math.isfinite(step.loss)]
+    if not losses:
         return None
-    first, last = stage.steps[0].loss, stage.steps[-1].loss
+    first, last = losses[0], losses[-1]
     return Tile(
         f"{first:.2f} \u2192 {last:.2f}", f"training loss of {stage.label}", "first and last step, nats per token"
     )

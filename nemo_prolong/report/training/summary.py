@@ -11,7 +11,7 @@ from typing import Any
 
 from nemo_prolong.records.evaluation import PerplexityResult, RecallResult
 from nemo_prolong.report.training.read import EvaluatedModel, Lineage, StageRun
-from nemo_prolong.report.training.telemetry import changes, event_counts, median_of
+from nemo_prolong.report.training.telemetry import changes, event_counts, median_of, target_share
 
 WARMUP_STEPS = 3
 """First steps of a stage that throughput leaves out: they compile, allocate and fill caches."""
@@ -45,6 +45,8 @@ def summarize_stage(stage: StageRun) -> dict[str, Any]:
         "last_loss": finite(stage.steps[-1].loss) if stage.steps else None,
         "last_validation_loss": finite(stage.validations[-1].val_loss) if stage.validations else None,
         "tokens_trained": stage.tokens_trained,
+        "target_tokens": sum(step.target_tokens or 0 for step in stage.steps),
+        "target_share": finite(target_share(stage.steps)),
         "seq_length": stage.manifest.seq_length,
         "trained_context_length": stage.manifest.trained_context_length,
         "rotary_base": stage.manifest.rotary_base,

@@ -76,6 +76,13 @@ def fill(steps: Sequence[StepRecord]) -> float | None:
     return sum(real for real, _ in pairs) / sum(rows for _, rows in pairs) if pairs else None
 
 
+def target_share(steps: Sequence[StepRecord]) -> float | None:
+    """Return target tokens over row tokens; None where either was not recorded."""
+    pairs = [(step.target_tokens, step.row_tokens) for step in steps if step.target_tokens is not None]
+    rows = sum(row or 0 for _, row in pairs)
+    return sum(targets for targets, _ in pairs) / rows if rows else None
+
+
 def event_counts(stage: StageRun) -> dict[str, int]:
     """Return how often each kind of event happened."""
     return dict(Counter(event.event for event in stage.events))

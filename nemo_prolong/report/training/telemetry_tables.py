@@ -21,6 +21,7 @@ from nemo_prolong.report.training.telemetry import (
     planned_ranks,
     planned_tokens,
     share_of_step_time,
+    target_share,
 )
 from nemo_prolong.units import format_seconds
 
@@ -42,7 +43,9 @@ def domain_table(stages: Sequence[StageRun]) -> Table | None:
         found = sorted(changes(stage.steps, "loss_by_domain"), key=lambda change: -change.target_tokens)
         total = sum(change.target_tokens for change in found)
         for number, change in enumerate(found):
-            cells = text_cells(change.name, numbers.percent(change.target_tokens / total), *_losses(change))
+            cells = text_cells(
+                change.name, numbers.percent(change.target_tokens / total if total else None), *_losses(change)
+            )
             rows.append([Cell(stage.label, repeats=number > 0), *cells])
     head = ["Stage", "Domain", "Share of target tokens", "Loss at the start", "Loss at the end"]
     return Table(head, rows, frozenset({0, 1})) if rows else None
@@ -85,6 +88,7 @@ def _performance(stage: StageRun) -> dict[str, str]:
         "ranks, of planned": _of(ranks, planned_ranks(stage)),
         "real tokens, of planned row tokens": _share_of(stage.tokens_trained, planned_tokens(stage)),
         "real tokens in a row": numbers.percent(fill(steps)),
+        "target tokens in a row": numbers.percent(target_share(steps)),
         "tokens/s and rank": numbers.MISSING if rate is None else numbers.count(rate / ranks),
         "model TFLOP/s and rank": numbers.MISSING if flops is None else numbers.significant(flops / 1e12),
         "MFU": numbers.percent(median_of(steps, "mfu")),

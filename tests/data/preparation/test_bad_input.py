@@ -27,11 +27,11 @@ def lines(path: Path, *records: Any) -> Path:
 
 @pytest.fixture
 def run(mixed_config: Configure, tmp_path: Path) -> Callable[..., DataManifest]:
-    def prepare_source(path: Path, **source: Any) -> DataManifest:
+    def prepare_source(path: Path, seq_length: int = 16, **source: Any) -> DataManifest:
         cfg = mixed_config(
             tmp_path / "data",
             sources=[{"domain": "d", "path": str(path), **source}],
-            row_sets=ROW_SETS,
+            row_sets=[{"path": "rows", "domain": "d", "seq_length": seq_length}],
             validation_fraction=0.0,
         )
         return prepare(cfg)
@@ -72,7 +72,7 @@ def test_a_conversation_without_an_answer_is_refused_or_dropped(
     path = lines(tmp_path / "chat.jsonl", {"messages": [question, answer]}, {"messages": [question]})
     with pytest.raises(DataError, match=r"chat.jsonl@\d+: .*has no answer to learn from"):
         run(path, messages_field="messages")
-    [source] = run(path, messages_field="messages", on_bad_document="drop").sources
+    [source] = run(path, 128, messages_field="messages", on_bad_document="drop").sources
     assert (source.documents, list(source.rejected)) == (1, ["unusable_conversation"])
 
 

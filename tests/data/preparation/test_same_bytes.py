@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
@@ -52,6 +53,22 @@ def test_a_second_run_gives_the_same_bytes(prepared: Path, mixed_config: Configu
 
 def test_four_workers_give_the_bytes_of_one(prepared: Path, mixed_config: Configure, tmp_path: Path) -> None:
     prepare(mixed_config(tmp_path / "data", workers=4))
+    assert_same_bytes(prepared, tmp_path / "data")
+
+
+def test_shards_of_another_plan_are_written_again(prepared: Path, mixed_config: Configure, tmp_path: Path) -> None:
+    def killed(directory: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(mixed_config(tmp_path / "data"), finish=killed)
+    partial = tmp_path / ".data.partial"
+    # As an earlier version left it, whose rows of conversations were others.
+    length = partial / "rows" / "chat-256" / "length.npy"
+    np.save(length, np.load(length) + 1)
+    shard = partial / "data" / "chat-256" / "shard.00000.mds"
+    shard.write_bytes(b"other rows")
+    prepare(mixed_config(tmp_path / "data"))
     assert_same_bytes(prepared, tmp_path / "data")
 
 

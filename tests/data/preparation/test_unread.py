@@ -33,7 +33,7 @@ def facts_of(mixed_config: Callable[..., PrepareConfig], tmp_path: Path) -> Call
         cfg = mixed_config(
             tmp_path / "data",
             sources=[{"domain": "d", "path": str(path), **source}],
-            row_sets=[{"path": "rows", "domain": "d", "seq_length": 16}],
+            row_sets=[{"path": "rows", "domain": "d", "seq_length": 64}],
             validation_fraction=0.0,
         )
         return prepare(cfg, finish=write_card).sources[0]

@@ -217,6 +217,52 @@ def test_only_what_the_sample_calls_special_is_set_off(tmp_path):
     assert '<span class="target">answer</span><b class="special target">&lt;|eot_id|&gt;</b>' in html
 
 
+def chat_card(directory, **changes):
+    """Write the card of a directory with one row set of conversations more; return the page's text and the Markdown."""
+    counted = {
+        "target_tokens": 150_000, "input_target_tokens": 200_000, "cut_documents": 17, "cut_target_tokens": 45_678,
+        "dropped_documents": {"no_target": 0, "last_row": 1},
+    }  # fmt: skip
+    facts = manifest()
+    facts["row_sets"]["chat-2048"] = row_set(domain="docs", packing="intact", **{**counted, **changes})
+    page, _, markdown = card(directory, facts)
+    return page.text, re.sub(r"\\(?=\W)", "", markdown)
+
+
+def test_the_targets_of_row_sets_with_masks_are_in_the_card(tmp_path):
+    for text in chat_card(tmp_path):
+        for fact in ("Targets in rows", "150,000", "200,000", "73.2%", "17", "45,678"):
+            assert fact in text, fact
+        assert "Warning" not in text
+
+
+def test_a_card_without_masks_or_of_an_older_version_counts_no_targets(tmp_path):
+    for text in card(tmp_path)[1:]:
+        assert "Targets in rows" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"dropped_documents": {"no_target": 12}},
+         "packing leaves 12 of 60 documents no target token, so they are left out. Longer rows keep them."),
+        ({"cut_target_tokens": 60_000},
+         "the ends of rows cut off 60,000 target tokens of documents that are in rows, and 150,000 are left."),
+        ({"input_tokens": 500_000, "dropped_tokens": {"truncated": 280_000, "last_row": 15_200}},
+         "59% of the tokens are in no row, most of them because of truncated."),
+    ],
+)  # fmt: skip
+def test_what_packing_lost_is_warned_of(tmp_path, changes, sentence):
+    text, markdown = chat_card(tmp_path, **changes)
+    assert f"chat-2048: {sentence}" in text
+    assert f"> **Warning:** chat-2048: {sentence}" in markdown
+
+
+def test_rows_beyond_max_rows_are_no_loss(tmp_path):
+    text, _ = chat_card(tmp_path, input_tokens=900_000, dropped_tokens={"max_rows": 690_000, "last_row": 5_200})
+    assert "are in no row, most of them" not in text
+
+
 @pytest.mark.parametrize(("epochs", "warned"), [(2.7, False), (2.71, True)])
 def test_a_stage_that_repeats_too_much_is_warned_of(tmp_path, epochs, warned):
     facts = manifest()

@@ -50,6 +50,29 @@ def test_a_row_set_is_shown_as_a_summary(data):
     assert "targets            27.27% of the tokens" in shown(data / "deep" / "chat-11")
 
 
+def test_counted_targets_are_shown_for_the_directory_and_the_row_set(data):
+    manifest = json.loads((data / "manifest.json").read_text())
+    chat = manifest["row_sets"]["deep/chat-11"]
+    chat |= {"target_tokens": 3, "cut_documents": 2, "cut_target_tokens": 40, "dropped_documents": {"no_target": 5}}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    head, docs, talk = (line.split() for line in shown(data).splitlines()[2:5])
+    assert (head[-1], docs[-1], talk[-1]) == ("targets", "50%", "27.27%")
+    text = shown(data / "deep" / "chat-11")
+    for fact in ("rows of no target  0", "left out           5 documents without a target",
+                 "cut                2 documents, which lost 40 target tokens"):  # fmt: skip
+        assert fact in text
+
+
+def test_a_row_without_a_target_is_said_to_teach_nothing(tmp_path):
+    # The only one marked is the first of a document, which nothing predicts.
+    mask = np.array([1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0], np.uint8)
+    write_rows(tmp_path / "rows", [packed(document("ask"), document("tell"), mask=mask)], MASKED)
+    assert "rows of no target  1" in shown(tmp_path / "rows")
+    text = shown(tmp_path / "rows", "0")
+    assert "0 targets (0%)" in text
+    assert "no token is a target: with data.apply_instruct_masks nothing is learned from this row." in text
+
+
 def test_a_summary_unpacks_one_compressed_shard_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with MdsWriter(tmp_path / "zipped", COLUMNS, shard_bytes=1, compression="zstd") as writer:

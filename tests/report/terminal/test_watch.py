@@ -51,6 +51,20 @@ def test_a_frame_holds_the_figures_of_the_last_steps(run):
     assert fact(text, "memory") == "1.3 GiB" and "307" in fact(text, "model TFLOP/s and rank")
 
 
+def test_the_share_of_target_tokens_is_of_the_last_steps(run):
+    recent = [record for record in records(run) if "loss" in record][-20:]
+    share = sum(step["target_tokens"] for step in recent) / sum(step["row_tokens"] for step in recent)
+    assert fact(text_of(RunWatch(run)), "targets") == f"{100 * share:.1f}%"
+
+
+def test_a_step_without_a_target_has_no_loss_and_spoils_no_mean(run):
+    steps = [record for record in records(run) if "loss" in record]
+    steps[-1] |= {"loss": None, "target_tokens": 0, "grad_norm": 0.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    mean = sum(step["loss"] for step in steps[-20:-1]) / 19
+    assert f"loss             \u2013  (mean of 20: {mean:.3f})" in text_of(RunWatch(run))
+
+
 def test_losses_by_group_are_means_over_the_last_steps(run):
     text = text_of(RunWatch(run))
     recent = [record for record in records(run) if "loss" in record][-20:]

@@ -31,6 +31,22 @@ def test_the_page_says_what_was_run_and_what_came_out(tree):
         assert fact in text
 
 
+def test_the_page_is_made_of_runs_with_steps_that_have_no_loss(tree):
+    path = Path(tree.runs[0]) / "metrics.jsonl"
+    steps = [json.loads(line) for line in path.read_text().splitlines()]
+    for step in (steps[0], steps[1]):
+        step |= {"loss": None, "target_tokens": 0, "loss_by_position": {}, "loss_by_domain": {}}
+    path.write_text("".join(json.dumps(step) + "\n" for step in steps))
+    last = [step["loss"] for step in steps if "loss" in step][-1]
+    text = report(tree).text
+    assert f"{steps[2]['loss']:.2f} \u2192 {last:.2f}" in text
+    # An event of the tree says "loss is nan".
+    assert not re.search(r"(?<!loss is )\bnan\b", text)
+    summary = json.loads((tree.root / "summary.json").read_text())["stages"][0]
+    assert summary["first_loss"] is None
+    assert summary["target_tokens"] == sum(step.get("target_tokens", 0) for step in steps)
+
+
 def test_the_commands_are_in_the_order_to_type_them(tree):
     text = report(tree).text
     commands = re.findall(r"python scripts/(\w+)\.py", text)

@@ -68,10 +68,12 @@ def test_speed_waits_and_goodput_are_held_to_the_configuration(tree, stages):
     planned = 200 * 8 * 512
     percent = f"{100 * stages[0].tokens_trained / planned:.1f}".removesuffix(".0")
     assert facts["real tokens, of planned row tokens"] == f"792K of 800K ({percent}%)"
+    steps = records(tree.runs[0])
+    share = sum(step["target_tokens"] for step in steps) / sum(step["row_tokens"] for step in steps)
+    assert facts["target tokens in a row"] == f"{100 * share:.1f}%"
     assert facts["MFU"] == "31%" and facts["model TFLOP/s and rank"] == "307"
     assert facts["waiting for rows, of step time"] == "2%"
     assert (facts["restarts"], facts["skipped steps"], facts["checkpoints saved"]) == ("1", "1", "1")
-    steps = records(tree.runs[0])
     useful = sum(step["step_seconds"] for step in steps if step["step"] != 15)
     begin = min([1.79e9, steps[0]["time"] - steps[0]["step_seconds"]])
     assert facts["goodput"] == f"{100 * useful / (steps[-1]['time'] - begin):.1f}%"
