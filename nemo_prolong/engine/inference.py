@@ -12,9 +12,10 @@ from typing import Any, cast
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.validation import StrictHandling
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nemo_prolong.config.schema import ParallelismConfig, PrecisionConfig
+from nemo_prolong.data.tokenizer.loading import load_tokenizer
 from nemo_prolong.engine.model.nemo_model import build_nemo_config
 from nemo_prolong.engine.training.packed_step import packed_seq_params
 from nemo_prolong.errors import CheckpointError
@@ -86,7 +87,7 @@ class MegatronScorer:
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer the model was trained with."""
-        return AutoTokenizer.from_pretrained(self.description.tokenizer, local_files_only=True, trust_remote_code=False)
+        return load_tokenizer(Path(self.description.tokenizer))
 
     @property
     def inv_freq(self) -> torch.Tensor:

@@ -14,6 +14,7 @@ from nemo_prolong.config.addresses import HF_PREFIX, is_address, tokenizer_direc
 from nemo_prolong.config.schema import ModelConfig, RunConfig, Transition
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.data.tokenizer import TextEncoder
+from nemo_prolong.data.tokenizer.saved import SavedTokenizer, too_many_tokens
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
 from nemo_prolong.records.checkpoint.verify import CheckpointChoice, choose_checkpoint
@@ -84,7 +85,10 @@ def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
     if found.run is not None:
         # It has taken what it takes from its parent, which need not exist any more.
         return _start(data, found, resume=found.choice.checkpoint, run=found.run, parent_record=found.run.parent)
-    if cfg.transition == Transition.SCRATCH or (rank != 0 and listed_steps(run.path)):
+    if rank != 0 and listed_steps(run.path):
+        return _start(data, found)
+    check_tokenizer(cfg)
+    if cfg.transition == Transition.SCRATCH:
         return _start(data, found)
     if cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
         return _start(data, found, parent_record=check_hugging_face_parent(cfg, weights=rank == 0))
@@ -156,6 +160,41 @@ def _check_tokenizer(cfg: RunConfig, tokenizer: Path, data: DataManifestFile) ->
             f"the tokenizer in {tokenizer} is not the one that the rows in {cfg.data.root} were made with.",
             "Use the tokenizer of the data directory (data.tokenizer=tokenizer), or prepare the data again.",
         )
+
+
+def check_tokenizer(cfg: RunConfig) -> None:
+    """Refuse a tokenizer that the trained model could not be exported with.
+
+    Raises:
+        DataError: If it cannot be read, names no beginning or end, or has tokens that the model has not.
+    """
+    directory = tokenizer_directory(cfg.data)
+    saved = SavedTokenizer.read(directory)
+    what = f"data.tokenizer={cfg.data.tokenizer}"
+    problem = saved.problem()
+    if problem is not None:
+        raise DataError(what, f"{directory}: {problem.rule}", problem.remedy)
+    excess = too_many_tokens(saved.vocab_size, cfg.model.vocab_size)
+    if excess is not None:
+        raise DataError(what, f"{directory}: {excess}", _more_rows(cfg, saved.vocab_size))
+
+
+def _more_rows(cfg: RunConfig, vocab_size: int) -> str:
+    """Return how the model of a stage gets a larger vocabulary."""
+    larger = f"Set model.vocab_size={vocab_size}"
+    if cfg.transition == Transition.SCRATCH:
+        return f"{larger}."
+    if cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
+        return f"{larger}: embedding and LM head get new rows, which start as the mean of the others."
+    return f"{larger}. {export_first(cfg)}"
+
+
+def export_first(cfg: RunConfig) -> str:
+    """Return how a stage gets a larger vocabulary than the run that it starts from."""
+    return (
+        f"A run's vocabulary is fixed, so export the parent (scripts/export.py run={cfg.parent} output=DIR) and start "
+        "with parent=hf:DIR transition=weights."
+    )
 
 
 def stored_run(cfg: RunConfig, run: RunDirectory) -> StageManifest | None:
@@ -317,6 +356,12 @@ def check_same_shape(cfg: RunConfig, parent: ModelConfig) -> None:
         ConfigError: With every difference.
     """
     free = {"name", "rotary_base", "init_method_std", "license", "nemo_config"}
+    if parent.vocab_size < cfg.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={cfg.model.vocab_size}",
+            f"the vocabulary of the parent {cfg.parent} has {parent.vocab_size} tokens.",
+            f"Set model.vocab_size={parent.vocab_size}. {export_first(cfg)}",
+        )
     ours, theirs = cfg.model.model_dump(exclude=free), parent.model_dump(exclude=free)
     changes = [f"{key} ({before} -> {after})" for key, before, after in differing(theirs, ours, "model.")]
     if changes:

@@ -17,7 +17,14 @@ from nemo_prolong.records.checkpoint.verify import choose_checkpoint
 from nemo_prolong.records.export_manifest import ExportManifest
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import StageManifest
-from nemo_prolong.stages.preflight import changed_settings, check_data, check_same_shape, refuse_other_run, stored_run
+from nemo_prolong.stages.preflight import (
+    changed_settings,
+    check_data,
+    check_same_shape,
+    check_tokenizer,
+    refuse_other_run,
+    stored_run,
+)
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -159,6 +166,8 @@ def _check_run(stage: PlannedStage) -> None:
         refuse_other_run(stage.cfg, run, changed_settings(stage.cfg, run, run.manifest.step))
     else:
         check_data(stage.cfg)
+        if stage.manifest is None:
+            check_tokenizer(stage.cfg)
 
 
 def _check_chain(stages: Sequence[PlannedStage]) -> None:

@@ -9,9 +9,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from nemo_prolong import engine
+from nemo_prolong.config.addresses import tokenizer_directory
 from nemo_prolong.config.rules import check_platform
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.errors import EXIT_PREEMPTED
+from nemo_prolong.errors import EXIT_PREEMPTED, DataError
 from nemo_prolong.logs import run_logging
 from nemo_prolong.records.checkpoint.manifest import step_of
 from nemo_prolong.records.run_directory import RunDirectory
@@ -46,6 +47,8 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
     run = RunDirectory(cfg.run_dir)
     start = check_files(cfg, run, rank)
     _check_kernels(cfg)
+    if rank == 0 and start.run is None:
+        _check_tokenizer_loads(cfg)
     check_packages(cfg.tracker)
     run.path.mkdir(parents=True, exist_ok=True)
     manifest = new_manifest(cfg, start.run or start.parent, start.parent_record, _command(), world_size, start.data)
@@ -87,6 +90,16 @@ def _record_start(run: RunDirectory, start: Start, world_size: int) -> None:
 def _check_kernels(cfg: RunConfig) -> None:
     """Refuse a stage whose kernels this machine has not. Needs torch, but not NeMo."""
     check_platform(cfg, engine.current_platform())
+
+
+def _check_tokenizer_loads(cfg: RunConfig) -> None:
+    """Refuse a tokenizer that the export cannot load. Imports transformers, which NeMo imports anyway."""
+    from nemo_prolong.data.tokenizer.loading import loading_problem
+
+    directory = tokenizer_directory(cfg.data)
+    problem = loading_problem(directory)
+    if problem is not None:
+        raise DataError(f"data.tokenizer={cfg.data.tokenizer}", f"{directory}: {problem.rule}", problem.remedy)
 
 
 def _command() -> str:

@@ -30,6 +30,7 @@ from nemo_prolong.stages.recipe_plan import PlannedStage, plan_recipe
 from nemo_prolong.stages.recipe_run import run_recipe
 from tests.support.fake_checkpoint import write_checkpoint
 from tests.support.recipe_tools import SCRIPT, STAGES, STEPS, recipe_command, write_recipe_data
+from tests.support.tiny import write_plain_tokenizer
 
 # A part of the recipe without NeMo: writes what it was started with, then does as the file "behaviour" says.
 PROGRAM = """\
@@ -51,7 +52,7 @@ sys.exit(behaviour)
 def data(tmp_path: Path) -> Path:
     """Rows of every stage, and a tokenizer."""
     root = write_recipe_data(tmp_path / "data")
-    (root / "tokenizer" / "tokenizer.json").write_text("{}")
+    write_plain_tokenizer(root / "tokenizer")
     return root
 
 
