@@ -43,6 +43,9 @@ class ParentRecord(BaseModel):
         sha256: One hash over configuration, index and weights of a Hugging Face directory.
         context_length: Tokens that a Hugging Face directory says its model is made for.
         rotary_base: RoPE base that the weights were trained with. The stage's own may be another.
+        grown_vocab_rows: Rows that embedding and LM head have and a Hugging Face directory has not. They started as the
+            mean of its rows.
+        wrappers: What was taken out of the names of a Hugging Face directory's tensors, such as ``_orig_mod``.
         taken: What the stage took, in words.
         not_taken: What it did not take, and started anew.
     """
@@ -55,6 +58,8 @@ class ParentRecord(BaseModel):
     sha256: str | None = None
     context_length: int | None = None
     rotary_base: float | None = None
+    grown_vocab_rows: int = 0
+    wrappers: list[str] = []
     taken: list[str] = []
     not_taken: list[str] = []
 

@@ -40,6 +40,8 @@ def check_hugging_face_parent(cfg: RunConfig, *, weights: bool) -> ParentRecord:
         sha256=directory.sha256() if weights else None,
         context_length=directory.context_length,
         rotary_base=directory.rotary_base,
+        grown_vocab_rows=cfg.model.vocab_size - directory.vocab_size,
+        wrappers=list(directory.wrappers),
     )
 
 

@@ -17,6 +17,7 @@ from torch.distributed import Store
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore
 from nemo_prolong.engine.checkpoint.megatron_io import StageCheckpointIO
+from nemo_prolong.engine.checkpoint.non_finite import check_parameters
 from nemo_prolong.engine.checkpoint.optimizer_state import initialize_moments
 from nemo_prolong.engine.model.nemo_model import params_dtype
 from nemo_prolong.engine.patches.process_groups import hierarchical_context_parallel
@@ -49,6 +50,8 @@ class StageStrategy(nl.MegatronStrategy):
         """Take what the stage takes from its parent; a Hugging Face directory is read to where its tensors belong."""
         if not isinstance(self.restore_config, HuggingFaceRestore):
             super().selective_restore()
+            if self.restore_config is not None:
+                check_parameters(self.megatron_parallel.named_parameters(), f"parent={self.restore_config.path}")
             return
         self.restore_config.load(self.megatron_parallel.sharded_state_dict())
         for optimizer in self.optimizers:
