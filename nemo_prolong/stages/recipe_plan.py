@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.compose import compose
 from nemo_prolong.config.rules import check_world
 from nemo_prolong.config.schema import ExportConfig, RunConfig
@@ -25,6 +26,7 @@ from nemo_prolong.stages.preflight import (
     refuse_other_run,
     stored_run,
 )
+from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -110,6 +112,13 @@ class RecipePlan:
     stages: tuple[PlannedStage, ...]
     export: PlannedExport | None
 
+    @property
+    def advertised_context_length(self) -> int:
+        """What the last stage will advertise, in tokens."""
+        first, last = self.stages[0].cfg, self.stages[-1].cfg
+        lengths = [_context_of_parent(first), *(stage.cfg.seq_length for stage in self.stages)]
+        return last.advertised_context_length or max(lengths)
+
     def describe(self) -> list[str]:
         """Return one line a part."""
         export = [self.export.describe(self.stages[-1])] if self.export else []
@@ -125,6 +134,15 @@ class RecipePlan:
             while number and not self.stages[number - 1].is_usable():
                 number -= 1
         return number
+
+
+def _context_of_parent(cfg: RunConfig) -> int:
+    """Return the tokens that the parent of a stage was trained for, 0 without one."""
+    if cfg.parent is None:
+        return 0
+    if cfg.parent.startswith(HF_PREFIX):
+        return HuggingFaceDirectory(Path(cfg.parent.removeprefix(HF_PREFIX))).context_length
+    return StageManifest.read(Path(cfg.parent)).trained_context_length
 
 
 def plan_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = ()) -> RecipePlan:
