@@ -302,6 +302,30 @@ def test_a_weight_that_is_no_number_is_refused_by_name(
     )
 
 
+def test_a_parent_run_with_a_weight_that_is_no_number_is_refused(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nemo_prolong.engine.training.trainer import StageStrategy
+    from nemo_prolong.stages.run import run_stage
+
+    load = StageStrategy.load_model_state_dict
+
+    def load_and_spoil(self: StageStrategy, *args: Any, **kwargs: Any) -> None:
+        load(self, *args, **kwargs)
+        for name, parameter in self.megatron_parallel.named_parameters():
+            if name.endswith("decoder.final_layernorm.weight"):
+                parameter.data[:2] = torch.nan
+
+    monkeypatch.setattr(StageStrategy, "load_model_state_dict", load_and_spoil)
+    cfg = tiny_config(
+        workspace.root / "data", workspace.root, name="of_nan", stage="stage1", parent=str(workspace.base),
+        transition="weights",
+    )  # fmt: skip
+    message = r"parent=.*step_00000016: 2 of its weights are NaN or infinite: .*final_layernorm\.weight \(2\)\. Use"
+    with pytest.raises(CheckpointError, match=message):
+        run_stage(cfg, [])
+
+
 def test_any_box_of_a_tensor_is_read_as_it_lies_in_the_whole(workspace: Workspace, exported: Path) -> None:
     model = StageManifest.read(workspace.child).model
     reader = HuggingFaceReader(HuggingFaceDirectory(exported), model)

@@ -63,7 +63,8 @@ def load_weights(sharded_state_dict: Mapping[str, Any], directory: Path, model: 
             found = _fill(tensor, reader)
             # Of what several ranks hold, one counts.
             non_finite.update(found if is_main_replica(tensor.replica_id) else {})
-    refuse_non_finite(non_finite, f"parent=hf:{directory}")
+    remedy = "Download or save the model again. Weights in F16 overflow where BF16 and F32 do not."
+    refuse_non_finite(non_finite, f"parent=hf:{directory}", remedy)
 
 
 def _fill(tensor: ShardedTensor, reader: HuggingFaceReader) -> dict[str, int]:

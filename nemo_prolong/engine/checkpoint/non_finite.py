@@ -26,15 +26,17 @@ def check_parameters(named: Iterable[tuple[str, Parameter]], what: str) -> None:
     Raises:
         CheckpointError: On every rank, naming tensors of any.
     """
-    refuse_non_finite({name: count_non_finite(parameter) for name, parameter in named}, what)
+    remedy = "Use a parent whose loss did not go wrong; its metrics.jsonl tells."
+    refuse_non_finite({name: count_non_finite(parameter) for name, parameter in named}, what, remedy)
 
 
-def refuse_non_finite(counts: Mapping[str, int], what: str) -> None:
+def refuse_non_finite(counts: Mapping[str, int], what: str, remedy: str) -> None:
     """Refuse a parent if any rank has found NaN or infinity; called on every rank.
 
     Args:
         counts: NaN and infinite values by tensor, of this rank.
         what: The parent as the user wrote it.
+        remedy: What to do.
 
     Raises:
         CheckpointError: On every rank, with the sums over ranks.
@@ -51,5 +53,5 @@ def refuse_non_finite(counts: Mapping[str, int], what: str) -> None:
     raise CheckpointError(
         what,
         f"{sum(total.values())} of its weights are NaN or infinite: {named}{more}.",
-        "Download or save the model again. Weights in F16 overflow where BF16 and F32 do not.",
+        remedy,
     )
