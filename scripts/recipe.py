@@ -16,11 +16,12 @@ EXAMPLES = [
 
 def run(cfg: RecipeConfig, overrides: list[str]) -> None:
     """Run what is left of the recipe; NeMo is imported in its children only."""
+    from nemo_prolong.export.run import check_planned
     from nemo_prolong.logs import console_logging
     from nemo_prolong.stages.recipe_run import run_recipe
 
     with console_logging():
-        run_recipe(cfg, typed_config_dir())
+        run_recipe(cfg, typed_config_dir(), check_planned)
 
 
 def main() -> None:

@@ -15,13 +15,13 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from transformers import PreTrainedTokenizerBase
 
 from nemo_prolong.config.schema import ParallelismConfig, PrecisionConfig
+from nemo_prolong.data.tokenizer.loading import load_tokenizer
 from nemo_prolong.engine.model.nemo_model import build_nemo_config
 from nemo_prolong.engine.training.packed_step import packed_seq_params
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
 from nemo_prolong.weights.checkpoint_reader import CheckpointReader
-from nemo_prolong.weights.hf_model import load_tokenizer
 from nemo_prolong.weights.names import rules
 from nemo_prolong.weights.pickles import check_pickles
 

@@ -17,9 +17,10 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from nemo_prolong.config.addresses import HF_PREFIX
+from nemo_prolong.data.tokenizer.loading import load_tokenizer
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.weights.hf_directory import check_one_set_of_weights
-from nemo_prolong.weights.hf_model import load_model, load_tokenizer
+from nemo_prolong.weights.hf_model import load_model
 
 LOGITS_BYTES = 2**29
 """Float32 logits of one piece: 1024 tokens with Llama-3's vocabulary."""

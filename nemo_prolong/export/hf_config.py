@@ -6,7 +6,6 @@ with the base lost a model still answers short prompts and writes noise after lo
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,18 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from nemo_prolong.config.schema import ModelConfig
+from nemo_prolong.data.tokenizer import loading
 from nemo_prolong.data.tokenizer.generation_tags import without_generation_tags
+from nemo_prolong.data.tokenizer.saved import MAP_FILE, SavedTokenizer, missing_names, too_many_tokens
 from nemo_prolong.data.tokenizer.stop_tokens import TEMPLATE_FILE
 from nemo_prolong.errors import ExportError
 from nemo_prolong.export.source import ExportSource
 from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE
-from nemo_prolong.weights import hf_model
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+"""Copied as they are, unless one is in words that transformers 4 does not understand."""
 CHAT_TEMPLATE_FILE = TEMPLATE_FILE
 
 
@@ -56,7 +57,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         ExportError: If there is none, or it cannot be loaded.
     """
     try:
-        return hf_model.load_tokenizer(directory)
+        return loading.load_tokenizer(directory)
     # A broken tokenizer.json makes the tokenizers library raise a bare Exception.
     except Exception as error:
         raise ExportError(
@@ -75,14 +76,12 @@ def special_tokens(source: ExportSource, tokenizer: PreTrainedTokenizerBase) -> 
         ExportError: If the tokenizer has no beginning or end, or ids that the model has not, or not those of the run.
     """
     what, vocab_size = f"tokenizer={tokenizer.name_or_path}", source.model.vocab_size
-    if len(tokenizer) > vocab_size:
-        raise ExportError(
-            what,
-            f"it has {len(tokenizer)} tokens, the model's vocabulary {vocab_size}.",
-            "Restore the tokenizer that the run was trained with.",
-        )
-    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-        raise ExportError(what, "it has no bos_token or no eos_token.", "Set both in tokenizer_config.json.")
+    excess = too_many_tokens(len(tokenizer), vocab_size)
+    if excess is not None:
+        raise ExportError(what, excess, "Restore the tokenizer that the run was trained with.")
+    problem = missing_names(tokenizer.bos_token, tokenizer.eos_token, tokenizer.name_or_path)
+    if problem is not None:
+        raise ExportError(what, *problem)
     stop_ids = tuple(dict.fromkeys([*source.stop_token_ids, tokenizer.eos_token_id]))
     unknown = [token for token in stop_ids if not 0 <= token < len(tokenizer)]
     if unknown:
@@ -168,8 +167,7 @@ def generation_config(special: SpecialTokens) -> dict[str, Any]:
 
 def tokenizer_config(source: ExportSource, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return ``tokenizer_config.json``: the source's, with the context length and the chat template."""
-    path = source.tokenizer / TOKENIZER_CONFIG_FILE
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = dict(SavedTokenizer.read(source.tokenizer).config)
     config["model_max_length"] = source.manifest.advertised_context_length
     if (template := chat_template(tokenizer)) is not None:
         # Older servers know only this place, transformers writes only a file of its own.
@@ -190,12 +188,20 @@ def configuration_files(
         "config.json": model_config(source, special, dtype),
         "generation_config.json": generation_config(special),
         TOKENIZER_CONFIG_FILE: tokenizer_config(source, tokenizer),
+        **_translated_map(source.tokenizer),
     }
+
+
+def _translated_map(tokenizer: Path) -> dict[str, dict[str, Any]]:
+    """Return ``special_tokens_map.json`` if transformers 5 wrote it, else nothing: it is copied."""
+    saved = SavedTokenizer.read(tokenizer)
+    return {MAP_FILE: saved.special_tokens_map} if saved.translated and (tokenizer / MAP_FILE).is_file() else {}
 
 
 def copied_files(source: ExportSource) -> list[str]:
     """Return the names of the tokenizer's files that are copied as they are."""
-    return [name for name in TOKENIZER_FILES if (source.tokenizer / name).is_file()]
+    translated = _translated_map(source.tokenizer)
+    return [name for name in TOKENIZER_FILES if (source.tokenizer / name).is_file() and name not in translated]
 
 
 def write_configuration(

@@ -180,6 +180,8 @@ def _parent_facts(parent: ParentRecord | None) -> str:
         return ""
     known = [] if parent.path.startswith(HF_PREFIX) else [f"step {parent.step}"]
     known += [] if parent.rotary_base is None else [f"rotary_base {parent.rotary_base:g}"]
+    if parent.grown_vocab_rows:
+        known.append(f"vocabulary grown by {parent.grown_vocab_rows} rows, each at first the mean of the others")
     return f" ({', '.join(known)})" if known else ""
 
 

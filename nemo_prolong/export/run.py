@@ -6,7 +6,7 @@ import logging
 import time
 from pathlib import Path
 
-from nemo_prolong.config.schema import ExportConfig
+from nemo_prolong.config.schema import ExportConfig, ModelConfig
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.export.output import check_output
 from nemo_prolong.export.serving.target import START_FILE, check_target
@@ -37,7 +37,8 @@ def export(cfg: ExportConfig) -> None:
         raise CheckpointError(
             f"run={cfg.run}", "the run directory does not exist.", "Name a run such as run=runs/demo/sft."
         )
-    check_target(cfg, StageManifest.read(run_dir))
+    manifest = StageManifest.read(run_dir)
+    check_target(cfg, manifest.model, manifest.advertised_context_length)
     started = time.monotonic()
     with run_logging(run_dir / LOG_FILE, console=True):
         log.info(
@@ -52,6 +53,17 @@ def export(cfg: ExportConfig) -> None:
 
             push_to_hub(Path(cfg.output), cfg.export)
         log.info("exported in %s; %s", format_seconds(time.monotonic() - started), _use(cfg))
+
+
+def check_planned(cfg: ExportConfig, model: ModelConfig, advertised_context_length: int) -> None:
+    """Refuse an export before its run is trained; see ``check_target`` for arguments.
+
+    Raises:
+        ConfigError: If settings of the target contradict each other.
+        ExportError: If the output is taken, or the model does not fit on the device that is to serve it.
+    """
+    check_output(Path(cfg.output), overwrite=cfg.overwrite)
+    check_target(cfg, model, advertised_context_length)
 
 
 def _use(cfg: ExportConfig) -> str:

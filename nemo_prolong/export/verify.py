@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -114,10 +115,14 @@ def _verify_generation(stop_ids: list[int], directory: Path) -> None:
 
 
 def _chat_ids(tokenizer: PreTrainedTokenizerBase) -> object:
-    """Return the ids of a conversation as a server makes them, None without a template."""
+    """Return the ids of a conversation as a server makes them, or why there are none."""
     if tokenizer.chat_template is None:
         return None
-    return tokenizer.apply_chat_template(PROBE_CHAT, add_generation_prompt=True, return_dict=False)
+    try:
+        return tokenizer.apply_chat_template(PROBE_CHAT, add_generation_prompt=True, return_dict=False)
+    # Several templates without a default one; a template that takes other conversations only.
+    except (ValueError, TemplateError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def verify_tensors(source: ExportSource, directory: Path, dtype: torch.dtype) -> int:

@@ -229,7 +229,9 @@ class ChatFormat(_Record):
 class DataManifest(_Document):
     """A data directory: what went in, what came out, what was dropped and why.
 
-    ``fingerprint`` is of everything that decides the result.
+    ``fingerprint`` is of everything that decides the result. ``tokenizer_translated`` says what is written otherwise in
+    the copy of the tokenizer than it was, so that transformers 4 and 5 can both load it. ``vocab_size`` is the smallest
+    ``model.vocab_size`` that the tokenizer can be exported with.
     """
 
     format: Literal[2]
@@ -240,6 +242,7 @@ class DataManifest(_Document):
     tokenizer: str
     tokenizer_sha256: str
     tokenizer_library: str
+    tokenizer_translated: list[str] = []
     vocab_size: int
     bos_token: str | None = None
     eos_token: str | None = None

@@ -48,6 +48,9 @@ class ParentRecord(BaseModel):
         rotary_base: RoPE base that the weights were trained with. The stage's own may be another.
         stop_token_ids: Tokens that end what its model generates.
         working_directory: Where ``path`` was typed; None in files of earlier versions.
+        grown_vocab_rows: Rows that embedding and LM head have and a Hugging Face directory has not. They started as the
+            mean of its rows.
+        wrappers: What was taken out of the names of a Hugging Face directory's tensors, such as ``_orig_mod``.
         taken: What the stage took, in words.
         not_taken: What it did not take, and started anew.
     """
@@ -62,6 +65,8 @@ class ParentRecord(BaseModel):
     rotary_base: float | None = None
     stop_token_ids: list[int] = []
     working_directory: str | None = None
+    grown_vocab_rows: int = 0
+    wrappers: list[str] = []
     taken: list[str] = []
     not_taken: list[str] = []
 

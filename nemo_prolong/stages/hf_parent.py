@@ -43,6 +43,8 @@ def check_hugging_face_parent(cfg: RunConfig, *, weights: bool) -> ParentRecord:
         rotary_base=directory.rotary_base,
         stop_token_ids=directory.stop_token_ids,
         working_directory=working_directory(),
+        grown_vocab_rows=cfg.model.vocab_size - directory.vocab_size,
+        wrappers=list(directory.wrappers),
     )
 
 

@@ -17,6 +17,7 @@ from nemo_prolong.data.row_origins import require_tokenizer, row_origins
 from nemo_prolong.data.row_sets import refuse_data_directory
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.data.tokenizer import TextEncoder
+from nemo_prolong.data.tokenizer.saved import SavedTokenizer, too_many_tokens
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
 from nemo_prolong.records.checkpoint.verify import CheckpointChoice, choose_checkpoint
@@ -93,6 +94,7 @@ def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
         return _start(data, found, resume=found.choice.checkpoint, run=found.run, parent_record=found.run.parent)
     if rank != 0 and listed_steps(run.path):
         return _start(data, found)
+    check_tokenizer(cfg)
     if cfg.transition == Transition.SCRATCH:
         return _start(data, found, ending=find_ending(cfg, data, None, None))
     if cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
@@ -205,6 +207,41 @@ def _check_origin(cfg: RunConfig, what: str, path: str, tokenizer: Path) -> None
         sha256 = TextEncoder(tokenizer, "tokenizers").sha256
         remedy = "Use row sets of one tokenizer, and data.tokenizer to name it."
         require_tokenizer(origins, tokenizer, sha256, what, remedy)
+
+
+def check_tokenizer(cfg: RunConfig) -> None:
+    """Refuse a tokenizer that the trained model could not be exported with.
+
+    Raises:
+        DataError: If it cannot be read, names no beginning or end, or has tokens that the model has not.
+    """
+    directory = tokenizer_directory(cfg.data)
+    saved = SavedTokenizer.read(directory)
+    what = f"data.tokenizer={cfg.data.tokenizer}"
+    problem = saved.problem()
+    if problem is not None:
+        raise DataError(what, f"{directory}: {problem.rule}", problem.remedy)
+    excess = too_many_tokens(saved.vocab_size, cfg.model.vocab_size)
+    if excess is not None:
+        raise DataError(what, f"{directory}: {excess}", _more_rows(cfg, saved.vocab_size))
+
+
+def _more_rows(cfg: RunConfig, vocab_size: int) -> str:
+    """Return how the model of a stage gets a larger vocabulary."""
+    larger = f"Set model.vocab_size={vocab_size}"
+    if cfg.transition == Transition.SCRATCH:
+        return f"{larger}."
+    if cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
+        return f"{larger}: embedding and LM head get new rows, which start as the mean of the others."
+    return f"{larger}. {export_first(cfg)}"
+
+
+def export_first(cfg: RunConfig) -> str:
+    """Return how a stage gets a larger vocabulary than the run that it starts from."""
+    return (
+        f"A run's vocabulary is fixed, so export the parent (scripts/export.py run={cfg.parent} output=DIR) and start "
+        "with parent=hf:DIR transition=weights."
+    )
 
 
 def stored_run(cfg: RunConfig, run: RunDirectory) -> StageManifest | None:
@@ -374,6 +411,12 @@ def check_same_shape(cfg: RunConfig, parent: ModelConfig) -> None:
         ConfigError: With every difference.
     """
     free = {"name", "rotary_base", "init_method_std", "license", "nemo_config"}
+    if parent.vocab_size < cfg.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={cfg.model.vocab_size}",
+            f"the vocabulary of the parent {cfg.parent} has {parent.vocab_size} tokens.",
+            f"Set model.vocab_size={parent.vocab_size}. {export_first(cfg)}",
+        )
     ours, theirs = cfg.model.model_dump(exclude=free), parent.model_dump(exclude=free)
     changes = [f"{key} ({before} -> {after})" for key, before, after in differing(theirs, ours, "model.")]
     if changes:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.compose import compose
 from nemo_prolong.config.rules import check_world
 from nemo_prolong.config.schema import ExportConfig, RunConfig
@@ -18,7 +19,15 @@ from nemo_prolong.records.export_manifest import ExportManifest
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.stages.ending import check_chat
-from nemo_prolong.stages.preflight import changed_settings, check_data, check_same_shape, refuse_other_run, stored_run
+from nemo_prolong.stages.preflight import (
+    changed_settings,
+    check_data,
+    check_same_shape,
+    check_tokenizer,
+    refuse_other_run,
+    stored_run,
+)
+from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -104,6 +113,13 @@ class RecipePlan:
     stages: tuple[PlannedStage, ...]
     export: PlannedExport | None
 
+    @property
+    def advertised_context_length(self) -> int:
+        """What the last stage will advertise, in tokens."""
+        first, last = self.stages[0].cfg, self.stages[-1].cfg
+        lengths = [_context_of_parent(first), *(stage.cfg.seq_length for stage in self.stages)]
+        return last.advertised_context_length or max(lengths)
+
     def describe(self) -> list[str]:
         """Return one line a part."""
         export = [self.export.describe(self.stages[-1])] if self.export else []
@@ -119,6 +135,15 @@ class RecipePlan:
             while number and not self.stages[number - 1].is_usable():
                 number -= 1
         return number
+
+
+def _context_of_parent(cfg: RunConfig) -> int:
+    """Return the tokens that the parent of a stage was trained for, 0 without one."""
+    if cfg.parent is None:
+        return 0
+    if cfg.parent.startswith(HF_PREFIX):
+        return HuggingFaceDirectory(Path(cfg.parent.removeprefix(HF_PREFIX))).context_length
+    return StageManifest.read(Path(cfg.parent)).trained_context_length
 
 
 def plan_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = ()) -> RecipePlan:
@@ -159,7 +184,10 @@ def _check_run(stage: PlannedStage) -> None:
         run = stage.run
         refuse_other_run(stage.cfg, run, changed_settings(stage.cfg, run, run.manifest.step))
     else:
-        check_chat(stage.cfg, check_data(stage.cfg))
+        data = check_data(stage.cfg)
+        if stage.manifest is None:
+            check_tokenizer(stage.cfg)
+        check_chat(stage.cfg, data)
 
 
 def _check_chain(stages: Sequence[PlannedStage]) -> None:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from nemo_prolong.config.compose import CONFIG_DIR
+from nemo_prolong.config.schema import ExportConfig, ModelConfig
 from nemo_prolong.config.schema.recipe import RecipeConfig
 from nemo_prolong.errors import EXIT_PREEMPTED
 from nemo_prolong.stages.recipe_plan import RecipePlan, plan_recipe
@@ -34,22 +35,30 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
-def run_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = ()) -> None:
+CheckExport = Callable[[ExportConfig, ModelConfig, int], None]
+"""Refuses an export by its configuration, the model and the advertised context, before the model is trained."""
+
+
+def run_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = (), check_export: CheckExport | None = None) -> None:
     """Train the stages that are left and export. The same command again resumes where it was.
 
     Args:
         cfg: The recipe.
         config_flags: See ``plan_recipe``.
+        check_export: Called for the export if it is not complete; raises what the export would refuse.
 
     Raises:
         ConfigError: If a stage cannot be composed, or the parents do not make a chain.
         DataError: If rows that a stage needs are missing.
         CheckpointError: If a run directory holds something else.
+        ExportError: If the model could not be exported as configured.
         SystemExit: With ``EXIT_PREEMPTED`` if a part was asked to stop, else with the code of the part that failed.
     """
     plan = plan_recipe(cfg, config_flags)
     for number, line in enumerate(plan.describe(), start=1):
         log.info("%d. %s", number, line)
+    if check_export is not None and plan.export and not plan.export.is_complete(plan.stages[-1]):
+        check_export(plan.export.cfg, plan.stages[-1].cfg.model, plan.advertised_context_length)
     if cfg.dry_run:
         return
     with _children() as children:

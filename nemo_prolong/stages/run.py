@@ -10,14 +10,15 @@ import sys
 from typing import TYPE_CHECKING
 
 from nemo_prolong import engine
+from nemo_prolong.config.addresses import tokenizer_directory
 from nemo_prolong.config.rules import check_platform
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.errors import EXIT_PREEMPTED
+from nemo_prolong.errors import EXIT_PREEMPTED, DataError
 from nemo_prolong.logs import run_logging
 from nemo_prolong.records.checkpoint.manifest import step_of
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.run_log import StepRecord
-from nemo_prolong.records.stage_manifest import StageManifest, utc_now
+from nemo_prolong.records.stage_manifest import ParentRecord, StageManifest, utc_now
 from nemo_prolong.stages.manifest import continued, new_manifest
 from nemo_prolong.stages.preflight import Start, check_files, dump
 from nemo_prolong.telemetry.trackers import check_packages
@@ -47,6 +48,8 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
     run = RunDirectory(cfg.run_dir)
     start = check_files(cfg, run, rank)
     _check_kernels(cfg)
+    if rank == 0 and start.run is None:
+        _check_tokenizer_loads(cfg)
     check_packages(cfg.tracker)
     run.path.mkdir(parents=True, exist_ok=True)
     manifest = new_manifest(
@@ -56,7 +59,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         manifest = continued(manifest, start.run, step_of(start.resume), start.changes)
     if rank == 0:
         run.write_start(manifest, overrides, dump(cfg))
-        _record_start(run, start, world_size)
+        _record_start(run, start, cfg, world_size)
     with run_logging(run.log_file(rank), console=rank == 0):
         _announce(cfg, start, manifest)
         # Importing NeMo takes seconds and prints a page. Nothing above needs it.
@@ -70,7 +73,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         raise SystemExit(EXIT_PREEMPTED)
 
 
-def _record_start(run: RunDirectory, start: Start, world_size: int) -> None:
+def _record_start(run: RunDirectory, start: Start, cfg: RunConfig, world_size: int) -> None:
     """Record how the run begins or resumes. Its goodput is counted from here."""
     ranks = f"on {world_size} rank{'' if world_size == 1 else 's'}"
     step = step_of(start.resume) if start.resume else 0
@@ -85,11 +88,23 @@ def _record_start(run: RunDirectory, start: Start, world_size: int) -> None:
     if start.parent_record:
         taken = f"with the {start.parent_record.transition.replace('_', ' ')} of {start.parent_record.path}"
     run.record_event(step, "started", f"{taken}, {ranks}")
+    for sentence in _changes_of_weights(start.parent_record, cfg) if start.parent_record else ():
+        run.record_event(step, "parent_changed", sentence)
 
 
 def _check_kernels(cfg: RunConfig) -> None:
     """Refuse a stage whose kernels this machine has not. Needs torch, but not NeMo."""
     check_platform(cfg, engine.current_platform())
+
+
+def _check_tokenizer_loads(cfg: RunConfig) -> None:
+    """Refuse a tokenizer that the export cannot load. Imports transformers, which NeMo imports anyway."""
+    from nemo_prolong.data.tokenizer.loading import loading_problem
+
+    directory = tokenizer_directory(cfg.data)
+    problem = loading_problem(directory)
+    if problem is not None:
+        raise DataError(f"data.tokenizer={cfg.data.tokenizer}", f"{directory}: {problem.rule}", problem.remedy)
 
 
 def _command() -> str:
@@ -119,9 +134,25 @@ def _announce(cfg: RunConfig, start: Start, manifest: StageManifest) -> None:
     elif manifest.parent:
         log.info("takes %s of %s", ", ".join(manifest.parent.taken), start.parent_checkpoint or cfg.parent)
         log.info("starts anew: %s", ", ".join(manifest.parent.not_taken))
+        for sentence in _changes_of_weights(manifest.parent, cfg):
+            log.info(sentence)
         if manifest.parent.rotary_base not in (None, cfg.model.rotary_base):
             log.info("RoPE base: %g in the parent, %g from here on", manifest.parent.rotary_base, cfg.model.rotary_base)
     log.info("writes %s; library output goes to %s/train.log", cfg.run_dir, cfg.run_dir)
+
+
+def _changes_of_weights(parent: ParentRecord, cfg: RunConfig) -> list[str]:
+    """Return what a Hugging Face directory holds otherwise than the stage takes it, one sentence each."""
+    changes = []
+    if parent.wrappers:
+        changes.append(f"names of the parent's tensors are read without {', '.join(parent.wrappers)}")
+    if parent.grown_vocab_rows:
+        after = cfg.model.vocab_size
+        changes.append(
+            f"the vocabulary grows from {after - parent.grown_vocab_rows} to {after} tokens, and the new rows of "
+            "embedding and LM head are the mean of the parent's"
+        )
+    return changes
 
 
 def _finished(manifest: StageManifest, cfg: RunConfig, totals: StageTotals) -> StageManifest:

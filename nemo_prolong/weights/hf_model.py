@@ -1,6 +1,6 @@
 """Load a Hugging Face directory with plain transformers: local files, safetensors, and no code from the directory.
 
-The only place that calls the loaders of transformers. They carry no types, so the types are given here.
+The only place that calls the model loader of transformers. It carries no types, so the types are given here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
@@ -24,17 +24,6 @@ class LoadedModel(NamedTuple):
 
     model: Any
     problems: dict[str, list[str]]
-
-
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a directory; a broken one raises whatever its library raises.
-
-    Raises:
-        FileNotFoundError: If there is no such directory.
-    """
-    _require_directory(directory)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), **_LOCAL)
-    return tokenizer
 
 
 def load_model(directory: Path, dtype: torch.dtype | Literal["auto"]) -> LoadedModel:

@@ -59,6 +59,11 @@ class TensorRule:
         """Whether the checkpoint holds all layers in one tensor, stacked in dim 0."""
         return self.megatron.startswith("decoder.layers.")
 
+    @property
+    def is_vocabulary(self) -> bool:
+        """Whether its rows are tokens; the checkpoint may hold rows of padding after them."""
+        return self.shapes is _vocabulary_shape
+
     def row_ranges(self, model: ModelConfig) -> Iterator[RowRange]:
         """Yield the row ranges of the Megatron tensor (of one layer) in order; a vocabulary's padding is in none."""
         rows = [shape[0] for shape in self.shapes(model)]

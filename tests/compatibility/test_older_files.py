@@ -128,7 +128,7 @@ def test_it_has_the_losses_of_a_run_that_was_never_stopped(scripts: Scripts, unt
 def test_an_old_run_is_the_parent_of_a_new_stage(scripts: Scripts, untouched: Path) -> None:
     child, old = scripts.json("runs/child/stage.json"), json.loads((untouched / "runs/stage1/stage.json").read_text())
     assert child["status"] == "complete"
-    added = {"stop_token_ids": [], "working_directory": str(scripts.directory)}
+    added = {"stop_token_ids": [], "working_directory": str(scripts.directory), "grown_vocab_rows": 0, "wrappers": []}
     assert child["parent"] == {**old["parent"], **added}
     # The parent does not say what ends its texts. Exports of that time did.
     stops = json.loads((untouched / "export/hf/generation_config.json").read_text())["eos_token_id"]

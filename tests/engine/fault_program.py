@@ -73,6 +73,12 @@ def spoil(fault: Fault, rank: int) -> None:
     ExactLossReduction.forward = spoiled  # type: ignore[method-assign]
 
 
+def spoil_and_stop(fault: Fault, rank: int) -> None:
+    """Spoil the loss of the step, and ask the process to stop after it."""
+    spoil(fault, rank)
+    send(signal.SIGTERM, fault, rank)
+
+
 def kill_in_save(fault: Fault, rank: int) -> None:
     """Die in the save of the step, at a point of ``kill_program.py``."""
     assert fault["step"] == kill_program.KILLED_STEP
@@ -128,6 +134,7 @@ FAULTS: dict[str, Callable[[Fault, int], None]] = {
     "sigterm": functools.partial(send, signal.SIGTERM),
     "sigstop": functools.partial(send, signal.SIGSTOP),
     "nan": spoil,
+    "nan_and_sigterm": spoil_and_stop,
     "kill_in_save": kill_in_save,
     "unsaved_stop": fail_saves,
     "damage": damage,

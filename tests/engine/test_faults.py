@@ -62,6 +62,9 @@ def statuses(workspace: Path, make_config: Callable[..., Any]) -> dict[str, list
         ),
         case("not_saved", "faults_not_saved", on_rank_1("unsaved_stop", step=4, times=9)),
         case("nan", "faults_nan", on_rank_1("nan")),
+        case("nan_first", "faults_nan_first", on_rank_1("nan", step=1)),
+        case("nan_stopped", "faults_nan_stopped", on_rank_1("nan_and_sigterm", step=1)),
+        case("nan_stopped_again", "faults_nan_stopped"),
         case("nan_from", "faults_nan_from", on_rank_1("nan", on=True), faults={"max_skipped_in_a_row": 2}),
         case("sigstop", "faults_sigstop", on_rank_1("sigstop"), faults={"hang_seconds": 10}),
         case("sigstop_again", "faults_sigstop"),
@@ -148,6 +151,16 @@ def test_a_nan_on_one_rank_skips_the_step_on_all(statuses: Any, workspace: Path)
     assert [record["learning_rate"] for record in skipped] == [record["learning_rate"] for record in whole]
     assert [record["target_tokens"] for record in skipped] == [record["target_tokens"] for record in whole]
     assert skipped[3]["loss"] > whole[3]["loss"] and skipped[5]["loss"] < skipped[3]["loss"]
+
+
+def test_a_save_before_the_first_step_of_the_optimizer_resumes(statuses: Any, workspace: Path) -> None:
+    assert statuses["nan_first"] == statuses["nan_stopped_again"] == [0, 0]
+    assert statuses["nan_stopped"] == [EXIT_PREEMPTED, EXIT_PREEMPTED]
+    (resumed,) = events(workspace, "faults_nan_stopped", "resumed")
+    assert resumed["detail"] == "from step_00000001, on 2 ranks"
+    # The gradient norm of the step that was skipped is no number, which equals nothing.
+    whole, stopped = (records(workspace, run)[1:] for run in ("faults_nan_first", "faults_nan_stopped"))
+    assert stopped == whole and len(whole) == STEPS - 1
 
 
 def test_steps_skipped_in_a_row_stop_the_stage_on_all_ranks(statuses: Any, workspace: Path) -> None:

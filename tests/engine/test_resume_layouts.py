@@ -19,7 +19,7 @@ from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.data.order import GlobalOrder
 from nemo_prolong.records.stage_manifest import StageManifest
 from tests.support.launches import run_program
-from tests.support.tiny import COLUMNS, DOCUMENT_LENGTHS, read_metrics, tiny_config
+from tests.support.tiny import COLUMNS, DOCUMENT_LENGTHS, read_metrics, tiny_config, write_plain_tokenizer
 
 pytestmark = pytest.mark.distributed
 
@@ -60,8 +60,7 @@ def write_numbered_rows(root: Path) -> None:
             writer.write(
                 {"input_ids": ids.astype(np.uint32), "indices": spans, "domain": str(row), "length": int(bounds[-1])}
             )
-    (root / "tokenizer").mkdir()
-    (root / "tokenizer" / "tokenizer.json").write_text(json.dumps({}))
+    write_plain_tokenizer(root / "tokenizer")
 
 
 def _job(root: Path, runs: str, ranks: int, copy_of: str | None = None, **changes: Any) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from nemo_prolong.config.schema import MixtureEntry, RunConfig
 from nemo_prolong.data.dataset import PackedRowDataset
+from nemo_prolong.errors import CheckpointError
 from nemo_prolong.export.run import export
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
 from nemo_prolong.records.stage_manifest import StageManifest
@@ -27,7 +28,7 @@ from nemo_prolong.weights.names import pieces
 from tests.support.export_tools import Workspace, export_config
 from tests.support.hf_models import VARIANTS, copy_with_tokenizer, write_llama
 from tests.support.launches import run_program
-from tests.support.tiny import SEQ_LENGTH, read_metrics, tiny_config
+from tests.support.tiny import SEQ_LENGTH, VOCAB_SIZE, read_metrics, tiny_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,6 +178,13 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "model": {"make_vocab_size_divisible_by": 384},
         "layout": {"world_size": 4, "tensor": 2, "pipeline": 2, "context": 1, "data": 1},
     },
+    # Of 768 rows the second rank has the last 128 of the directory, the 188 new ones and 68 of padding.
+    "two slices of a vocabulary that grows": {
+        "directory": "llama-3",
+        "parallelism": {"tensor_model_parallel_size": 2},
+        "model": {"vocab_size": 700},
+        "layout": {"world_size": 2, "tensor": 2, "pipeline": 1, "context": 1, "data": 1},
+    },
     "two ranks that share every document": {
         "parallelism": {"context_parallel_size": 2},
         "layout": {"world_size": 2, "tensor": 1, "pipeline": 1, "context": 2, "data": 1},
@@ -188,13 +196,13 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def trained_at_layouts(
     workspace: Workspace, llamas: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Runs from the directory of llama-3.2 by layout, all in forks of one program."""
+    """Runs from a directory by layout, all in forks of one program."""
     stages = {
         name: stage_from(
             workspace,
-            llamas["llama-3.2"],
+            llamas[changes.get("directory", "llama-3.2")],
             f"layout_{index}",
-            **{key: value for key, value in changes.items() if key != "layout"},
+            **{key: value for key, value in changes.items() if key not in ("directory", "layout")},
         )
         for index, (name, changes) in enumerate(LAYOUTS.items())
     }
@@ -218,16 +226,112 @@ def trained_at_layouts(
 def test_ranks_of_a_layout_read_the_directory_and_can_be_exported(
     workspace: Workspace, llamas: dict[str, Path], trained_at_layouts: dict[str, Path], tmp_path: Path, layout: str
 ) -> None:
-    directory, run = llamas["llama-3.2"], trained_at_layouts[layout]
-    loss = read_metrics(run)[0]["loss"]
-    assert loss == pytest.approx(mean_loss(directory, workspace.root / "data", range(4)), abs=1e-5)
+    directory, run = llamas[LAYOUTS[layout].get("directory", "llama-3.2")], trained_at_layouts[layout]
     checkpoint = newest_checkpoint(run)
     assert checkpoint is not None and len(list((checkpoint / "weights").glob("*.distcp"))) > 2
     assert json.loads((checkpoint / "manifest.json").read_text())["layout"] == LAYOUTS[layout]["layout"]
     export(export_config(run, tmp_path / "hf"))
-    before, after = load_tensors(directory), load_tensors(tmp_path / "hf")
+    before, after = grown(load_tensors(directory), LAYOUTS[layout]), load_tensors(tmp_path / "hf")
     assert before.keys() == after.keys()
     assert [key for key in before if not torch.equal(before[key], after[key])] == []
+    loss = read_metrics(run)[0]["loss"]
+    assert loss == pytest.approx(mean_loss(tmp_path / "hf", workspace.root / "data", range(4)), abs=1e-5)
+
+
+def grown(tensors: dict[str, torch.Tensor], changes: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model whose new tokens have the mean of all rows."""
+    vocab_size = changes.get("model", {}).get("vocab_size", VOCAB_SIZE)
+    result = dict(tensors)
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & tensors.keys():
+        mean = tensors[name].double().mean(dim=0, keepdim=True).float()
+        result[name] = torch.cat([tensors[name], mean.expand(vocab_size - len(tensors[name]), -1)])
+    return result
+
+
+def test_a_grown_vocabulary_is_recorded_and_announced(
+    workspace: Workspace, llamas: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from nemo_prolong.stages.run import run_stage
+
+    # A tied head, and names as torch.compile leaves them.
+    directory = wrapped_copy(llamas["llama-3.2"], tmp_path / "llama", "_orig_mod.")
+    cfg = stage_from(workspace, directory, "grown", model={"vocab_size": 514})
+    run_stage(cfg, [])
+    said = (
+        "the vocabulary grows from 512 to 514 tokens, and the new rows of embedding and LM head are the mean of the "
+        "parent's",
+        "names of the parent's tensors are read without _orig_mod",
+    )
+    manifest = StageManifest.read(Path(cfg.run_dir))
+    assert manifest.parent is not None
+    assert (manifest.parent.grown_vocab_rows, manifest.parent.wrappers) == (2, ["_orig_mod"])
+    events = map(json.loads, (Path(cfg.run_dir) / "events.jsonl").read_text().splitlines())
+    assert {event["detail"] for event in events if event["event"] == "parent_changed"} == set(said)
+    console = capfd.readouterr().out
+    assert [sentence for sentence in said if sentence not in console] == []
+    export(export_config(Path(cfg.run_dir), tmp_path / "hf"))
+    before, after = (
+        grown(load_tensors(llamas["llama-3.2"]), {"model": {"vocab_size": 514}}),
+        load_tensors(tmp_path / "hf"),
+    )
+    assert before.keys() == after.keys()
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "vocabulary grown by 2 rows, each at first the mean of the others" in card
+
+
+def wrapped_copy(directory: Path, target: Path, prefix: str) -> Path:
+    """Write a model into one file, its tensors under names with a prefix."""
+    target.mkdir()
+    (target / "config.json").write_bytes((directory / "config.json").read_bytes())
+    save_file(
+        {f"{prefix}{name}": tensor for name, tensor in load_tensors(directory).items()}, target / "model.safetensors"
+    )
+    return target
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_weight_that_is_no_number_is_refused_by_name(
+    workspace: Workspace, llamas: dict[str, Path], tmp_path: Path, value: float
+) -> None:
+    from nemo_prolong.stages.run import run_stage
+
+    directory = wrapped_copy(llamas["llama-3"], tmp_path / "llama", "")
+    tensors = load_tensors(directory)
+    tensors["model.layers.1.self_attn.k_proj.weight"][3, 5:8] = value
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = value
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(CheckpointError) as refusal:
+        run_stage(stage_from(workspace, directory, f"no_number_{value}"), [])
+    assert str(refusal.value) == (
+        f"parent=hf:{directory}: 4 of its weights are NaN or infinite: model.layers.0.mlp.up_proj.weight (1), "
+        "model.layers.1.self_attn.k_proj.weight (3). Download or save the model again. Weights in F16 overflow where "
+        "BF16 and F32 do not."
+    )
+
+
+def test_a_parent_run_with_a_weight_that_is_no_number_is_refused(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nemo_prolong.engine.training.trainer import StageStrategy
+    from nemo_prolong.stages.run import run_stage
+
+    load = StageStrategy.load_model_state_dict
+
+    def load_and_spoil(self: StageStrategy, *args: Any, **kwargs: Any) -> None:
+        load(self, *args, **kwargs)
+        for name, parameter in self.megatron_parallel.named_parameters():
+            if name.endswith("decoder.final_layernorm.weight"):
+                parameter.data[:2] = torch.nan
+
+    monkeypatch.setattr(StageStrategy, "load_model_state_dict", load_and_spoil)
+    cfg = tiny_config(
+        workspace.root / "data", workspace.root, name="of_nan", stage="stage1", parent=str(workspace.base),
+        transition="weights",
+    )  # fmt: skip
+    message = r"parent=.*step_00000016: 2 of its weights are NaN or infinite: .*final_layernorm\.weight \(2\)\. Use"
+    with pytest.raises(CheckpointError, match=message):
+        run_stage(cfg, [])
 
 
 def test_any_box_of_a_tensor_is_read_as_it_lies_in_the_whole(workspace: Workspace, exported: Path) -> None:

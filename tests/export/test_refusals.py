@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, DataError, ExportError
-from nemo_prolong.export import assemble, hf_config, logits, run, source, writer
+from nemo_prolong.export import assemble, hf_config, logits, run, source, verify, writer
 from nemo_prolong.export.hf_config import load_tokenizer
 from nemo_prolong.export.serving.calibration import calibration_documents
 from nemo_prolong.export.source import ExportSource, open_source
@@ -286,6 +287,39 @@ def test_calibration_on_rows_of_another_tokenizer_is_refused(workspace: Workspac
     RowOrigin(tokenizer="models/other", tokenizer_sha256="0" * 64).write(root / "rows")
     with pytest.raises(DataError, match=r"data\.mixture path=rows: the rows were made with models/other"):
         calibration_documents(moved, 2, 64)
+
+
+def test_a_tokenizer_of_transformers_5_is_exported_for_both(workspace: Workspace, tmp_path: Path) -> None:
+    tokenizer = shutil.copytree(workspace.root / "data" / "tokenizer", tmp_path / "tokenizer")
+    edit_json(tokenizer / "tokenizer_config.json", "tokenizer_class", value="TokenizersBackend")
+    edit_json(tokenizer / "tokenizer_config.json", "extra_special_tokens", value=["<|eot_id|>"])
+    edit_json(tokenizer / "special_tokens_map.json", "extra_special_tokens", value=["<|eot_id|>"])
+    newer = dataclasses.replace(open_source(str(workspace.child)), tokenizer=tokenizer)
+    loaded, output = load_tokenizer(tokenizer), tmp_path / "hf"
+    output.mkdir()
+    hf_config.write_configuration(newer, loaded, output, FP32)
+    (output / "model.safetensors.index.json").write_text("{}")
+    verify.verify_configuration(newer, loaded, output, FP32)
+    exported = AutoTokenizer.from_pretrained(output)
+    assert exported.additional_special_tokens == ["<|eot_id|>"]
+    assert exported.get_vocab() == loaded.get_vocab() and exported.chat_template == loaded.chat_template
+
+
+def test_a_template_that_refuses_the_probe_is_compared_by_that(workspace: Workspace, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(workspace.root / "data" / "tokenizer")
+    tokenizer.chat_template = "{{ raise_exception('no ' + messages[0]['role']) }}"
+    assert verify._chat_ids(tokenizer) == "TemplateError: no user"
+    tokenizer.chat_template = {"tool_use": "x", "rag": "y"}
+    assert str(verify._chat_ids(tokenizer)).startswith("ValueError: ")
+
+
+def test_a_tokenizer_without_a_name_for_the_end_is_refused(workspace: Workspace) -> None:
+    tokenizer = load_tokenizer(workspace.root / "data" / "tokenizer")
+    tokenizer.eos_token = None
+    with pytest.raises(
+        ExportError, match=r"it has no eos_token\. Set eos_token in .*tokenizer_config\.json, each to a"
+    ):
+        hf_config.special_tokens(tokenizer, 512)
 
 
 def test_a_tokenizer_with_too_many_tokens_is_refused(workspace: Workspace) -> None:

@@ -20,6 +20,7 @@ from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, StageManifest
 from nemo_prolong.stages.preflight import Start, check_files
 from tests.support.stored_rows import write_data as write_named_rows
+from tests.support.tiny import write_plain_tokenizer
 
 DATA = DataManifestFile("", None)
 """The rows of these tests have no manifest."""
@@ -166,6 +167,50 @@ def test_the_tokenizer_of_remote_rows_is_a_local_directory(make_config):
     )
 
 
+@pytest.mark.parametrize(
+    ("parent", "remedy"),
+    [
+        (None, "Set model.vocab_size=513."),
+        (
+            "hf:models/llama",
+            "Set model.vocab_size=513: embedding and LM head get new rows, which start as the mean of the others.",
+        ),
+        (
+            "runs/base",
+            "Set model.vocab_size=513. A run's vocabulary is fixed, so export the parent "
+            "(scripts/export.py run=runs/base output=DIR) and start with parent=hf:DIR transition=weights.",
+        ),
+    ],
+)
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(parent, remedy, make_config, make_child, data_root):
+    write_plain_tokenizer(data_root / "tokenizer", pad_token="[PAD]")
+    cfg = make_config() if parent is None else make_child(parent)
+    for rank in (0, 1):
+        assert refusal(DataError, cfg, rank) == (
+            f"data.tokenizer=tokenizer: {data_root}/tokenizer: it has 513 tokens, the model's vocabulary 512. {remedy}"
+        )
+
+
+def test_a_larger_vocabulary_than_the_tokenizers_is_accepted(make_config, data_root):
+    write_plain_tokenizer(data_root / "tokenizer", 300)
+    assert start_of(make_config()) == Start(DATA)
+
+
+def test_a_tokenizer_that_cannot_be_exported_is_refused(make_config, data_root):
+    config = write_plain_tokenizer(data_root / "tokenizer", eos_token=None) / "tokenizer_config.json"
+    assert refusal(DataError, make_config()) == (
+        f"data.tokenizer=tokenizer: {data_root}/tokenizer: it has no eos_token. "
+        f"Set eos_token in {config}, each to a token that it has."
+    )
+
+
+def test_a_run_that_has_begun_goes_on_with_its_tokenizer(make_config, make_run, data_root):
+    make_run(make_config(), "running", (2,))
+    write_plain_tokenizer(data_root / "tokenizer", eos_token=None)
+    for rank in (0, 1):
+        assert start_of(make_config(), rank).refused == ()
+
+
 # Parent.
 
 
@@ -211,6 +256,15 @@ def test_a_parent_of_another_shape_is_refused(make_config, make_child, make_run)
     assert refusal(ConfigError, child) == (
         f"parent={parent}: the model differs from the parent's in model.ffn_hidden_size (128 -> 256), "
         "model.num_layers (2 -> 3). Use the parent's model, tiny-llama."
+    )
+
+
+def test_a_larger_vocabulary_than_a_parent_runs_is_refused(make_config, make_child, make_run):
+    parent = make_run(make_config(name="parent"), "complete", (4,))
+    assert refusal(ConfigError, make_child(parent, model={"vocab_size": 513})) == (
+        f"model.vocab_size=513: the vocabulary of the parent {parent} has 512 tokens. Set model.vocab_size=512. "
+        f"A run's vocabulary is fixed, so export the parent (scripts/export.py run={parent} output=DIR) and start with "
+        "parent=hf:DIR transition=weights."
     )
 
 

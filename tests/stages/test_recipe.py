@@ -17,7 +17,8 @@ import pytest
 from nemo_prolong.config.compose import compose
 from nemo_prolong.config.schema.recipe import RecipeConfig
 from nemo_prolong.data.storage.remote import read_bytes
-from nemo_prolong.errors import CheckpointError, ConfigError, DataError
+from nemo_prolong.errors import CheckpointError, ConfigError, DataError, ExportError
+from nemo_prolong.export.run import check_planned
 from nemo_prolong.files import write_json_atomically
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
 from nemo_prolong.records.data_manifest import DataManifestFile
@@ -30,6 +31,7 @@ from nemo_prolong.stages.recipe_plan import PlannedStage, plan_recipe
 from nemo_prolong.stages.recipe_run import run_recipe
 from tests.support.fake_checkpoint import write_checkpoint
 from tests.support.recipe_tools import SCRIPT, STAGES, STEPS, recipe_command, write_recipe_data
+from tests.support.tiny import write_plain_tokenizer
 
 # A part of the recipe without NeMo: writes what it was started with, then does as the file "behaviour" says.
 PROGRAM = """\
@@ -51,7 +53,7 @@ sys.exit(behaviour)
 def data(tmp_path: Path) -> Path:
     """Rows of every stage, and a tokenizer."""
     root = write_recipe_data(tmp_path / "data")
-    (root / "tokenizer" / "tokenizer.json").write_text("{}")
+    write_plain_tokenizer(root / "tokenizer")
     return root
 
 
@@ -249,6 +251,34 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(make_recipe, parts, tmp_pa
         f"5. export {tmp_path}/export: starts",
     ]
     assert not list(parts.glob("started.*")) and not (tmp_path / "runs").exists()
+
+
+def test_an_export_that_would_be_refused_stops_the_recipe_at_once(make_recipe, parts, tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "notes.txt").write_text("mine")
+    with pytest.raises(ExportError) as taken:
+        run_recipe(make_recipe(), check_export=check_planned)
+    assert str(taken.value) == (
+        f"output={tmp_path}/export: it already exists. "
+        "Set overwrite=true to replace an earlier export, or name another output or remove it."
+    )
+    serve = [f"output={tmp_path}/served", "export=vllm", "export.max_batch_size=5000"]
+    served = advertise(make_recipe(), "512K").model_copy(update={"export_overrides": serve})
+    with pytest.raises(ExportError, match=r"5000 x 512K tokens do not fit.*Set export\.max_batch_size="):
+        run_recipe(served, check_export=check_planned)
+    assert not list(parts.glob("started.*")) and not (tmp_path / "runs").exists()
+
+
+def advertise(cfg: RecipeConfig, length: str) -> RecipeConfig:
+    """Let the last stage advertise a context."""
+    *stages, last = cfg.stages
+    last = last.model_copy(update={"overrides": [*last.overrides, f"advertised_context_length={length}"]})
+    return cfg.model_copy(update={"stages": [*stages, last]})
+
+
+def test_the_context_of_a_plan_is_the_longest_or_what_is_typed(make_recipe):
+    assert plan_recipe(make_recipe()).advertised_context_length == 256
+    assert plan_recipe(advertise(make_recipe(), "4K")).advertised_context_length == 4096
 
 
 @pytest.mark.parametrize(("code", "expected"), [(4, 4), (75, 75), (76, 76)])

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken, Tokenizer, models
 
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.data.mds import MdsWriter
+from nemo_prolong.data.tokenizer import BOS, EOS
 
 SEQ_LENGTH = 64
 VOCAB_SIZE = 512
@@ -26,7 +28,7 @@ DOCUMENT_LENGTHS = ([1, 30, 33], [64], [7, 20, 20, 17], [63, 1], [32, 31], [5, 5
 
 
 def write_data(root: Path, rows: int = 48, seq_length: int = SEQ_LENGTH) -> Path:
-    """Write one row set of random documents and an empty tokenizer file below ``root``; the last kind is not full."""
+    """Write one row set of random documents and a tokenizer below ``root``; the last kind of row is not full."""
     rng = np.random.default_rng(0)
     scale = seq_length // SEQ_LENGTH
     with MdsWriter(root / "rows", COLUMNS) as writer:
@@ -42,9 +44,20 @@ def write_data(root: Path, rows: int = 48, seq_length: int = SEQ_LENGTH) -> Path
                     "length": int(bounds[-1]),
                 }
             )
-    (root / "tokenizer").mkdir()
-    (root / "tokenizer" / "tokenizer.json").write_text(json.dumps({}))
+    write_plain_tokenizer(root / "tokenizer")
     return root
+
+
+def write_plain_tokenizer(directory: Path, vocab_size: int = VOCAB_SIZE, **config: Any) -> Path:
+    """Write a tokenizer of so many tokens; ``config`` is for ``tokenizer_config.json``, whose keys None removes."""
+    tokenizer = Tokenizer(models.BPE({f"t{number}": number for number in range(vocab_size - 2)}, []))
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (BOS, EOS)])
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, **config}
+    directory.mkdir(exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    content = {key: value for key, value in named.items() if value is not None}
+    (directory / "tokenizer_config.json").write_text(json.dumps(content))
+    return directory
 
 
 def tiny_config(data_root: Path, runs_dir: Path, **changes: Any) -> RunConfig:

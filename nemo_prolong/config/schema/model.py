@@ -43,7 +43,8 @@ class ModelConfig(Section):
     kv_channels: PositiveInt
     """Dimensions of one head."""
     vocab_size: PositiveInt
-    """Real vocabulary, as in the exported ``config.json``; must be the tokenizer's."""
+    """Real vocabulary, as in the exported ``config.json``: at least the tokenizer's, with its added tokens. It may be
+    larger than that of ``parent=hf:DIR``."""
     make_vocab_size_divisible_by: PositiveInt = 128
     """The embedding is padded to a multiple of this times TP; the padding is dropped at export."""
     rotary_base: Annotated[float, Field(gt=1.0)]

@@ -18,6 +18,7 @@ from nemo_prolong.data.sources import read_unit
 from nemo_prolong.data.sources.base import Document, Rejected
 from nemo_prolong.data.tokenizer import ChatEncoder, TextEncoder, train_tokenizer
 from nemo_prolong.data.tokenizer.generation_tags import without_generation_tags
+from nemo_prolong.data.tokenizer.saved import SavedTokenizer, copy_tokenizer, tokenizer_files
 from nemo_prolong.data.tokenizer.served import TEMPLATE_FILE, check_served_template
 from nemo_prolong.errors import DataError
 from nemo_prolong.files import digest_file, publish, sync_files, write_text_atomically
@@ -27,9 +28,6 @@ log = logging.getLogger(__name__)
 
 _SAMPLE_CHARACTERS = 20_000
 """A document gives at most this much to the training of a tokenizer."""
-_COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
-_MORE_TEMPLATES = "additional_chat_templates"
-"""Where ``transformers`` looks for chat templates with names."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def copy_or_train_tokenizer(
     if not directory.exists():
         shutil.rmtree(partial, ignore_errors=True)
         if config.path is not None:
-            _copy_tokenizer(Path(config.path), partial)
+            _copy_tokenizer(config.path, partial)
         else:
             assert config.vocab_size is not None and config.train_bytes is not None
             train_tokenizer(_training_texts(cfg, sources, config.train_bytes), config.vocab_size, partial)
@@ -142,27 +140,35 @@ def tokenizer_sha256(config: TokenizerConfig) -> str | None:
         return None
     TextEncoder(config.path, "tokenizers")  # says what is wrong with it, if anything is
     digest = hashlib.sha256()
-    for path in _tokenizer_files(Path(config.path)):
+    for path in tokenizer_files(Path(config.path)):
         digest.update(f"{path.relative_to(config.path)}\0{digest_file(path).sha256}\n".encode())
     return digest.hexdigest()
 
 
-def _tokenizer_files(directory: Path) -> list[Path]:
-    """Return the files of a tokenizer; a model directory may hold gigabytes beside them."""
-    files = [
-        path
-        for path in sorted(directory.iterdir())
-        if path.is_file() and path.suffix in _COPIED_SUFFIXES and not path.name.endswith(".index.json")
-    ]
-    return files + sorted((directory / _MORE_TEMPLATES).glob("*.jinja"))
+def translations(config: TokenizerConfig) -> tuple[str, ...]:
+    """Return what is written otherwise in the copy of a given tokenizer than in its directory."""
+    return SavedTokenizer.read(Path(config.path)).translated if config.path is not None else ()
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    target.mkdir(parents=True)
-    for path in _tokenizer_files(source):
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, copy)
+def _copy_tokenizer(path: str, target: Path) -> None:
+    """Copy a tokenizer, unless a model that is trained with it could not be exported.
+
+    Raises:
+        DataError: If it could not be.
+    """
+    saved = SavedTokenizer.read(Path(path))
+    problem = saved.problem()
+    if problem is None:
+        target.mkdir(parents=True)
+        copy_tokenizer(saved, target)
+        # Imports torch, which processes that only encode do without.
+        from nemo_prolong.data.tokenizer.loading import loading_problem
+
+        problem = loading_problem(target)
+    if problem is not None:
+        raise DataError(f"tokenizer.path={path}", *problem)
+    for change in saved.translated:
+        log.info("the copy of the tokenizer is written for transformers 4 and 5: %s", change)
 
 
 def _training_texts(cfg: PrepareConfig, sources: Sequence[PlannedSource], max_bytes: int) -> Iterator[str]:

@@ -38,6 +38,7 @@ from nemo_prolong.data.preparation.encoders import (
     served_chat_format,
     text_encoder,
     tokenizer_sha256,
+    translations,
 )
 from nemo_prolong.data.preparation.manifest import (
     domain_facts,
@@ -60,6 +61,7 @@ from nemo_prolong.data.preparation.token_store import TOKEN_DTYPE, TokenUnit
 from nemo_prolong.data.preparation.work_directory import TOKENIZER, WorkDirectory, existing_manifest
 from nemo_prolong.data.preparation.workers import disk_errors, run_tasks
 from nemo_prolong.data.samples import sample_row
+from nemo_prolong.data.tokenizer.saved import SavedTokenizer
 from nemo_prolong.errors import DataError
 from nemo_prolong.records.data_manifest import (
     MANIFEST,
@@ -165,7 +167,8 @@ def _build(
         tokenizer=TOKENIZER,
         tokenizer_sha256=tokenizer.sha256,
         tokenizer_library=encoder.library,
-        vocab_size=tokenizer.vocab_size,
+        tokenizer_translated=list(translations(cfg.tokenizer)),
+        vocab_size=SavedTokenizer.read(work.data / TOKENIZER).vocab_size,
         bos_token=bos,
         eos_token=eos,
         chat=chat,

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_ADDITIONAL = "additional_special_tokens"
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Attributes of every tokenizer of ``transformers`` that name a token."""
+
+ADDITIONAL = "additional_special_tokens"
+"""The attribute that lists more of them."""
 
 
 def named_tokens(config: Mapping[str, Any], special_tokens_map: Mapping[str, Any]) -> dict[str, str | list[str]]:
@@ -23,17 +26,17 @@ def named_tokens(config: Mapping[str, Any], special_tokens_map: Mapping[str, Any
         special_tokens_map: Content of ``special_tokens_map.json``.
     """
     extra = config.get("extra_special_tokens")
-    found = {name: config.get(name) for name in (*_NAMES, *(extra if isinstance(extra, dict) else ()))}
+    found = {name: config.get(name) for name in (*NAMED_TOKENS, *(extra if isinstance(extra, dict) else ()))}
     if isinstance(extra, dict):
         found.update(extra)
-    additional = list(config.get(_ADDITIONAL) or ())
+    additional = list(config.get(ADDITIONAL) or ())
     if "added_tokens_decoder" not in config:
-        found.update({name: special_tokens_map[name] for name in _NAMES if name in special_tokens_map})
-        additional += special_tokens_map.get(_ADDITIONAL) or ()
+        found.update({name: special_tokens_map[name] for name in NAMED_TOKENS if name in special_tokens_map})
+        additional += special_tokens_map.get(ADDITIONAL) or ()
     named: dict[str, str | list[str]] = {name: content for name, token in found.items() if (content := _content(token))}
     contents = [content for token in additional if (content := _content(token))]
     if contents:
-        named[_ADDITIONAL] = list(dict.fromkeys(contents))
+        named[ADDITIONAL] = list(dict.fromkeys(contents))
     return named
 
 

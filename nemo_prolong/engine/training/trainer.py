@@ -17,6 +17,8 @@ from torch.distributed import Store
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore
 from nemo_prolong.engine.checkpoint.megatron_io import StageCheckpointIO
+from nemo_prolong.engine.checkpoint.non_finite import check_parameters
+from nemo_prolong.engine.checkpoint.optimizer_state import initialize_moments
 from nemo_prolong.engine.model.nemo_model import params_dtype
 from nemo_prolong.engine.patches.process_groups import hierarchical_context_parallel
 from nemo_prolong.engine.te.fp8 import mixed_precision
@@ -25,11 +27,12 @@ _STATE_OF_THE_STAGE = ("lr", "initial_lr", "max_lr", "min_lr", "weight_decay", "
 
 
 class StageStrategy(nl.MegatronStrategy):
-    """Megatron's strategy with three differences.
+    """Megatron's strategy with four differences.
 
     Optimizer state brings no hyperparameters along, neither a parent's nor this run's own. Moments, fp32 weights and
-    the step counter of Adam are taken. Learning rate, decay and betas are those of the configuration. Megatron's random
-    states exist on CPU too. The groups of hierarchical context parallelism are formed.
+    the step counter of Adam are taken. Learning rate, decay and betas are those of the configuration. It can be saved
+    before the first step. Megatron's random states exist on CPU too. The groups of hierarchical context parallelism are
+    formed.
     """
 
     hierarchical_context_parallel_sizes: list[int] | None = None
@@ -47,11 +50,20 @@ class StageStrategy(nl.MegatronStrategy):
         """Take what the stage takes from its parent; a Hugging Face directory is read to where its tensors belong."""
         if not isinstance(self.restore_config, HuggingFaceRestore):
             super().selective_restore()
+            if self.restore_config is not None:
+                check_parameters(self.megatron_parallel.named_parameters(), f"parent={self.restore_config.path}")
             return
         self.restore_config.load(self.megatron_parallel.sharded_state_dict())
         for optimizer in self.optimizers:
             optimizer.reload_model_params()
         self.barrier("hf_import")
+
+    def optimizer_sharded_state_dict(self, is_loading: bool = False, metadata: Any = None) -> Any:
+        """Return Megatron's description of the optimizer state, see ``MegatronStrategy``."""
+        if not is_loading:
+            for optimizer in self.optimizers:
+                initialize_moments(optimizer.mcore_optimizer)
+        return super().optimizer_sharded_state_dict(is_loading=is_loading, metadata=metadata)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
         """Load optimizer state, of this run or, with ``selective_restore``, of a parent."""

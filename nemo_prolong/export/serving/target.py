@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_prolong.config.schema import ExportConfig, ExportTargetConfig
+from nemo_prolong.config.schema import ExportConfig, ExportTargetConfig, ModelConfig
 from nemo_prolong.engine import dequantize, quantize_directory, write_engine_checkpoint
 from nemo_prolong.errors import ConfigError, ExportError
 from nemo_prolong.export.rendering import render
@@ -39,8 +39,13 @@ _SERVERS = ("trtllm", "vllm")
 """Formats that a server starts from."""
 
 
-def check_target(cfg: ExportConfig, manifest: StageManifest) -> None:
+def check_target(cfg: ExportConfig, model: ModelConfig, advertised_context_length: int) -> None:
     """Refuse what cannot be prepared, before anything is written; needs no torch.
+
+    Args:
+        cfg: The export.
+        model: What is exported.
+        advertised_context_length: Of the run, in tokens.
 
     Raises:
         ConfigError: If settings contradict each other.
@@ -56,7 +61,7 @@ def check_target(cfg: ExportConfig, manifest: StageManifest) -> None:
     if target.push_to_hub and not cfg.verify:
         raise ConfigError("verify=false", "only what was compared is published.", "Set verify=true.")
     if target.format == "trtllm_engine_checkpoint":
-        _check_engine(manifest, target)
+        _check_engine(model, target)
     elif target.pipeline_parallel_size > 1:
         raise ConfigError(
             f"export.pipeline_parallel_size={target.pipeline_parallel_size}",
@@ -77,7 +82,7 @@ def check_target(cfg: ExportConfig, manifest: StageManifest) -> None:
                 f"a step has a token of every request, and export.max_num_tokens is {target.max_num_tokens}.",
                 f"Set export.max_batch_size={target.max_num_tokens}, or more export.max_num_tokens.",
             )
-        check_memory(manifest.model, manifest.advertised_context_length, target)
+        check_memory(model, advertised_context_length, target)
 
 
 def _check_plain(target: ExportTargetConfig) -> None:
@@ -89,8 +94,8 @@ def _check_plain(target: ExportTargetConfig) -> None:
         )
 
 
-def _check_engine(manifest: StageManifest, target: ExportTargetConfig) -> None:
-    model, tensor, pipeline = manifest.model, target.tensor_parallel_size, target.pipeline_parallel_size
+def _check_engine(model: ModelConfig, target: ExportTargetConfig) -> None:
+    tensor, pipeline = target.tensor_parallel_size, target.pipeline_parallel_size
     if model.num_query_groups % tensor or model.num_layers % pipeline:
         raise ExportError(
             f"export.tensor_parallel_size={tensor} export.pipeline_parallel_size={pipeline}",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.data.mds import MdsWriter
@@ -94,6 +96,63 @@ def test_a_missing_source_is_named(run: Callable[..., DataManifest], tmp_path: P
 def test_a_missing_tokenizer_is_named(mixed_config: Configure, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tokenizer.*nothing"):
         prepare(mixed_config(tmp_path / "data", tokenizer={"path": str(tmp_path / "nothing")}))
+
+
+def changed_tokenizer(directory: Path, target: Path, **changes: Any) -> Path:
+    """Copy a tokenizer with other keys in ``tokenizer_config.json``; None removes one."""
+    shutil.copytree(directory, target)
+    path = target / "tokenizer_config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    # Where both files name a token, transformers may read either.
+    (target / "special_tokens_map.json").unlink()
+    return target
+
+
+def test_a_tokenizer_of_transformers_5_is_prepared_for_both(
+    mixed_config: Configure, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    newer = changed_tokenizer(
+        tokenizer_directory,
+        tmp_path / "newer",
+        tokenizer_class="TokenizersBackend",
+        extra_special_tokens=["<|reserved_special_token_0|>"],
+        added_tokens_decoder=None,
+    )
+    manifest = prepare(mixed_config(tmp_path / "data", tokenizer={"path": str(newer)}))
+    assert manifest.tokenizer_translated == [
+        "extra_special_tokens of tokenizer_config.json, a list -> additional_special_tokens",
+        "tokenizer_class of tokenizer_config.json (TokenizersBackend -> PreTrainedTokenizerFast)",
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "data" / "tokenizer")
+    assert tokenizer.additional_special_tokens == ["<|reserved_special_token_0|>"]
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|begin_of_text|>", "<|end_of_text|>")
+    assert manifest.vocab_size == len(tokenizer) == 300
+
+
+def test_a_token_that_only_the_configuration_adds_counts(
+    mixed_config: Configure, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    padded = changed_tokenizer(tokenizer_directory, tmp_path / "padded", pad_token="[PAD]")
+    assert prepare(mixed_config(tmp_path / "data", tokenizer={"path": str(padded)})).vocab_size == 301
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eos_token": None}, "it has no eos_token. Set eos_token in "),
+        ({"auto_map": {"AutoTokenizer": ["x.Y", None]}}, "asks for code of its own (auto_map), and no code of a tok"),
+        ({"tokenizer_class": "NobodysTokenizer"}, "transformers cannot load it: Tokenizer class NobodysTokenizer does"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_exported_is_not_prepared(
+    mixed_config: Configure, tokenizer_directory: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = changed_tokenizer(tokenizer_directory, tmp_path / "tokenizer", **changes)
+    with pytest.raises(DataError) as error:
+        prepare(mixed_config(tmp_path / "data", tokenizer={"path": str(path)}))
+    assert str(error.value).startswith(f"tokenizer.path={path}: ") and message in str(error.value)
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_tokenizer_cannot_be_trained_on_tokens(

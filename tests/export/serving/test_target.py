@@ -104,6 +104,12 @@ def test_the_bf16_weights_for_a_server_are_the_plain_ones(bf16, vllm):
         assert (vllm / path.name).read_bytes() == path.read_bytes()
 
 
+def check(cfg):
+    """Check the target of an export of ``cfg.run``."""
+    manifest = StageManifest.read(Path(cfg.run))
+    check_target(cfg, manifest.model, manifest.advertised_context_length)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -125,7 +131,7 @@ def test_the_bf16_weights_for_a_server_are_the_plain_ones(bf16, vllm):
 def test_settings_that_contradict_each_other_are_refused(workspace, tmp_path, changes, message):
     values = {"dtype": "bf16", "export": {"format": "trtllm"}, **changes}
     with pytest.raises(ConfigError) as caught:
-        check_target(export_config(workspace.child, tmp_path / "out", **values), StageManifest.read(workspace.child))
+        check(export_config(workspace.child, tmp_path / "out", **values))
     assert message in str(caught.value)
 
 
@@ -139,14 +145,14 @@ def test_settings_that_contradict_each_other_are_refused(workspace, tmp_path, ch
 def test_layouts_that_an_engine_cannot_have_are_refused(workspace, tmp_path, changes, message):
     cfg = target_config(workspace.child, tmp_path / "out", "trtllm_engine_checkpoint", **changes)
     with pytest.raises(ExportError) as caught:
-        check_target(cfg, StageManifest.read(workspace.child))
+        check(cfg)
     assert message in str(caught.value)
 
 
 def test_what_does_not_fit_is_refused_before_the_export_begins(workspace, tmp_path):
     cfg = target_config(workspace.child, tmp_path / "out", "vllm", max_batch_size=5_000)
     with pytest.raises(ExportError, match=r"5000 x 512K tokens do not fit.*Set export\.max_batch_size="):
-        check_target(cfg, StageManifest.read(workspace.child))
+        check(cfg)
 
 
 def test_a_failed_quantization_leaves_nothing(workspace, tmp_path, monkeypatch):
