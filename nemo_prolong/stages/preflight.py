@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prolong.config.addresses import HF_PREFIX, is_address, tokenizer_directory
+from nemo_prolong.config.commands import typed
 from nemo_prolong.config.schema import ModelConfig, RunConfig, Transition
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.data.tokenizer import TextEncoder
@@ -123,7 +124,7 @@ def check_data(cfg: RunConfig) -> DataManifestFile:
         DataError: If something is missing, or the tokenizer is not the one of the rows.
     """
     root = cfg.data.root
-    remedy = f"Write it with: python scripts/prepare_data.py +exp=data/NAME output={root}"
+    remedy = f"Write it with: python scripts/prepare_data.py +exp=data/NAME {typed('output', root)}"
     if not is_address(root) and not Path(root).is_dir():
         raise DataError(f"data.root={root}", "the data directory does not exist.", remedy)
     tokenizer = tokenizer_directory(cfg.data)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
 from nemo_prolong import engine
+from nemo_prolong.config.commands import shell_command
 from nemo_prolong.config.rules import check_platform
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import EXIT_PREEMPTED
@@ -91,7 +91,7 @@ def _check_kernels(cfg: RunConfig) -> None:
 
 def _command() -> str:
     """Return the command of this process as it can be typed again."""
-    return shlex.join(["python", *sys.argv])
+    return shell_command(["python", *sys.argv])
 
 
 def _announce(cfg: RunConfig, start: Start, manifest: StageManifest) -> None:

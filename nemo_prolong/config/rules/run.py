@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from nemo_prolong.config.addresses import HF_PREFIX
+from nemo_prolong.config.commands import typed
 from nemo_prolong.config.keys import all_keys, nearest_key
 from nemo_prolong.config.rules.layout import LAYOUT_RULES
 from nemo_prolong.config.rules.memory import memory_findings
@@ -22,7 +23,8 @@ def _name(cfg: RunConfig) -> list[ConfigError]:
     path = PurePosixPath(cfg.name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         rule = f"must be a directory below runs_dir={cfg.runs_dir}."
-        return [ConfigError(f"name={cfg.name}", rule, f"Set name={path.name or cfg.stage}.")]
+        name = cfg.stage.value if path.name in ("", "..") else path.name
+        return [ConfigError(f"name={cfg.name}", rule, f"Set {typed('name', name)}.")]
     return []
 
 
@@ -38,7 +40,7 @@ def _parent(cfg: RunConfig) -> list[ConfigError]:
         return [ConfigError(what, rule, "Set parent=runs/NAME or parent=hf:DIR, or transition=scratch.")]
     if PurePosixPath(cfg.parent) == PurePosixPath(cfg.run_dir):
         rule = "a run cannot be its own parent."
-        return [ConfigError(what, rule, f"Set name={cfg.name}-2, or the parent this stage starts from.")]
+        return [ConfigError(what, rule, f"Set {typed('name', f'{cfg.name}-2')}, or the parent this stage starts from.")]
     if cfg.transition is Transition.WEIGHTS_AND_OPTIMIZER and cfg.parent.startswith(HF_PREFIX):
         rule = "a Hugging Face directory holds no optimizer state."
         return [ConfigError(what, rule, "Set transition=weights, or parent=runs/NAME.")]
