@@ -141,7 +141,7 @@ MESSAGES = [
         ["name=../elsewhere"],
         "name=../elsewhere: must be a directory below runs_dir=runs. Set name=elsewhere.",
     ),
-    ("mini/base", ["name=''"], "name=: must be a directory below runs_dir=runs. Set name=base."),
+    ("mini/base", ["name=''"], "name=: must not be empty. Set name=TEXT (directory of the run below runs_dir)."),
     (
         "sft",
         ["advertised_context_length=8K"],
