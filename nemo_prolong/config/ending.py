@@ -54,7 +54,7 @@ def clean_ending(os_errors: type[ProlongError] = ProlongError) -> Iterator[None]
         end_with_the_reader()
         os.kill(os.getpid(), signal.SIGPIPE)
     except OSError as error:
-        explained = _explained(error, os_errors)
+        explained = explained_os_error(error, os_errors)
         if explained is None:
             raise
         _exit(str(explained), explained.exit_code)
@@ -65,7 +65,13 @@ def end_with_the_reader() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
-def _explained(error: OSError, kind: type[ProlongError]) -> ProlongError | None:
+def explained_os_error(error: OSError, kind: type[ProlongError]) -> ProlongError | None:
+    """Return an error of the operating system in the words of this project, or None where it is a bug of ours.
+
+    Args:
+        error: What was raised.
+        kind: Whose exit code it has.
+    """
     if error.errno not in _REMEDIES:
         return None
     reason = os.strerror(error.errno)

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from torch.distributed import Store
 
 from nemo_prolong import errors
-from nemo_prolong.errors import ProlongError
+from nemo_prolong.config.ending import explained_os_error
+from nemo_prolong.errors import CheckpointError, ProlongError
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ def ending_together(store: Store, rank: int, world_size: int) -> Iterator[None]:
         world_size: Number of ranks.
 
     Raises:
-        ProlongError: On every rank, if the block raised one on any rank. It is the first.
+        ProlongError: On every rank, if the block raised one on any rank, or the operating system refused something
+            there. It is the first.
     """
     if world_size == 1:
         yield
@@ -53,8 +55,9 @@ def ending_together(store: Store, rank: int, world_size: int) -> Iterator[None]:
     except ProlongError as error:
         raise ending.agree(error) from error
     except Exception as error:
-        # What a collective raises where the other rank is gone.
-        told = ending.told()
+        # What a collective raises where the other rank is gone, or a full disk of this one.
+        explained = explained_os_error(error, CheckpointError) if isinstance(error, OSError) else None
+        told = ending.told() or explained
         if told is None:
             raise
         raise ending.agree(told) from error

@@ -157,7 +157,8 @@ MESSAGES = {
     "cluster.partition='a b'": "cluster.partition=a b: does not have the right form. "
     "Set cluster.partition=TEXT (slurm partition; null leaves it to the cluster).",
     "cluster.time_limit=43200": "cluster.time_limit=43200: does not have the right form. "
-    "Set cluster.time_limit=04:00:00 (wall time of one job, HH:MM:SS or D-HH:MM:SS; the stage goes on in the next job).",
+    "Set cluster.time_limit=04:00:00 (wall time of one job, HH:MM:SS or D-HH:MM:SS; the stage goes on in the next "
+    "job).",
     "faults.hang_seconds=1e-9": "faults.hang_seconds=1e-09: must be at least 1.0. Set faults.hang_seconds=1.0 (time "
     "without the end of a step, a validation or a save after which a rank ends itself; null never does).",
     "model.rotary_base=nan": "model.rotary_base=NaN: must be a finite number. "

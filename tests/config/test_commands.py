@@ -8,6 +8,7 @@ import subprocess
 from typing import Any
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from omegaconf import OmegaConf
 
 from nemo_prolong.config import commands
 from nemo_prolong.config.commands import hydra_override, hydra_value, shell_command, shell_word, train_command, typed
+from nemo_prolong.config.compose import Request
+from nemo_prolong.config.schema import RunConfig
 
 NASTY = [
     "a b", "a,b", "{a:b}", "[a]", "a=b", "a'b", 'a"b', "a\\", "a\\'", "\\", "${x}", "\\${x}", "\\\\${x}", "$HOME",
@@ -76,6 +79,15 @@ def test_a_command_is_split_into_its_words(words: list[str]) -> None:
 def test_a_command_to_train_quotes_what_was_typed() -> None:
     overrides = ["+exp=stage2", "parent='a b'"]
     assert shlex.split(train_command(overrides, 8, 2))[-2:] == overrides
+
+
+@pytest.mark.parametrize("text", ["a b", "a,b", "{a:b}", "it's", 'a"b', "\\", "${x}", "$HOME", "007", "-n", "日本"])
+def test_a_printed_command_composes_to_what_was_typed(text: str) -> None:
+    typed_overrides = ["+exp=mini/stage1", hydra_override("parent", f"parents/{text}"), hydra_override("name", text)]
+    words = shlex.split(train_command(typed_overrides))
+    cfg, overrides = Request.of(RunConfig, "train", get_args_parser().parse_args(words[2:])).load()
+    assert (cfg.parent, cfg.name) == (f"parents/{text}", text)
+    assert overrides == typed_overrides
 
 
 def test_the_examples_of_the_module_are_right() -> None:

@@ -159,7 +159,7 @@ def refuse(fault: Fault, rank: int) -> None:
             return
         if rank == fault.get("stuck"):
             time.sleep(600)
-        raise error
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "scratch") if fault.get("by_system") else error
 
     at_steps(end)
 

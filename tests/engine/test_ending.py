@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nemo_prolong.data.mds import MdsWriter
-from nemo_prolong.errors import DataError
+from nemo_prolong.errors import CheckpointError, DataError, ProlongError
 from tests.support.launches import run_program
 from tests.support.tiny import SEQ_LENGTH, VOCAB_SIZE
 
@@ -45,6 +45,7 @@ def statuses(workspace: Path, make_config: Callable[..., Any]) -> dict[str, list
         case("killed_loader", {"kind": "kill_loader", "rank": 1, "step": 3}, data=loaders),
         case("refused_on_1", {"kind": "refuse", "rank": 1, "step": 3}),
         case("refused_on_0", {"kind": "refuse", "rank": 0, "step": 3}),
+        case("by_system", {"kind": "refuse", "rank": 1, "step": 3, "by_system": True}),
         case("refused_early", {"kind": "refuse", "rank": 1, "step": 0}),
         case("stuck", {"kind": "refuse", "rank": 1, "other_rank": 0, "step": 3, "stuck": 0}),
     ]
@@ -55,9 +56,9 @@ def statuses(workspace: Path, make_config: Callable[..., Any]) -> dict[str, list
     return json.loads(output.read_text())
 
 
-def ends_alike(statuses: Any, workspace: Path, name: str, message: str) -> None:
-    """Both ranks of a case ended as data errors do, and say the same."""
-    assert statuses[name] == [DataError.exit_code] * 2
+def ends_alike(statuses: Any, workspace: Path, name: str, message: str, kind: type[ProlongError] = DataError) -> None:
+    """Both ranks of a case ended as errors of a kind do, and say the same."""
+    assert statuses[name] == [kind.exit_code] * 2
     for rank in range(2):
         console = (workspace / f"{name}.rank{rank}.log").read_text()
         # A rank that was in a call that no exception reaches logs it.
@@ -84,6 +85,11 @@ def test_a_killed_loader_process_ends_all_ranks_alike(statuses: Any, workspace: 
 @pytest.mark.parametrize("name", ["refused_on_1", "refused_on_0", "refused_early"])
 def test_an_error_of_one_rank_is_that_of_all(statuses: Any, workspace: Path, name: str) -> None:
     ends_alike(statuses, workspace, name, "rows row 7: is refused on one rank. Prepare it again.")
+
+
+def test_what_the_system_refuses_on_one_rank_ends_all(statuses: Any, workspace: Path) -> None:
+    message = "scratch: read-only file system. Name a place that can be written to."
+    ends_alike(statuses, workspace, "by_system", message, CheckpointError)
 
 
 def test_a_rank_that_is_stuck_ends_with_the_others_error(statuses: Any, workspace: Path) -> None:
