@@ -10,8 +10,10 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from nemo_prolong.errors import EXIT_INTERRUPTED, ProlongError
@@ -29,6 +31,10 @@ _REMEDIES = {
 """What the user can do about an error of the operating system. Others are bugs, a file that is missing included."""
 
 
+_interrupted = False
+"""Whether Ctrl-C was pressed. Python drops the exception where it comes while an object is being deleted."""
+
+
 @contextmanager
 def clean_ending(os_errors: type[ProlongError] = ProlongError) -> Iterator[None]:
     """End the process with a message and the right exit code where the block raises what no bug is.
@@ -43,6 +49,9 @@ def clean_ending(os_errors: type[ProlongError] = ProlongError) -> Iterator[None]
         # A console of another encoding shows what it cannot show as an escape.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # Where it is ignored, by nohup say, it stays so.
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _on_interrupt)
     try:
         yield
         sys.stdout.flush()
@@ -58,6 +67,22 @@ def clean_ending(os_errors: type[ProlongError] = ProlongError) -> Iterator[None]
         if explained is None:
             raise
         _exit(str(explained), explained.exit_code)
+
+
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
+def raise_if_interrupted() -> None:
+    """Raise what Ctrl-C raised and Python dropped, as it may in the seconds in which NeMo is imported.
+
+    Raises:
+        KeyboardInterrupt: If Ctrl-C was pressed since the script began.
+    """
+    if _interrupted:
+        raise KeyboardInterrupt
 
 
 def end_with_the_reader() -> None:

@@ -53,6 +53,15 @@ def test_an_interrupt_ends_with_130_and_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (EXIT_INTERRUPTED, "interrupted\n")
 
 
+def test_an_interrupt_that_python_drops_is_raised_later() -> None:
+    body = "import os, signal; from nemo_prolong.config.ending import raise_if_interrupted as raise_later\n"
+    body += "    class Deleted: __del__ = lambda self: os.kill(os.getpid(), signal.SIGINT)\n"
+    body += "    Deleted(); raise_later(); print('went on')"
+    done = run(body)
+    assert (done.returncode, done.stdout) == (EXIT_INTERRUPTED, "")
+    assert "Exception ignored" in done.stderr and done.stderr.endswith("interrupted\n")
+
+
 def test_only_the_first_rank_prints_and_all_have_the_code() -> None:
     done = run("raise DataError('a', 'b.', 'c.')", RANK="1")
     assert (done.returncode, done.stderr) == (DataError.exit_code, "")

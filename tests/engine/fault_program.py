@@ -141,6 +141,16 @@ def kill_loader(fault: Fault, rank: int) -> None:
     at_steps(kill)
 
 
+def kill_writer(fault: Fault, rank: int) -> None:
+    """Kill each process that writes a shard of this rank, as the kernel does when memory runs out."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    def killed(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    FileSystemWriterAsync.write_preloaded_data = staticmethod(killed)
+
+
 def refuse(fault: Fault, rank: int) -> None:
     """Raise an error of ours on this rank alone, before training in step 0. The rank ``stuck`` stays in a call."""
     ending._STUCK_SECONDS = 4.0
@@ -166,6 +176,7 @@ def refuse(fault: Fault, rank: int) -> None:
 
 FAULTS: dict[str, Callable[[Fault, int], None]] = {
     "kill_loader": kill_loader,
+    "kill_writer": kill_writer,
     "refuse": refuse,
     "sigterm": functools.partial(send, signal.SIGTERM),
     "sigstop": functools.partial(send, signal.SIGSTOP),

@@ -49,6 +49,14 @@ def statuses(workspace: Path, make_config: Callable[..., Any]) -> dict[str, list
         case("refused_early", {"kind": "refuse", "rank": 1, "step": 0}),
         case("stuck", {"kind": "refuse", "rank": 1, "other_rank": 0, "step": 3, "stuck": 0}),
     ]
+    cases += [
+        case(
+            f"killed_writer_{background}",
+            {"kind": "kill_writer", "rank": 1, "step": 2},
+            checkpoint={"save_interval_steps": 2, "max_failed_saves": 1, "async_save": background},
+        )
+        for background in (False, True)
+    ]
     path, output = workspace / "ending_cases.json", workspace / "ending_statuses.json"
     path.write_text(json.dumps(cases))
     program = [sys.executable, "-m", "tests.engine.fault_program", str(path), str(output)]
@@ -85,6 +93,19 @@ def test_a_killed_loader_process_ends_all_ranks_alike(statuses: Any, workspace: 
 @pytest.mark.parametrize("name", ["refused_on_1", "refused_on_0", "refused_early"])
 def test_an_error_of_one_rank_is_that_of_all(statuses: Any, workspace: Path, name: str) -> None:
     ends_alike(statuses, workspace, name, "rows row 7: is refused on one rank. Prepare it again.")
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_killed_checkpoint_writer_ends_all_ranks(statuses: Any, workspace: Path, background: bool) -> None:
+    name = f"killed_writer_{background}"
+    final = workspace / f"ending_{name}" / "checkpoints" / "step_00000002"
+    message = (
+        f"{final}: it could not be saved, 1 in a row: rank 1: Worker failure: a writing process was killed, most "
+        "likely because memory ran out. Make room or repair the file system, then repeat the command: it continues from the "
+        "newest good one."
+    )
+    ends_alike(statuses, workspace, name, message, CheckpointError)
+    assert not final.exists()
 
 
 def test_what_the_system_refuses_on_one_rank_ends_all(statuses: Any, workspace: Path) -> None:
