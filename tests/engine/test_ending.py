@@ -101,8 +101,8 @@ def test_a_killed_checkpoint_writer_ends_all_ranks(statuses: Any, workspace: Pat
     final = workspace / f"ending_{name}" / "checkpoints" / "step_00000002"
     message = (
         f"{final}: it could not be saved, 1 in a row: rank 1: Worker failure: a writing process was killed, most "
-        "likely because memory ran out. Make room or repair the file system, then repeat the command: it continues from the "
-        "newest good one."
+        "likely because memory ran out. Make room or repair the file system, then repeat the command: it continues "
+        "from the newest good one."
     )
     ends_alike(statuses, workspace, name, message, CheckpointError)
     assert not final.exists()
