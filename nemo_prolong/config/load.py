@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from nemo_prolong.config.commands import hydra_value, shell_word
+from nemo_prolong.config.commands import hydra_value
 from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.keys import (
     MISSING,
@@ -173,7 +173,10 @@ def _explain(schema: type[Section], detail: ErrorDetails) -> ConfigError:
         return ConfigError(what, f"{rule}.", _say(schema, location, _nearest(value)))
     rule, placeholder = _KINDS.get(kind, (detail["msg"], "VALUE"))
     section = section_at(schema, location)
-    if placeholder == "TEXT" or (isinstance(value, str) and kind == "too_short"):
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        # What was typed is gone: 1e5 in a file is 100000.0 here.
+        rule, placeholder = f"{rule}, and a name that looks like a number goes in quotes", '"TEXT"'
+    elif placeholder == "TEXT" or (isinstance(value, str) and kind == "too_short"):
         placeholder = _right_text(schema, location, value)
     if section is not None and placeholder == "{...}":
         rule += f" with the keys {', '.join(section.model_fields)}"
@@ -201,9 +204,7 @@ def _default(schema: type[Section], location: Location) -> Any:
 
 
 def _right_text(schema: type[Section], location: Location, value: Any) -> str:
-    """Return a text that would do: the value in quotes, the default, null where nothing is allowed, or a stand-in."""
-    if isinstance(value, bool | int | float):
-        return shell_word(f'"{format_value(value)}"')
+    """Return a text that would do: the default, null where that is allowed, or a stand-in."""
     field, default = field_at(schema, location), _default(schema, location)
     if isinstance(default, str) and default != value:
         return hydra_value(default)

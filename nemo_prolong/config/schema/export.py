@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from nemo_prolong.config.schema.base import Count, Name, Parts, RowTokens, Section, Size
+from nemo_prolong.config.schema.base import Count, Name, Parts, RowTokens, Section
+from nemo_prolong.units import parse_size
 
 
 class ExportTargetConfig(Section):
@@ -51,7 +52,7 @@ class ExportConfig(Section):
     """Replace ``output`` if it is an earlier export."""
     verify: bool = True
     """Compare every tensor and the logits with the Megatron model; a difference refuses the export."""
-    max_shard_bytes: Size = 5 * 2**30
-    """Largest safetensors file."""
+    max_shard_bytes: Annotated[int, BeforeValidator(parse_size), Field(ge=2**16, le=2**60)] = 5 * 2**30
+    """Largest safetensors file. Below 64K every vector would be a file."""
     export: ExportTargetConfig = ExportTargetConfig()
     """What the directory is prepared for, and where it is published."""
