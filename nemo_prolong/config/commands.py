@@ -28,8 +28,8 @@ def hydra_value(value: Any) -> str:
     Args:
         value: None, a truth value, a number, text, or a list or dict of such. Keys of a dict are names of the schema.
 
-    >>> print(hydra_value("runs/stage1"), hydra_value("a, b"), hydra_value("7"), hydra_value(["x", 1, None]))
-    runs/stage1 "a, b" "7" [x,1,null]
+    >>> print(hydra_value("runs/stage1"), hydra_value("a, b"), hydra_value("7"), hydra_value(["a b", None]))
+    runs/stage1 "a, b" "7" ["a b",null]
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

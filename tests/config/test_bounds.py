@@ -42,6 +42,10 @@ ACCEPTED: dict[str, str] = {
         ),
         "a token may be any characters",
     ),
+    **dict.fromkeys(
+        (f"ModelConfig.{name}={text!r}" for name in ("name", "license") for text in ("a\nb", "a\x00b", "\x1b[31m")),
+        "it is in the manifests of runs, and escaped wherever it is shown",
+    ),
 }
 """What is no mistake, and why. Sizes of bytes and tokens reach 2**60, which is above 10**18."""
 
@@ -187,7 +191,7 @@ def test_a_name_that_looks_like_a_number_stays_as_it_was_typed(text: str) -> Non
     assert (cfg.name, cfg.data.validation, cfg.model.license) == (text, [text, "x"], text)
 
 
-def test_a_whole_number_in_a_file_is_a_name_and_other_numbers_ask_for_quotes(tmp_path: Path) -> None:
+def test_a_file_takes_whole_numbers_for_names_and_asks_for_quotes(tmp_path: Path) -> None:
     experiment = tmp_path / "exp" / "mine.yaml"
     experiment.parent.mkdir()
     head = "# @package _global_\ndefaults: [mini/base]\n"

@@ -21,7 +21,8 @@ from nemo_prolong.config.schema import RunConfig
 
 NASTY = [
     "a b", "a,b", "{a:b}", "[a]", "a=b", "a'b", 'a"b', "a\\", "a\\'", "\\", "${x}", "\\${x}", "\\\\${x}", "$HOME",
-    "`id`", "a\nb", "a\tb", "-n", "--x", "007", "1e5", "0x10", "true", "null", "NaN", "é", "日本", "a#b", "a%20b",
+    "`id`", "a\nb", "a\tb", "-n", "--x", "007", "1e5", "0x10", "true", "null", "NaN", "\u00e9",
+    "\u65e5\u672c", "a#b", "a%20b",
     "s3://b/a b%2F", "a:b", "hf:dir/x", "a:", ":a", "a:1", "04:00:00", "a:null", "!a", "*", "~", "(x)",
     "choice(a,b)", "", " a", "a ", "\x1b[31m", "${oc.env:HOME}", "a${", "?", "+5", "1_000",
     "'${x}'", "\\'${x}", "1.0", "inf", "a;b", "a&b", "a|b", "\u202e", "\x85",
@@ -81,7 +82,9 @@ def test_a_command_to_train_quotes_what_was_typed() -> None:
     assert shlex.split(train_command(overrides, 8, 2))[-2:] == overrides
 
 
-@pytest.mark.parametrize("text", ["a b", "a,b", "{a:b}", "it's", 'a"b', "\\", "${x}", "$HOME", "007", "-n", "日本"])
+@pytest.mark.parametrize(
+    "text", ["a b", "a,b", "{a:b}", "it's", 'a"b', "\\", "${x}", "$HOME", "007", "-n", "\u65e5\u672c"]
+)
 def test_a_printed_command_composes_to_what_was_typed(text: str) -> None:
     typed_overrides = ["+exp=mini/stage1", hydra_override("parent", f"parents/{text}"), hydra_override("name", text)]
     words = shlex.split(train_command(typed_overrides))

@@ -42,6 +42,9 @@ def distinct(values: Sequence[T]) -> Sequence[T]:
 Text = Annotated[str, BeforeValidator(_text_of_number), AfterValidator(_without_controls), Field(max_length=4096)]
 """Text on one line. It may be empty where that means something. 4096 bytes are the longest path of Linux."""
 
+ShownText = Annotated[str, BeforeValidator(_text_of_number), Field(max_length=4096)]
+"""Text that is only shown, and escaped there. Runs that were recorded with any characters in it can be read."""
+
 Name = Annotated[Text, Field(min_length=1)]
 """A name, path or address that is not empty. An empty path would be the directory of the command."""
 

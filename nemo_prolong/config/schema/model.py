@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nemo_prolong.config.schema.base import MAX_ROW_TOKENS, Name, Parts, Section, Text
+from nemo_prolong.config.schema.base import MAX_ROW_TOKENS, Parts, Section, ShownText
 
 NemoConfig = Literal["LlamaConfig", "Llama3Config8B"]
 """The classes that the engine has its own layers and loss for."""
@@ -29,7 +29,7 @@ class RopeScaling(Section):
 class ModelConfig(Section):
     """A Llama model, in the words of NeMo's ``LlamaConfig``."""
 
-    name: Name
+    name: Annotated[ShownText, Field(min_length=1)]
     """What the model is called in manifests, reports and the model card."""
     nemo_config: NemoConfig
     """Class of ``nemo.collections.llm`` that supplies everything not set here."""
@@ -59,7 +59,7 @@ class ModelConfig(Section):
     """Standard deviation of the initial weights when trained from scratch. Above 1 each layer multiplies its input."""
     share_embeddings_and_output_weights: bool = False
     """Tie the LM head to the embedding."""
-    license: Text = ""
+    license: ShownText = ""
     """Licence of the base model, for the model card; empty where it is not known."""
 
     def padded_vocab_size(self, tensor_model_parallel_size: int) -> int:
