@@ -60,7 +60,7 @@ class SourceConfig(Section):
     """What to do with a document that is empty, no UTF-8, no JSON or lacks its column: stop, or count and leave out."""
     on_unknown_key: Literal["refuse", "drop"] = "refuse"
     """What to do with a key of a message that no common chat template reads: stop, or count and leave out."""
-    ignore_fields: list[str] = Field(default_factory=list)
+    ignore_fields: list[Name] = Field(default_factory=list)
     """Columns not to read although they say something of the documents, such as ``tools``, ``weight`` or ``labels``."""
     max_bytes: Size | None = None
     """Use only the first files up to this much input; null uses all. For format=installation: text of this domain."""
