@@ -12,6 +12,10 @@ EXIT_PREEMPTED = 75
 """Exit code of a run that was asked to stop and saved its state first (``EX_TEMPFAIL``: run the same command again)."""
 
 
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C: what a shell gives a command that SIGINT ends."""
+
+
 EXIT_HUNG = 76
 """Exit code of a rank that made no progress for ``faults.hang_seconds``: the launcher may start all ranks anew."""
 

@@ -34,7 +34,12 @@ def run_logging(log_file: Path, *, console: bool) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with log_file.open("a", buffering=1) as file, os.fdopen(os.dup(1), "w", buffering=1) as terminal:
+    # A console of another encoding shows what it cannot show as an escape. The file is UTF-8 everywhere.
+    escapes = "backslashreplace"
+    with (
+        log_file.open("a", buffering=1, encoding="utf-8", errors=escapes) as file,
+        os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors=escapes) as terminal,
+    ):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         handlers = _install_handlers(file, terminal if console else None)

@@ -7,6 +7,7 @@ Token suffixes are binary, as in the ProLong paper (footnote 2): K = 2**10, M = 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "B": 2**30, "T": 2**40}
 _LARGEST_FIRST = tuple(reversed(_SUFFIXES.items()))
@@ -29,9 +30,10 @@ def parse_size(text: int | str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size; write a whole number, or one with K, M, B or T such as 64K")
-    value = float(match["number"].replace("_", "")) * _SUFFIXES[match["suffix"].upper()]
-    if value != int(value):
-        raise ValueError(f"{text!r} is not a whole number ({value})")
+    # Not a float: that has 53 bits, and overflows.
+    value = Fraction(match["number"].replace("_", "")) * _SUFFIXES[match["suffix"].upper()]
+    if value.denominator != 1:
+        raise ValueError(f"{text!r} is not a whole number ({float(value)})")
     return int(value)
 
 

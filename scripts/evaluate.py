@@ -2,6 +2,7 @@
 
 from nemo_prolong.config.cli import hydra_script
 from nemo_prolong.config.schema import EvaluateConfig
+from nemo_prolong.errors import CheckpointError
 
 DESCRIPTION = """\
 Measure perplexity by position in long documents, and key-value recall by prompt length. A run directory is read through
@@ -23,7 +24,7 @@ def run(cfg: EvaluateConfig, overrides: list[str]) -> None:
 
 def main() -> None:
     """Read the command line."""
-    hydra_script(EvaluateConfig, "evaluate", run, DESCRIPTION, EXAMPLES)
+    hydra_script(EvaluateConfig, "evaluate", run, DESCRIPTION, EXAMPLES, os_errors=CheckpointError)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from nemo_prolong.config.cli import hydra_script
 from nemo_prolong.config.schema import ExportConfig
+from nemo_prolong.errors import ExportError
 
 DESCRIPTION = """\
 Write a run as a Hugging Face directory, compare it with the Megatron model, and prepare it for a server if asked."""
@@ -23,7 +24,7 @@ def run(cfg: ExportConfig, overrides: list[str]) -> None:
 
 def main() -> None:
     """Read the command line."""
-    hydra_script(ExportConfig, "export", run, DESCRIPTION, EXAMPLES)
+    hydra_script(ExportConfig, "export", run, DESCRIPTION, EXAMPLES, os_errors=ExportError)
 
 
 if __name__ == "__main__":

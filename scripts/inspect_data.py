@@ -1,11 +1,11 @@
 """Show what is in a data directory, a row set or some of its rows: ``python scripts/inspect_data.py DIR [ROW ...]``."""
 
 import argparse
-import signal
 import sys
 
+from nemo_prolong.config.ending import clean_ending, end_with_the_reader
 from nemo_prolong.data.verify import verify
-from nemo_prolong.errors import ProlongError
+from nemo_prolong.errors import DataError, ProlongError
 from nemo_prolong.report.terminal.layout import open_console
 from nemo_prolong.report.terminal.row_sets import describe
 from nemo_prolong.report.terminal.rows import RowView
@@ -37,15 +37,10 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Print."""
-    # A reader such as `head` may close the pipe early, which is no mistake.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.stdout.reconfigure(errors="backslashreplace")
     args = arguments()
-    try:
+    with clean_ending(DataError):
+        end_with_the_reader()
         sys.exit(print_verification(args.directory) if args.verify else print_description(args))
-    except ProlongError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
 
 
 def print_description(args: argparse.Namespace) -> int:

@@ -1,8 +1,9 @@
 """Write the job file of a stage."""
 
 import sys
+from pathlib import Path
 
-from nemo_prolong.config.cli import hydra_script
+from nemo_prolong.config.cli import hydra_script, typed_config_flags
 from nemo_prolong.config.rules import check_world
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.launch.slurm import render_sbatch
@@ -20,7 +21,7 @@ EXAMPLES = [
 def run(cfg: RunConfig, overrides: list[str]) -> None:
     """Print the job for the planned number of ranks."""
     check_world(cfg, cfg.parallelism.planned_world_size, overrides)
-    sys.stdout.write(render_sbatch(cfg, overrides))
+    sys.stdout.write(render_sbatch(cfg, [*typed_config_flags(), *overrides], Path.cwd()))
 
 
 def main() -> None:

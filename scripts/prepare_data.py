@@ -4,6 +4,7 @@ import sys
 
 from nemo_prolong.config.cli import hydra_script
 from nemo_prolong.config.schema.prepare import PrepareConfig
+from nemo_prolong.errors import DataError
 
 DESCRIPTION = """\
 Turn documents (JSON lines, Parquet, datasets directories, text, repositories, tokenized or packed MDS) into packed rows
@@ -31,7 +32,15 @@ def run(cfg: PrepareConfig, overrides: list[str]) -> None:
 
 def main() -> None:
     """Read the command line."""
-    hydra_script(PrepareConfig, "prepare_data", run, DESCRIPTION, EXAMPLES, help_overrides=["+exp=data/mini"])
+    hydra_script(
+        PrepareConfig,
+        "prepare_data",
+        run,
+        DESCRIPTION,
+        EXAMPLES,
+        help_overrides=["+exp=data/mini"],
+        os_errors=DataError,
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from nemo_prolong.config.cli import hydra_script, typed_config_dir
 from nemo_prolong.config.schema.recipe import RecipeConfig
+from nemo_prolong.errors import CheckpointError
 
 DESCRIPTION = """\
 Train the stages of a recipe one after the other and export the last one. Each stage runs as scripts/train.py would run
@@ -26,7 +27,15 @@ def run(cfg: RecipeConfig, overrides: list[str]) -> None:
 
 def main() -> None:
     """Read the command line."""
-    hydra_script(RecipeConfig, "recipe", run, DESCRIPTION, EXAMPLES, help_overrides=["+exp=mini/recipe"])
+    hydra_script(
+        RecipeConfig,
+        "recipe",
+        run,
+        DESCRIPTION,
+        EXAMPLES,
+        help_overrides=["+exp=mini/recipe"],
+        os_errors=CheckpointError,
+    )
 
 
 if __name__ == "__main__":

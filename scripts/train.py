@@ -3,6 +3,7 @@
 from nemo_prolong.config.cli import hydra_script
 from nemo_prolong.config.rules import check_world, world_size_from_environment
 from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.errors import CheckpointError
 
 DESCRIPTION = """\
 Train one stage: a base model, stage 1 (64K), stage 2 (512K) or SFT. The stage is an experiment, chosen with a plus
@@ -26,7 +27,9 @@ def run(cfg: RunConfig, overrides: list[str]) -> None:
 
 def main() -> None:
     """Read the command line."""
-    hydra_script(RunConfig, "train", run, DESCRIPTION, EXAMPLES, help_overrides=["+exp=mini/base"])
+    hydra_script(
+        RunConfig, "train", run, DESCRIPTION, EXAMPLES, help_overrides=["+exp=mini/base"], os_errors=CheckpointError
+    )
 
 
 if __name__ == "__main__":

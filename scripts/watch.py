@@ -2,13 +2,13 @@
 
 import argparse
 import contextlib
-import sys
 import time
 from pathlib import Path
 
 from rich.live import Live
 
-from nemo_prolong.errors import ProlongError
+from nemo_prolong.config.ending import clean_ending, end_with_the_reader
+from nemo_prolong.errors import CheckpointError
 from nemo_prolong.report.terminal.layout import open_console
 from nemo_prolong.report.terminal.watch import RunWatch
 
@@ -36,11 +36,9 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="print one frame and exit")
     parser.add_argument("--seconds", type=float, default=2.0, help="between two frames (default: 2)")
     args = parser.parse_args()
-    try:
+    with clean_ending(CheckpointError):
+        end_with_the_reader()
         watch(args.run, args.seconds, args.once)
-    except ProlongError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,24 @@
 """What every script of ``scripts/`` calls: compose the configuration, check it, then run the task.
 
 A mistake of the user ends in one message on stderr and the exit code of ``nemo_prolong.errors``, without a traceback
-and before torch is imported. Anything else keeps its traceback.
+and before torch is imported.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
-from typing import NoReturn, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 from hydra._internal.utils import get_args_parser
 
 from nemo_prolong.config.compose import Request
+from nemo_prolong.config.ending import clean_ending, end_with_the_reader
 from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError, ProlongError
 from nemo_prolong.redaction import redact
@@ -33,6 +33,7 @@ def hydra_script(
     description: str,
     examples: Sequence[str],
     help_overrides: Sequence[str] = (),
+    os_errors: type[ProlongError] = ProlongError,
 ) -> None:
     """Run ``task`` with the configuration that the command line asks for. Exits the process on a user's mistake.
 
@@ -44,31 +45,38 @@ def hydra_script(
         examples: Command lines worth copying, for ``--help``.
         help_overrides: Overrides that ``--help`` uses when none are typed, for a configuration that is not complete
             by itself.
+        os_errors: Whose exit code a full disk, a missing permission and the like have in this script.
     """
-    try:
+    with clean_ending(os_errors):
         parser = get_args_parser()
         arguments = parser.parse_args()
         _refuse(arguments)
         request = Request.of(schema, script, arguments)
         if arguments.help:
-            _end_quietly_with_the_reader()
+            end_with_the_reader()
             sys.stdout.write(_help_text(description, examples))
             _print_help(request, parser, arguments, help_overrides)
         elif arguments.cfg:
-            _end_quietly_with_the_reader()
+            end_with_the_reader()
             _print_config(request, arguments)
         elif arguments.hydra_help or arguments.info or arguments.shell_completion:
             _print_of_hydra(request, parser, arguments)
         else:
             task(*request.load())
-    except ProlongError as error:
-        _exit_with(error)
 
 
 def typed_config_dir() -> list[str]:
     """Return the ``--config-dir`` of the command line as it was typed, for a script that starts other scripts."""
     directory = get_args_parser().parse_args().config_dir
     return ["--config-dir", directory] if directory else []
+
+
+def typed_config_flags() -> list[str]:
+    """Return the flags of the command line that say which files are composed, with absolute paths."""
+    typed = get_args_parser().parse_args()
+    paths = {"--config-path": typed.config_path, "--config-dir": typed.config_dir}
+    flags = [word for flag, path in paths.items() if path for word in (flag, str(Path(path).absolute()))]
+    return [*flags, *(["--config-name", typed.config_name] if typed.config_name else [])]
 
 
 def _refuse(arguments: Namespace) -> None:
@@ -99,7 +107,7 @@ def _print_help(
     if not any(override.startswith("+exp=") for override in request.overrides):
         request = replace(request, overrides=(*help_overrides, *request.overrides))
     with request.composer() as composer:
-        typed = Namespace(overrides=list(request.overrides), resolve=arguments.resolve)
+        typed = Namespace(overrides=request.texts(), resolve=arguments.resolve)
         composer.app_help(request.config_name, parser, typed)
 
 
@@ -107,7 +115,7 @@ def _print_config(request: Request[T], arguments: Namespace) -> None:
     """Print a configuration that breaks no rule, without its secrets. Values may be missing."""
     request.check_what_is_given()
     with request.composer() as composer, redirect_stdout(StringIO()) as printed:
-        overrides, package = list(request.overrides), arguments.package
+        overrides, package = request.texts(), arguments.package
         composer.show_cfg(request.config_name, overrides, arguments.cfg, package, arguments.resolve)
     sys.stdout.write(redact(printed.getvalue()))
 
@@ -123,17 +131,5 @@ def _print_of_hydra(request: Request[T], parser: ArgumentParser, arguments: Name
             composer.shell_completion(request.config_name, list(request.overrides))
 
 
-def _end_quietly_with_the_reader() -> None:
-    """Let a reader such as ``head`` close the pipe early, which is no mistake."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-
-
 def _help_text(description: str, examples: Sequence[str]) -> str:
     return "\n".join([description.strip(), "", "Examples:", *(f"  {example}" for example in examples), "", ""])
-
-
-def _exit_with(error: ProlongError) -> NoReturn:
-    """Print the message on the first rank only, and exit every rank with the error's code."""
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
-        sys.stderr.write(f"{redact(str(error))}\n")
-    sys.exit(error.exit_code)

@@ -28,6 +28,7 @@ from nemo_prolong.config.incomplete import load_incomplete
 from nemo_prolong.config.load import load
 from nemo_prolong.config.rules import check, findings
 from nemo_prolong.config.schema import Section
+from nemo_prolong.config.typed_text import as_text
 from nemo_prolong.errors import ConfigError
 
 T = TypeVar("T", bound=Section)
@@ -96,7 +97,7 @@ class Request(Generic[T]):
             ConfigError: If it cannot be composed.
         """
         with self.composer():
-            cfg = hydra.compose(self.config_name, list(self.overrides), return_hydra_config=True)
+            cfg = hydra.compose(self.config_name, self.texts(), return_hydra_config=True)
         # So that ${hydra:...} can be resolved.
         HydraConfig.instance().set_config(cfg)
         # As they were typed: what one of them interpolates is not resolved.
@@ -104,6 +105,10 @@ class Request(Generic[T]):
         with open_dict(cfg):
             del cfg["hydra"]
         return cfg, overrides
+
+    def texts(self) -> list[str]:
+        """Return the overrides with quotes around what stands for text and Hydra would take for a number."""
+        return [as_text(self.schema, override) for override in self.overrides]
 
     def load(self) -> tuple[T, list[str]]:
         """Return the typed configuration, checked, and the overrides that are no settings of Hydra.

@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
 
 from nemo_prolong.config.keys import MISSING
 from nemo_prolong.config.schema import (
@@ -25,7 +26,7 @@ from nemo_prolong.config.schema import (
 )
 from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.config.schema.recipe import RecipeConfig
-from nemo_prolong.units import exact_tokens
+from nemo_prolong.units import exact_tokens, parse_size
 
 ENTRY_POINTS: dict[str, type[Section]] = {
     "train": RunConfig,
@@ -55,8 +56,12 @@ def defaults_of(schema: type[Section]) -> dict[str, Any]:
         elif field.is_required():
             values[name] = MISSING
         else:
-            values[name] = _as_typed(default, is_size=any(isinstance(rule, BeforeValidator) for rule in field.metadata))
+            values[name] = _as_typed(default, is_size=_is_size(field))
     return values
+
+
+def _is_size(field: FieldInfo) -> bool:
+    return any(isinstance(rule, BeforeValidator) and rule.func is parse_size for rule in field.metadata)
 
 
 def _as_typed(default: Any, is_size: bool) -> Any:

@@ -23,6 +23,10 @@ class ConfigErrors(ConfigError):
         first = self.errors[0]
         super().__init__(first.what, first.rule, first.remedy)
 
+    def __reduce__(self) -> tuple[type[ConfigErrors], tuple[tuple[ConfigError, ...]]]:  # type: ignore[override]
+        # One from a process of a pool is all of them too.
+        return type(self), (self.errors,)
+
     def __str__(self) -> str:
         """Return the messages, one line each."""
         return "\n".join(str(error) for error in self.errors)

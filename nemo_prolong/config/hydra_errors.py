@@ -14,6 +14,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_prolong.config.commands import typed
 from nemo_prolong.config.experiments import EXPERIMENT_GROUP
 from nemo_prolong.config.keys import location_of, nearest_name, unknown_key
 from nemo_prolong.config.schema import Section
@@ -74,7 +75,7 @@ def _wrong_form(text: str, overrides: Sequence[str]) -> ConfigError | None:
 def _unreadable(error: OverrideParseException) -> ConfigError:
     reason = str(error.message).splitlines()[0].rstrip(".")
     key, equals, value = error.override.partition("=")
-    fix = f"quote it: '{key}=\"{value}\"'" if equals else f"write {key}=VALUE"
+    fix = f"quote it: {typed(key, value)}" if equals else f"write {key}=VALUE"
     return ConfigError(error.override, f"is not an override Hydra can read ({reason}).", f"To set it, {fix}.")
 
 

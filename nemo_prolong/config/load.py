@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from nemo_prolong.config.commands import hydra_value
 from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.keys import (
     MISSING,
@@ -31,6 +33,7 @@ from nemo_prolong.config.keys import (
 )
 from nemo_prolong.config.schema import Section
 from nemo_prolong.errors import ConfigError
+from nemo_prolong.text import escaped
 
 T = TypeVar("T", bound=Section)
 
@@ -41,6 +44,7 @@ _KINDS = {
     "finite_number": ("must be a finite number", "X"),
     "bool_type": ("must be true or false", "true|false"),
     "string_type": ("must be text", "TEXT"),
+    "too_long": ("is too long", "TEXT"),
     "list_type": ("must be a list", "[...]"),
     "too_short": ("must not be empty", "[...]"),
     "model_type": ("must be a section", "{...}"),
@@ -105,6 +109,9 @@ def explain_all(schema: type[Section], details: Iterable[ErrorDetails]) -> list[
 def format_value(value: Any) -> str:
     """Return a value as it would be typed on the command line; long lists and sections are shortened."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if any(ord(character) < 32 for character in text):
+        # On one line, and as one would type it in a string.
+        text = json.dumps(text, ensure_ascii=False)[1:-1]
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -163,9 +170,14 @@ def _explain(schema: type[Section], detail: ErrorDetails) -> ConfigError:
     if kind == "value_error":
         rule, _, hint = str(detail["ctx"]["error"]).partition("; ")
         rule = rule.removeprefix(f"{value!r} ") + (f" ({hint})" if hint else "")
-        return ConfigError(what, f"{rule}.", _say(schema, location, _nearest_size(value)))
+        return ConfigError(what, f"{rule}.", _say(schema, location, _nearest(value)))
     rule, placeholder = _KINDS.get(kind, (detail["msg"], "VALUE"))
     section = section_at(schema, location)
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        # What was typed is gone: 1e5 in a file is 100000.0 here.
+        rule, placeholder = f"{rule}, and a name that looks like a number goes in quotes", '"TEXT"'
+    elif placeholder == "TEXT" or (isinstance(value, str) and kind == "too_short"):
+        placeholder = _right_text(schema, location, value)
     if section is not None and placeholder == "{...}":
         rule += f" with the keys {', '.join(section.model_fields)}"
     return ConfigError(what, f"{rule}.", _say(schema, location, placeholder))
@@ -181,8 +193,32 @@ def _explain_bound(schema: type[Section], location: Location, what: str, detail:
     nearest = limit
     if name in ("gt", "lt"):
         whole = isinstance(limit, int) and isinstance(detail["input"], int | str)
-        nearest = (limit + 1 if name == "gt" else limit - 1) if whole else "X"
+        nearest = (limit + 1 if name == "gt" else limit - 1) if whole else _default(schema, location) or "X"
     return ConfigError(what, f"must be {words} {limit}.", _say(schema, location, nearest))
+
+
+def _default(schema: type[Section], location: Location) -> Any:
+    """Return the default of a key, or None where it has none."""
+    field = field_at(schema, location)
+    return None if field is None or field.is_required() else field.get_default(call_default_factory=True)
+
+
+def _right_text(schema: type[Section], location: Location, value: Any) -> str:
+    """Return a text that would do: the default, null where that is allowed, or a stand-in."""
+    field, default = field_at(schema, location), _default(schema, location)
+    if isinstance(default, str) and default != value:
+        return hydra_value(default)
+    nullable = field is not None and type(None) in typing.get_args(field.annotation)
+    return "TEXT" if value or not nullable else "null"
+
+
+def _nearest(value: Any) -> str:
+    """Return a value that breaks no rule of its own: a list without what is repeated, text on one line, a size."""
+    if isinstance(value, list):
+        return hydra_value(list(dict.fromkeys(value)))
+    if isinstance(value, str) and escaped(value) != " ".join(value.split()):
+        return hydra_value("-".join(re.findall(r"[^\W_][\w.+/-]*", value)) or "TEXT")
+    return _nearest_size(value)
 
 
 def _nearest_size(value: Any) -> str:

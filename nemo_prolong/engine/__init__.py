@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_prolong.config.ending import raise_if_interrupted
+
 if TYPE_CHECKING:
     import torch
 
@@ -43,6 +45,7 @@ def train_stage(cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_c
     _prepare()
     from nemo_prolong.engine.training import stage_training
 
+    raise_if_interrupted()
     return stage_training.train_stage(cfg, run, resume=resume, parent_checkpoint=parent_checkpoint)
 
 

@@ -6,6 +6,7 @@ is huggingface_hub's. ``HF_ENDPOINT`` names another Hub.
 
 from __future__ import annotations
 
+import glob
 import logging
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def _send(directory: Path, names: list[str], target: ExportTargetConfig) -> str:
     commit = api.upload_folder(
         repo_id=repository,
         folder_path=directory,
-        allow_patterns=names,
+        # They are patterns there: a name with a bracket would not match itself.
+        allow_patterns=[glob.escape(name) for name in names],
         delete_patterns="*",
         commit_message="Export of nemo_prolong",
     )

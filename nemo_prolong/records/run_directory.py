@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nemo_prolong.config.commands import shell_word
 from nemo_prolong.files import write_json_atomically, write_text_atomically
 from nemo_prolong.records.checkpoint.manifest import RunIdentity
 from nemo_prolong.records.run_log import (
@@ -113,14 +114,16 @@ class RunDirectory:
 
         Args:
             manifest: Of the stage as it starts.
-            overrides: What was typed.
+            overrides: What was typed. The file has one a line, as bash reads it.
             config: The configuration in plain JSON types, without secrets.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         forget_steps_after(self.metrics_file, manifest.step)
         # The order matters. A manifest without a configuration is known to be a run that has not begun.
         self.write_manifest(manifest)
-        write_text_atomically(self.overrides_file, redact("".join(f"{line}\n" for line in overrides)))
+        write_text_atomically(
+            self.overrides_file, redact("".join(f"{shell_word(override)}\n" for override in overrides))
+        )
         write_json_atomically(self._config_file, config)
         self.config = config
 

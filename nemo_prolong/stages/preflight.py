@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_prolong.config.addresses import HF_PREFIX, is_address, tokenizer_directory
+from nemo_prolong.config.commands import typed
 from nemo_prolong.config.schema import ModelConfig, RunConfig, Transition
 from nemo_prolong.data.mds.index import require_index
 from nemo_prolong.data.row_origins import require_tokenizer, row_origins
@@ -145,7 +146,7 @@ def check_data(cfg: RunConfig) -> DataManifestFile:
             target.
     """
     root = cfg.data.root
-    remedy = f"Write it with: python scripts/prepare_data.py +exp=data/NAME output={root}"
+    remedy = f"Write it with: python scripts/prepare_data.py +exp=data/NAME {typed('output', root)}"
     if not is_address(root) and not Path(root).is_dir():
         raise DataError(f"data.root={root}", "the data directory does not exist.", remedy)
     tokenizer = tokenizer_directory(cfg.data)
@@ -239,7 +240,7 @@ def _more_rows(cfg: RunConfig, vocab_size: int) -> str:
 def export_first(cfg: RunConfig) -> str:
     """Return how a stage gets a larger vocabulary than the run that it starts from."""
     return (
-        f"A run's vocabulary is fixed, so export the parent (scripts/export.py run={cfg.parent} output=DIR) and start "
+        f"A run's vocabulary is fixed, so export the parent (scripts/export.py {typed('run', cfg.parent)} output=DIR) and start "
         "with parent=hf:DIR transition=weights."
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_prolong.config.addresses import HF_PREFIX
+from nemo_prolong.config.commands import hydra_override
 from nemo_prolong.config.compose import compose
 from nemo_prolong.config.rules import check_world
 from nemo_prolong.config.schema import ExportConfig, RunConfig
@@ -174,7 +175,7 @@ def _plan_stage(stage: RecipeStage, overrides: Sequence[str], config_flags: Sequ
 def _plan_export(overrides: Sequence[str] | None, last: PlannedStage) -> PlannedExport | None:
     if overrides is None:
         return None
-    arguments = (*overrides, f"run={last.cfg.run_dir}")
+    arguments = (*overrides, hydra_override("run", last.cfg.run_dir))
     return PlannedExport(compose(ExportConfig, "export", arguments), arguments)
 
 
@@ -198,7 +199,7 @@ def _check_chain(stages: Sequence[PlannedStage]) -> None:
             raise ConfigError(
                 f"stages[{number}] parent={parent or 'null'}",
                 f"the stage before it is {expected}, and {stage.cfg.name} does not start from that.",
-                f"Add parent={expected} to stages[{number}].overrides, or put the stages in order.",
+                f"Add {hydra_override('parent', expected)} to stages[{number}].overrides, or put the stages in order.",
             )
         check_same_shape(stage.cfg, before.cfg.model)
     directories = [stage.run.path for stage in stages]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from nemo_prolong.config.commands import shell_command
 from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.schema import ExportConfig, ModelConfig
 from nemo_prolong.config.schema.recipe import RecipeConfig
@@ -107,7 +108,7 @@ class _Children:
             raise SystemExit(EXIT_PREEMPTED)
         if code:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-            log.error("%s %s %s; the same command goes on", script, " ".join(arguments), how)
+            log.error("%s %s; the same command goes on", shell_command([script, *arguments]), how)
             raise SystemExit(code if code > 0 else 128 - code)
 
     def _start(self, script: str, arguments: Sequence[str], ranks: int) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
 from nemo_prolong import engine
 from nemo_prolong.config.addresses import tokenizer_directory
+from nemo_prolong.config.commands import shell_command
 from nemo_prolong.config.rules import check_platform
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import EXIT_PREEMPTED, DataError
@@ -109,7 +109,7 @@ def _check_tokenizer_loads(cfg: RunConfig) -> None:
 
 def _command() -> str:
     """Return the command of this process as it can be typed again."""
-    return shlex.join(["python", *sys.argv])
+    return shell_command(["python", *sys.argv])
 
 
 def _announce(cfg: RunConfig, start: Start, manifest: StageManifest) -> None:

@@ -53,7 +53,7 @@ MESSAGES = {
     "Set precision.recompute={...}.",
     "data.mixture=[]": "data.mixture=[]: must not be empty. "
     "Set data.mixture=[...] (training directories; proportions sum to 1).",
-    "cluster.time_limit=4h": "cluster.time_limit=4h: does not have the right form. Set cluster.time_limit=TEXT "
+    "cluster.time_limit=4h": "cluster.time_limit=4h: does not have the right form. Set cluster.time_limit=04:00:00 "
     "(wall time of one job, HH:MM:SS or D-HH:MM:SS; the stage goes on in the next job).",
     "name=???": "name=???: must be set and has no default. Set name=VALUE (directory of the run below runs_dir).",
     "advertised_context_length=${seq_lenght}": "advertised_context_length=${seq_lenght}: refers to seq_lenght, "
@@ -99,9 +99,9 @@ def test_a_length_may_be_typed_with_a_binary_suffix(typed, tokens, load_run):
 
 def test_sizes_are_read_wherever_the_schema_says_size(load_config):
     cfg = load_config(
-        "prepare_data", PrepareConfig, "+exp=data/mini", "shard_bytes=20B", "row_sets.3.document_length=1K"
+        "prepare_data", PrepareConfig, "+exp=data/mini", "tokenizer.train_bytes=20B", "row_sets.3.document_length=1K"
     )
-    assert cfg.shard_bytes == 20 * 2**30
+    assert cfg.tokenizer.train_bytes == 20 * 2**30
     assert cfg.row_sets[3].document_length == 1024
     lengths = load_config("evaluate", EvaluateConfig, "recall_lengths=[64K,512K]").recall_lengths
     assert lengths == [65_536, 524_288]

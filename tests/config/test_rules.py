@@ -141,7 +141,13 @@ MESSAGES = [
         ["name=../elsewhere"],
         "name=../elsewhere: must be a directory below runs_dir=runs. Set name=elsewhere.",
     ),
-    ("mini/base", ["name=''"], "name=: must be a directory below runs_dir=runs. Set name=base."),
+    (
+        "mini/base",
+        ["cluster.signal_seconds=7200", "cluster.time_limit=1:00:00"],
+        "cluster.signal_seconds=7200: a job of cluster.time_limit=1:00:00 would be asked to stop before it begins. "
+        "Set cluster.signal_seconds=120, or a longer cluster.time_limit, such as 04:00:00.",
+    ),
+    ("mini/base", ["name=''"], "name=: must not be empty. Set name=TEXT (directory of the run below runs_dir)."),
     (
         "sft",
         ["advertised_context_length=8K"],

@@ -11,13 +11,16 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.errors import ProlongError
+from nemo_prolong.distributed import ending
+from nemo_prolong.errors import DataError, ProlongError
 from tests.engine import kill_program
 from tests.support.fork_ranks import run_ranks
 
@@ -130,7 +133,57 @@ def set_clock(fault: Fault, rank: int) -> None:
     writer.time = SimpleNamespace(monotonic=lambda: now["seconds"])
 
 
+def kill_loader(fault: Fault, rank: int) -> None:
+    """Kill the process that loads the rows of this rank."""
+
+    def kill(step: int) -> None:
+        if step == fault["step"]:
+            server = forkserver._forkserver._forkserver_pid
+            children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+            for child in children:
+                os.kill(int(child), signal.SIGKILL)
+            # The death of a process that the server forked is noticed when its rows are waited for.
+
+    at_steps(kill)
+
+
+def kill_writer(fault: Fault, rank: int) -> None:
+    """Kill each process that writes a shard of this rank, as the kernel does when memory runs out."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    def killed(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    FileSystemWriterAsync.write_preloaded_data = staticmethod(killed)
+
+
+def refuse(fault: Fault, rank: int) -> None:
+    """Raise an error of ours on this rank alone, before training in step 0. The rank ``stuck`` stays in a call."""
+    ending._STUCK_SECONDS = 4.0
+    error = DataError("rows row 7", "is refused on one rank.", "Prepare it again.")
+    if fault["step"] == 0:
+        from nemo_prolong.engine.training import stage_training
+
+        def fail(*_: Any) -> None:
+            raise error
+
+        stage_training.PackedDataModule = fail  # type: ignore[assignment, misc]
+        return
+
+    def end(step: int) -> None:
+        if step != fault["step"]:
+            return
+        if rank == fault.get("stuck"):
+            time.sleep(600)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "scratch") if fault.get("by_system") else error
+
+    at_steps(end)
+
+
 FAULTS: dict[str, Callable[[Fault, int], None]] = {
+    "kill_loader": kill_loader,
+    "kill_writer": kill_writer,
+    "refuse": refuse,
     "sigterm": functools.partial(send, signal.SIGTERM),
     "sigstop": functools.partial(send, signal.SIGSTOP),
     "nan": spoil,

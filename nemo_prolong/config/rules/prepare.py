@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
+from nemo_prolong.config.commands import hydra_value
 from nemo_prolong.config.findings import NothingGivenError
 from nemo_prolong.config.schema.prepare import INSTALLATION_CHAT, Packing, PrepareConfig, RowSet, SourceFormat
 from nemo_prolong.errors import ConfigError
@@ -127,13 +128,13 @@ def _path(where: str, row_set: RowSet, earlier: list[str]) -> Iterator[ConfigErr
         yield ConfigError(
             f"{where}.path={row_set.path}",
             "is the directory of an earlier row set.",
-            f"Set {where}.path={row_set.path}-2.",
+            f"Set {where}.path={hydra_value(f'{row_set.path}-2')}.",
         )
     elif PurePosixPath(row_set.path).name != row_set.path or row_set.path in _RESERVED or row_set.path.startswith("."):
         yield ConfigError(
             f"{where}.path={row_set.path}",
             "names one directory of its own below output.",
-            f"Set {where}.path={row_set.domain}-{row_set.seq_length}, or such.",
+            f"Set {where}.path={hydra_value(f'{row_set.domain}-{row_set.seq_length}')}, or such.",
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from nemo_prolong.config.addresses import HF_PREFIX
+from nemo_prolong.config.commands import typed
 from nemo_prolong.config.keys import all_keys, nearest_key
 from nemo_prolong.config.rules.layout import LAYOUT_RULES
 from nemo_prolong.config.rules.memory import memory_findings
@@ -22,7 +23,8 @@ def _name(cfg: RunConfig) -> list[ConfigError]:
     path = PurePosixPath(cfg.name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         rule = f"must be a directory below runs_dir={cfg.runs_dir}."
-        return [ConfigError(f"name={cfg.name}", rule, f"Set name={path.name or cfg.stage}.")]
+        name = cfg.stage.value if path.name in ("", "..") else path.name
+        return [ConfigError(f"name={cfg.name}", rule, f"Set {typed('name', name)}.")]
     return []
 
 
@@ -38,7 +40,7 @@ def _parent(cfg: RunConfig) -> list[ConfigError]:
         return [ConfigError(what, rule, "Set parent=runs/NAME or parent=hf:DIR, or transition=scratch.")]
     if PurePosixPath(cfg.parent) == PurePosixPath(cfg.run_dir):
         rule = "a run cannot be its own parent."
-        return [ConfigError(what, rule, f"Set name={cfg.name}-2, or the parent this stage starts from.")]
+        return [ConfigError(what, rule, f"Set {typed('name', f'{cfg.name}-2')}, or the parent this stage starts from.")]
     if cfg.transition is Transition.WEIGHTS_AND_OPTIMIZER and cfg.parent.startswith(HF_PREFIX):
         rule = "a Hugging Face directory holds no optimizer state."
         return [ConfigError(what, rule, "Set transition=weights, or parent=runs/NAME.")]
@@ -124,6 +126,18 @@ def _schedule(cfg: RunConfig) -> list[ConfigError]:
     return found
 
 
+def _job(cfg: RunConfig) -> list[ConfigError]:
+    """Check that a job has time before it is asked to stop."""
+    days, _, clock = cfg.cluster.time_limit.rpartition("-")
+    hours, minutes, seconds = map(int, clock.split(":"))
+    limit_seconds = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    if cfg.cluster.signal_seconds < limit_seconds:
+        return []
+    rule = f"a job of cluster.time_limit={cfg.cluster.time_limit} would be asked to stop before it begins."
+    remedy = "Set cluster.signal_seconds=120, or a longer cluster.time_limit, such as 04:00:00."
+    return [ConfigError(f"cluster.signal_seconds={cfg.cluster.signal_seconds}", rule, remedy)]
+
+
 RUN_RULES: tuple[Callable[[RunConfig], list[ConfigError]], ...] = (
     _name,
     _parent,
@@ -134,6 +148,7 @@ RUN_RULES: tuple[Callable[[RunConfig], list[ConfigError]], ...] = (
     _batch,
     _validation,
     _schedule,
+    _job,
     *LAYOUT_RULES,
     precision_findings,
     memory_findings,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from nemo_prolong.config.schema.base import Section
+from nemo_prolong.config.schema.base import Parts, Section
 
 CpCommType = Literal["p2p", "all_gather", "a2a", "a2a+p2p"]
 """How context-parallel ranks exchange keys and values, in Megatron's words."""
@@ -24,21 +24,21 @@ class KernelBackend(StrEnum):
 class ParallelismConfig(Section):
     """How a model is laid out over ranks; data parallel takes what is left of the world size."""
 
-    tensor_model_parallel_size: PositiveInt = 1
+    tensor_model_parallel_size: Parts = 1
     """Ranks that share each layer's matrices (TP)."""
-    pipeline_model_parallel_size: PositiveInt = 1
+    pipeline_model_parallel_size: Parts = 1
     """Ranks that share the layers (PP)."""
-    context_parallel_size: PositiveInt = 1
+    context_parallel_size: Parts = 1
     """Ranks that share each row's tokens (CP)."""
     sequence_parallel: bool = False
     """Split norm and dropout activations over the TP ranks; needs TP > 1."""
     cp_comm_type: CpCommType = "p2p"
     """Exchange between CP ranks. Transformer Engine 2.9 masks documents with p2p only."""
-    hierarchical_context_parallel_sizes: list[PositiveInt] | None = None
+    hierarchical_context_parallel_sizes: list[Parts] | None = None
     """With a2a+p2p: ranks that exchange heads, and ranks of the ring around them; their product is CP."""
-    num_nodes: PositiveInt = 1
+    num_nodes: Parts = 1
     """Machines the stage is planned for."""
-    ranks_per_node: PositiveInt = 1
+    ranks_per_node: Parts = 1
     """GPUs (or CPU processes) per machine it is planned for."""
 
     @property
@@ -59,7 +59,7 @@ class RecomputeConfig(Section):
     """full computes whole layers again, selective the modules of recompute_modules."""
     recompute_method: Literal["uniform", "block"] | None = None
     """With full: every block of layers, or only the first ones of each pipeline stage."""
-    recompute_num_layers: PositiveInt | None = None
+    recompute_num_layers: Parts | None = None
     """With full: layers per block."""
     recompute_modules: list[Literal["core_attn", "layernorm", "mlp"]] | None = None
     """With selective: parts of every layer to compute again. Only mlp saves something here."""
@@ -72,7 +72,7 @@ class OffloadConfig(Section):
 
     cpu_offloading: bool = False
     """Move the activations that the first layers keep; not with recomputation, nor with PP > 1."""
-    cpu_offloading_num_layers: Annotated[int, Field(ge=0)] = 0
+    cpu_offloading_num_layers: Annotated[int, Field(ge=0, le=2**20)] = 0
     """Layers whose activations are moved: at least 1, and fewer than the model has."""
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt
+from typing import Annotated
+
+from pydantic import Field
 
 from nemo_prolong.config.schema import Section
+from nemo_prolong.config.schema.base import Name
 
 
 class RecipeStage(Section):
     """One stage of the chain."""
 
-    exp: str
+    exp: Name
     """Experiment of ``scripts/train.py``, such as mini/stage1."""
-    overrides: list[str] = Field(default=[])
+    overrides: list[Name] = Field(default=[])
     """What else would be typed after it; wins over the overrides of the recipe."""
 
 
@@ -21,11 +24,11 @@ class RecipeConfig(Section):
 
     stages: list[RecipeStage] = Field(min_length=1)
     """Stages in their order; the parent of each is the one before it."""
-    overrides: list[str] = Field(default=[])
+    overrides: list[Name] = Field(default=[])
     """What would be typed after every stage, such as runs_dir=DIR."""
-    export_overrides: list[str] | None = None
+    export_overrides: list[Name] | None = None
     """What would be typed after scripts/export.py, such as output=DIR; run is the last stage. null exports nothing."""
-    ranks: PositiveInt = 1
+    ranks: Annotated[int, Field(gt=0, le=1024)] = 1
     """Processes of this machine that train a stage together, as torchrun --nproc-per-node would start."""
     dry_run: bool = False
     """Print what would be done, and do nothing."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from nemo_prolong.config.schema.base import Section
+from nemo_prolong.config.schema.base import Name, Names, Section
 
 
 class ReportConfig(Section):
     """The configuration of ``scripts/report.py``."""
 
-    runs: list[str] = Field(min_length=1)
+    runs: Names = Field(min_length=1)
     """Run directories in the order of the stages."""
-    exported: str | None
+    exported: Name | None
     """Exported directory to report on; null for none."""
-    output: str
+    output: Name
     """HTML file to write; ``summary.json`` goes beside it."""

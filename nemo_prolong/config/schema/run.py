@@ -5,13 +5,16 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from nemo_prolong.config.schema.base import Fraction, Section, Size
+from nemo_prolong.config.schema.base import Count, CountOrNone, Fraction, Name, RowTokens, Section, Seed, Text
 from nemo_prolong.config.schema.data import DataConfig
 from nemo_prolong.config.schema.layout import ParallelismConfig, PrecisionConfig
 from nemo_prolong.config.schema.model import ModelConfig
 from nemo_prolong.config.schema.tracker import TrackerConfig
+
+SlurmName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,:@+/=-]*$")]
+"""A name of Slurm. sbatch splits a line at blanks and ends it at #, and a name that begins with - is an option."""
 
 
 class Stage(StrEnum):
@@ -34,17 +37,17 @@ class Transition(StrEnum):
 class TrainConfig(Section):
     """Length and batch of the stage, and its rhythm."""
 
-    train_iters: PositiveInt
+    train_iters: Count
     """Optimizer steps."""
-    global_batch_size: PositiveInt
+    global_batch_size: Count
     """Packed rows per optimizer step, over all data-parallel ranks."""
-    micro_batch_size: PositiveInt = 1
+    micro_batch_size: Count = 1
     """Packed rows per rank and forward pass; packing wants 1."""
-    val_check_interval: Annotated[int, Field(ge=0)] = 0
+    val_check_interval: CountOrNone = 0
     """Steps between validations; 0 never validates."""
-    limit_val_batches: PositiveInt = 1
+    limit_val_batches: Count = 1
     """Global batches per validation."""
-    log_every_n_steps: PositiveInt = 1
+    log_every_n_steps: Count = 1
     """Steps between progress lines; every step is in ``metrics.jsonl`` regardless."""
     deterministic: bool = True
     """Ask torch for deterministic kernels where there is a choice."""
@@ -56,19 +59,20 @@ class TrainConfig(Section):
 class OptimConfig(Section):
     """AdamW with linear warmup and cosine decay."""
 
-    lr: Annotated[float, Field(gt=0.0)]
-    """Peak learning rate."""
-    min_lr: Annotated[float, Field(ge=0.0)]
+    lr: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Peak learning rate. Adam moves each weight by about this much a step, and weights are smaller than 1."""
+    min_lr: Annotated[float, Field(ge=0.0, le=1.0)]
     """Learning rate at the last step."""
-    lr_warmup_iters: Annotated[int, Field(ge=0)]
+    lr_warmup_iters: CountOrNone
     """Steps of linear warmup."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
-    """Decay of matrices; norms and biases have none."""
+    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
+    """Decay of matrices; norms and biases have none. Above 10 weights are gone before they are trained."""
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.95
-    adam_eps: Annotated[float, Field(gt=0.0)] = 1e-8
-    clip_grad: Annotated[float, Field(ge=0.0)] = 1.0
-    """Largest global gradient norm; 0 never clips."""
+    adam_eps: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-8
+    """Added to the root of the second moment. Above 1 it outweighs every gradient, and nothing is trained."""
+    clip_grad: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
+    """Largest global gradient norm; 0 never clips. Above 1e6 nothing is clipped either."""
     use_distributed_optimizer: bool = True
     """Shard optimizer state over the DP x CP ranks."""
 
@@ -76,56 +80,57 @@ class OptimConfig(Section):
 class CheckpointConfig(Section):
     """When state is saved and how much is kept."""
 
-    save_interval_steps: PositiveInt
+    save_interval_steps: Count
     """Steps between checkpoints; the last step is always saved."""
-    save_interval_minutes: PositiveFloat | None = None
-    """Most minutes between checkpoints; null saves by steps only."""
-    keep_last: PositiveInt = 2
+    save_interval_minutes: Annotated[float, Field(ge=0.1, le=1e6)] | None = None
+    """Most minutes between checkpoints; null saves by steps only. Below 0.1 training would do nothing but save."""
+    keep_last: Count = 2
     """Newest checkpoints kept; older ones are deleted."""
-    keep_every_steps: PositiveInt | None = None
+    keep_every_steps: Count | None = None
     """Checkpoints of multiples of this step are never deleted; null keeps none beyond ``keep_last``."""
     async_save: bool | None = None
     """Write while training goes on; null does so where there is a GPU."""
-    max_failed_saves: PositiveInt = 3
+    max_failed_saves: Count = 3
     """Saves that may fail in a row, on a full disk say, before training stops."""
 
 
 class FaultsConfig(Section):
     """What is done about steps that would harm the model, and about ranks that hang."""
 
-    spike_sigmas: Annotated[float, Field(gt=0.0)] | None = 6.0
+    spike_sigmas: Annotated[float, Field(ge=1.0, le=1e6)] | None = 6.0
     """A step whose loss or gradient norm is this many standard deviations above the mean of the last steps is skipped;
-    null skips only what is NaN or infinite."""
-    spike_window_steps: Annotated[int, Field(ge=2)] = 128
+    null skips only what is NaN or infinite. Below 1 ordinary steps are skipped."""
+    spike_window_steps: Annotated[int, Field(ge=2, le=10**6)] = 128
     """Steps that mean and deviation are taken of; none is a spike before there are as many."""
-    max_skipped_in_a_row: PositiveInt = 8
+    max_skipped_in_a_row: Count = 8
     """Skipped steps in a row after which training stops."""
-    max_steps_without_targets: PositiveInt = 8
+    max_steps_without_targets: Count = 8
     """Steps in a row of whose rows no token has a loss, after which training stops. Such a step is skipped. One may
     happen where few rows make a step; in a stage of fewer steps all of them are too many."""
-    hang_seconds: Annotated[float, Field(gt=0.0)] | None = 1800.0
-    """Time without the end of a step, a validation or a save after which a rank ends itself; null never does."""
+    hang_seconds: Annotated[float, Field(ge=1.0, le=1e7)] | None = 1800.0
+    """Time without the end of a step, a validation or a save after which a rank ends itself; null never does. Below 1
+    an ordinary step would be taken for a hang."""
 
 
 class ClusterConfig(Section):
     """Where a stage is submitted: what ``scripts/launch.py`` writes into the job file. Training does not read it."""
 
-    partition: str | None = None
+    partition: SlurmName | None = None
     """Slurm partition; null leaves it to the cluster."""
-    account: str | None = None
+    account: SlurmName | None = None
     """Slurm account to charge; null leaves it to the cluster."""
-    time_limit: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")] = "04:00:00"
+    time_limit: Annotated[Text, Field(pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")] = "04:00:00"
     """Wall time of one job, HH:MM:SS or D-HH:MM:SS; the stage goes on in the next job."""
-    signal_seconds: PositiveInt = 120
-    """How long before the end of a job the stage is asked to save and stop."""
-    container_image: str | None = None
+    signal_seconds: Annotated[int, Field(gt=0, le=65535)] = 120
+    """How long before the end of a job the stage is asked to save and stop; Slurm takes 65535 at most."""
+    container_image: Name | None = None
     """Image for pyxis; null runs on the host."""
 
 
 class ResumeConfig(Section):
     """What may be different when a run goes on; a new run ignores it."""
 
-    allow: list[str] = Field(default=[])
+    allow: list[Name] = Field(default=[])
     """Keys or sections whose new values are taken although the run was started with others: optim.lr, ..."""
 
 
@@ -134,19 +139,19 @@ class RunConfig(Section):
 
     stage: Stage
     """Which stage this is."""
-    name: str
+    name: Name
     """Directory of the run below ``runs_dir``."""
-    runs_dir: str = "runs"
+    runs_dir: Name = "runs"
     """Directory that holds the runs."""
-    parent: str | None
+    parent: Name | None
     """Run directory the stage starts from, or ``hf:DIR`` for a Hugging Face directory. null starts from nothing."""
     transition: Transition
     """What is taken from the parent."""
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Seed = 42
     """Seed of initial weights and data order."""
-    seq_length: Size
+    seq_length: RowTokens
     """Tokens in one packed row. Set here and nowhere else."""
-    advertised_context_length: Size | None = None
+    advertised_context_length: RowTokens | None = None
     """Context the exported model claims; by default the longest row in the chain of stages."""
     model: ModelConfig
     data: DataConfig

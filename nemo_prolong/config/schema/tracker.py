@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nemo_prolong.config.schema.base import Section
+from nemo_prolong.config.schema.base import Name, Section
 
 
 class WandbConfig(Section):
     """Weights & Biases. The key comes from ``WANDB_API_KEY`` or ``wandb login``."""
 
-    project: str = "nemo_prolong"
+    project: Name = "nemo_prolong"
     """Project the runs belong to."""
-    entity: str | None = None
+    entity: Name | None = None
     """User or team; null is the default one of the key."""
     mode: Literal["online", "offline"] = "online"
     """offline writes under ``<run>/wandb``, for ``wandb sync`` later."""
@@ -21,9 +21,9 @@ class WandbConfig(Section):
 class MlflowConfig(Section):
     """MLflow. Credentials come from ``MLFLOW_TRACKING_TOKEN``, or user name and password likewise."""
 
-    tracking_uri: str
+    tracking_uri: Name
     """Address of a server, a database or a directory: ``http://HOST:5000``, ``sqlite:///runs.db``, ``file:mlruns``."""
-    experiment: str = "nemo_prolong"
+    experiment: Name = "nemo_prolong"
     """Experiment the runs belong to."""
 
 

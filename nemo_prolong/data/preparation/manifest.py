@@ -6,7 +6,6 @@ It holds nothing that differs between two runs with the same result: no time, no
 from __future__ import annotations
 
 import hashlib
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from nemo_prolong.config.commands import shell_command
 from nemo_prolong.config.schema.prepare import PreparedStage
 from nemo_prolong.data.order import GlobalOrder
 from nemo_prolong.data.preparation.catalog import PlannedSource
@@ -181,4 +181,4 @@ def library_versions() -> dict[str, str]:
 def command_line(arguments: Iterable[str]) -> str:
     """Return the command that gives this result, without what changes nothing in it."""
     kept = [a for a in arguments if a.split("=")[0].lstrip("+~") not in ("output", "workers", "cache")]
-    return shlex.join(["python", "scripts/prepare_data.py", *kept])
+    return shell_command(["python", "scripts/prepare_data.py", *kept])

@@ -19,6 +19,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from nemo_prolong.data.child_processes import interrupts_held_back
 from nemo_prolong.data.preparation.progress import Progress
 from nemo_prolong.errors import DataError
 
@@ -66,12 +67,18 @@ def run_tasks(tasks: Sequence[Task], workers: int, progress: Progress) -> None:
         return
     arguments = (counter,)
     with ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker, arguments) as pool:
-        pending = {pool.submit(_call, task) for task in tasks}
+        with interrupts_held_back():
+            pending = {pool.submit(_call, task) for task in tasks}
         try:
             while pending:
                 finished, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
                 progress.advance_to(counter[0], counter[1])
                 _raise_first_error(finished)
+        except KeyboardInterrupt:
+            # What they are at is lost, and a task can take minutes. What is finished lies on disk.
+            for process in list(pool._processes.values()):
+                process.kill()
+            raise
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

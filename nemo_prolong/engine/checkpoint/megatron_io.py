@@ -14,8 +14,11 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +60,8 @@ class PlannedSave:
         return [f"{WEIGHTS}/{name}" for _, name, _ in self.writer.write_buckets or ()]
 
     def write_shards(self) -> None:
-        """Write the shards of this rank, by children of this process, and wait for them."""
-        if self.request.async_fn is None:
-            return
-        rank, _, results = self.request.async_fn_args
-        with _children_die_with_parent():
-            self.request.async_fn(rank, self.request.preload_fn(), results)
+        """Write the shards of this rank, by a child of this process and its children, and wait for them."""
+        self.write_shards_in_background()()
 
     def write_shards_in_background(self) -> Callable[[], None]:
         """Copy the shards of this rank out of the model, start to write them, and return what waits for the end."""
@@ -82,7 +81,7 @@ class PlannedSave:
             try:
                 results.put(receiver.recv())
             except EOFError:
-                results.put(RuntimeError("the writing process died"))
+                results.put(RuntimeError("a writing process was killed, most likely because memory ran out"))
             process.join()
 
         return wait
@@ -115,6 +114,7 @@ class PlannedSave:
             file.write(json.dumps(MEGATRON_FORMAT).encode())
 
 
+_POLL_SECONDS = 0.05
 _libc = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _dying_with_parent = False
@@ -147,8 +147,19 @@ def _write_and_send(
     write: Callable[..., None], rank: int, buckets: Any, results: queue.Queue[Any], sender: Any
 ) -> None:
     """Write in a process of its own; the queue is this process's copy."""
+    threading.Thread(target=_end_with_a_killed_writer, daemon=True).start()
     write(rank, buckets, results)
     sender.send(results.get())
+
+
+def _end_with_a_killed_writer() -> None:
+    """End this process when one of its writers was killed. Megatron would wait for its results for ever."""
+    writers: set[BaseProcess] = set()
+    while True:
+        writers.update(multiprocessing.active_children())
+        if any(writer.exitcode for writer in writers):
+            os._exit(1)
+        time.sleep(_POLL_SECONDS)
 
 
 class _PlanningStrategy(TorchDistSaveShardedStrategy):

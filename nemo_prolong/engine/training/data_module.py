@@ -7,11 +7,30 @@ from typing import Any
 import lightning.pytorch as pl
 from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
+from torch.utils.data import DataLoader
 
 from nemo_prolong.config.schema import RunConfig
-from nemo_prolong.data.dataset import PackedRowDataset, ValidationRowDataset, collate_rows
+from nemo_prolong.data.child_processes import start_loader_server
+from nemo_prolong.data.dataset import PackedRowDataset, ValidationRowDataset
 from nemo_prolong.data.epochs import log_epochs
+from nemo_prolong.data.loading import LoadedRows, collate_loaded
 from nemo_prolong.errors import DataError
+
+
+class _RowSampler(MegatronDataSampler):
+    """NeMo's sampler, whose loader starts its processes from a fork server.
+
+    NeMo makes a new loader and leaves out how the old one started processes. Forking a process that holds the threads
+    of gloo or CUDA can hang.
+    """
+
+    def transform_dataloader(self, dataloader: DataLoader[Any], consumed_samples: int = 0) -> DataLoader[Any]:
+        """Return a loader of this rank's share of the rows."""
+        loader = super().transform_dataloader(dataloader, consumed_samples)
+        if loader.num_workers:
+            start_loader_server()
+            loader.multiprocessing_context = "forkserver"
+        return loader
 
 
 class PackedDataModule(pl.LightningDataModule):
@@ -39,7 +58,7 @@ class PackedDataModule(pl.LightningDataModule):
         )
         log_epochs(self._train_rows.epochs())
         self._validation_rows = self._build_validation_rows()
-        self.data_sampler = MegatronDataSampler(
+        self.data_sampler = _RowSampler(
             seq_len=cfg.seq_length,
             micro_batch_size=cfg.train.micro_batch_size,
             global_batch_size=cfg.train.global_batch_size,
@@ -88,12 +107,10 @@ class PackedDataModule(pl.LightningDataModule):
         workers = self.cfg.data.num_workers
         return WrappedDataLoader(
             mode=mode,
-            dataset=rows,
-            collate_fn=collate_rows,
+            dataset=LoadedRows(rows),
+            collate_fn=collate_loaded,
             num_workers=workers,
             persistent_workers=workers > 0,
-            # Forking a process that holds gloo threads can hang; a fork server is started before any exist.
-            multiprocessing_context="forkserver" if workers > 0 else None,
         )
 
     def train_dataloader(self) -> WrappedDataLoader:

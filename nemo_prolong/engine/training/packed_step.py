@@ -19,6 +19,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
 from nemo_prolong.data.batch import PackedBatch, RankBatch
+from nemo_prolong.data.loading import next_batch
 from nemo_prolong.ops.context_parallel import DocumentPartition
 from nemo_prolong.ops.linear_cross_entropy import HeadLoss
 from nemo_prolong.ops.token_loss import LossSums, loss_sums, position_buckets
@@ -33,11 +34,13 @@ def packed_data_step(dataloader_iter: Iterator[Any], tile_tokens: int = 1) -> Ra
     Args:
         dataloader_iter: Gives a ``PackedBatch``, or, as Lightning's does, a tuple that begins with one.
         tile_tokens: Where ranks share the row, it is padded so that each rank's part comes in multiples of twice this.
+
+    Raises:
+        DataError: If the row could not be read, in a loader process or here.
     """
     started = time.perf_counter()
-    fetched = next(dataloader_iter)
+    whole = next_batch(dataloader_iter)
     waited = time.perf_counter() - started
-    whole: PackedBatch = fetched[0] if isinstance(fetched, tuple) else fetched
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     partition = _partition(whole, device, tile_tokens)
     here = whole if partition is None else _part_of(whole, partition)

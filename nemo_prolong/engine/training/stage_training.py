@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +21,15 @@ from nemo_prolong.callbacks.stop_signal import StopOnSignal
 from nemo_prolong.callbacks.watchdog import HangWatchdog
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import RunConfig, Transition
+from nemo_prolong.data.loading import explained_worker_deaths
+from nemo_prolong.distributed.ending import ending_together
 from nemo_prolong.distributed.rendezvous import decided_by_rank_zero, open_store, rank_and_size, refuse_together
 from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore
 from nemo_prolong.engine.model.nemo_model import build_model
 from nemo_prolong.engine.training.data_module import PackedDataModule
 from nemo_prolong.engine.training.lightning_loop import lightning_callbacks
 from nemo_prolong.engine.training.trainer import build_trainer
+from nemo_prolong.errors import ProlongError
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.weights.pickles import check_pickles
 
@@ -86,11 +91,20 @@ def train_stage(cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_c
 
     Raises:
         ConfigError: If the stage needs kernels that do not exist for this device and these versions.
+        DataError: If a row cannot be read or does not fit. This and the others on every rank, if on any.
         CheckpointError: If the checkpoint holds something that loading would execute, or saving fails too often.
         DataError: If rows do not fit the stage, or too many steps in a row have no target token.
         TrainingError: If too many steps in a row would have harmed the model.
+        KeyboardInterrupt: For Ctrl-C.
     """
     store = open_store()
+    with ending_together(store, *rank_and_size()):
+        return _train(cfg, run, resume, parent_checkpoint, store)
+
+
+def _train(
+    cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_checkpoint: Path | None, store: Store
+) -> StageTotals:
     resume = _rank_zero_path(store, "resume", resume)
     parent_checkpoint = _rank_zero_path(store, "parent_checkpoint", parent_checkpoint)
     opened = resume or parent_checkpoint
@@ -113,12 +127,30 @@ def train_stage(cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_c
     trainer = build_trainer(cfg, hooks, validate=data.validates, store=store, restore=restore)
     callbacks.stop.listen()
     try:
-        trainer.fit(build_model(cfg), datamodule=data, ckpt_path=str(resume) if resume else None)
+        with _first_error(), explained_worker_deaths():
+            trainer.fit(build_model(cfg), datamodule=data, ckpt_path=str(resume) if resume else None)
     finally:
         callbacks.stop.restore()
     totals = callbacks.totals(trainer.global_step)
     _leave_process_groups()
     return totals
+
+
+@contextmanager
+def _first_error() -> Iterator[None]:
+    """Raise what went wrong first: Ctrl-C, which Lightning turns into an exit with 1, or an error of ours.
+
+    Where Lightning takes apart what it has not put together yet, that fails too.
+    """
+    try:
+        yield
+    except BaseException as error:
+        first: BaseException | None = error
+        while first is not None and not isinstance(first, KeyboardInterrupt | ProlongError):
+            first = first.__context__
+        if first is None or first is error:
+            raise
+        raise first from None
 
 
 def _set_arithmetic(deterministic: bool) -> None:

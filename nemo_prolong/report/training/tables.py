@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from nemo_prolong.config.commands import hydra_override, shell_command, typed
 from nemo_prolong.config.schema import ReportConfig, Transition
 from nemo_prolong.records.evaluation import RecallEntry
 from nemo_prolong.report import numbers
@@ -197,7 +197,7 @@ def machine_table(machine: dict[str, Any]) -> Table:
 def commands(lineage: Lineage, cfg: ReportConfig) -> list[str]:
     """Return what to type to get this report again, in order, as far as the runs recorded it."""
     prepared = [
-        f"{stage.data_manifest['command']} {shlex.quote(f'output={stage.manifest.data.root}')}"
+        f"{stage.data_manifest['command']} {typed('output', stage.manifest.data.root)}"
         for stage in lineage.stages
         if stage.data_manifest.get("command")
     ]
@@ -218,12 +218,8 @@ def _export_settings(export: ExportedModel) -> dict[str, Any]:
 
 
 def _script(name: str, settings: dict[str, Any]) -> str:
-    words = [f"{key}={_override(value)}" for key, value in settings.items() if value is not None]
-    return shlex.join(["python", f"scripts/{name}.py", *words])
-
-
-def _override(value: Any) -> str:
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    words = [hydra_override(key, value) for key, value in settings.items() if value is not None]
+    return shell_command(["python", f"scripts/{name}.py", *words])
 
 
 def logit_difference_words(value: float | None) -> str:
@@ -234,7 +230,7 @@ def logit_difference_words(value: float | None) -> str:
 def missing_results(models: Iterable[EvaluatedModel], task: str) -> list[str]:
     """Return a note for every model without results of ``task``, with the command that measures them."""
     return [
-        f"{model.label}: no {task} results. Measure them with: python scripts/evaluate.py 'models=[{model.model}]'"
+        f"{model.label}: no {task} results. Measure them with: {_script('evaluate', {'models': [model.model]})}"
         for model in models
         if getattr(model, task) is None
     ]

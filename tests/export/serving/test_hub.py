@@ -14,6 +14,8 @@ from huggingface_hub.utils import reset_sessions
 from nemo_prolong.config.schema import ExportTargetConfig
 from nemo_prolong.errors import ExportError
 from nemo_prolong.export.hub import push_to_hub
+from nemo_prolong.files import digest_file
+from nemo_prolong.records.export_manifest import MANIFEST_FILE
 from tests.support.fake_hub import fake_hub
 
 TOKEN = "hf_" + "x" * 34
@@ -45,6 +47,20 @@ def test_every_file_arrives_and_earlier_ones_go(exported, endpoint, caplog, capf
         assert address == f"{hub.url}/org/name/commit/1"
     out, err = capfd.readouterr()
     assert TOKEN not in caplog.text + out + err
+
+
+def test_a_file_whose_name_is_a_pattern_arrives(exported, endpoint, tmp_path):
+    directory = shutil.copytree(exported, tmp_path / "copy")
+    named = directory / "chat[1]*.jinja"
+    named.write_text("{{ messages }}")
+    manifest = json.loads((directory / MANIFEST_FILE).read_text())
+    digest = digest_file(named)
+    manifest["files"][named.name] = {"sha256": digest.sha256, "bytes": digest.num_bytes}
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with fake_hub(TOKEN) as hub:
+        endpoint(hub.url)
+        push_to_hub(directory, TARGET)
+        assert hub.files == contents(directory)
 
 
 def test_a_public_repository_is_made_when_asked_for(exported, endpoint):
