@@ -240,8 +240,8 @@ def _more_rows(cfg: RunConfig, vocab_size: int) -> str:
 def export_first(cfg: RunConfig) -> str:
     """Return how a stage gets a larger vocabulary than the run that it starts from."""
     return (
-        f"A run's vocabulary is fixed, so export the parent (scripts/export.py {typed('run', cfg.parent)} output=DIR) and start "
-        "with parent=hf:DIR transition=weights."
+        f"A run's vocabulary is fixed, so export the parent (scripts/export.py {typed('run', cfg.parent)} output=DIR) "
+        "and start with parent=hf:DIR transition=weights."
     )
 
 
