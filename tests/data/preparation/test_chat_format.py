@@ -140,7 +140,7 @@ def test_templates_with_names_are_copied_and_decide_the_result(prepare_chat: Pre
 
 def test_the_tokenizer_is_checked_before_anything_is_tokenized(prepare_chat: Prepare, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer" / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "TokenizersBackend"}))
-    with pytest.raises(DataError, match="cannot load it: ValueError: Tokenizer class TokenizersBackend does not exist"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "NoSuchTokenizer"}))
+    with pytest.raises(DataError, match="cannot load it: Tokenizer class NoSuchTokenizer does not exist"):
         prepare_chat()
     assert not (tmp_path / ".data.partial" / "units").exists()
