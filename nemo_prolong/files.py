@@ -130,3 +130,13 @@ def restore_replaced(final: Path, replaced: Path) -> None:
     """Undo a ``publish`` that was killed between its two renames: what had the name is still whole."""
     if replaced.exists() and not final.exists():
         replaced.rename(final)
+
+
+def require_directory(directory: Path) -> None:
+    """Refuse a missing directory before a library takes its name for that of a repository on the Hub.
+
+    Raises:
+        FileNotFoundError: Naming it, and where it was looked for.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(f"there is no directory {directory}, seen from {Path.cwd()}")

@@ -123,6 +123,11 @@ class DataRecord(BaseModel):
         """The root, seen from here."""
         return self.root if is_address(self.root) else str(recorded_path(self.root, self.working_directory))
 
+    @property
+    def tokenizer_directory(self) -> Path:
+        """The tokenizer's directory, seen from here."""
+        return Path(self.tokenizer) if is_address(self.root) else Path(self.location, self.tokenizer)
+
 
 class StageManifest(BaseModel):
     """The content of ``stage.json``. Counts are of this stage alone.

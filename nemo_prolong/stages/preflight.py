@@ -380,8 +380,7 @@ def _check_complete(run: RunDirectory) -> None:
 
 def _check_parent_tokens(cfg: RunConfig, parent: DataRecord) -> None:
     """Refuse rows whose ids mean other tokens than in the rows of the parent run."""
-    theirs = Path(parent.tokenizer) if is_address(parent.root) else Path(parent.location, parent.tokenizer)
-    ours, theirs = tokenizer_directory(cfg.data) / TOKENIZER_FILE, theirs / TOKENIZER_FILE
+    ours, theirs = tokenizer_directory(cfg.data) / TOKENIZER_FILE, parent.tokenizer_directory / TOKENIZER_FILE
     if theirs.is_file() and theirs.read_bytes() != ours.read_bytes():
         check_same_tokens(cfg, theirs)
 

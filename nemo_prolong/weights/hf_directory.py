@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -316,12 +316,20 @@ def check_one_set_of_weights(directory: Path, what: str) -> None:
         CheckpointError: Naming the files.
     """
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
-    if single.is_file() and index.is_file() and _indexed_files(index) != {SINGLE_FILE}:
+    places = _indexed_places(index)
+    if single.is_file() and index.is_file() and set(places.values()) != {SINGLE_FILE}:
         raise CheckpointError(
             what,
             f"it holds two sets of weights, {SINGLE_FILE} and the files of {INDEX_FILE}, and programs differ in which "
             "they read.",
             f"Remove {SINGLE_FILE}, or the index and its files.",
+        )
+    for file, name in _tensors_beside_the_index(directory, places):
+        raise CheckpointError(
+            what,
+            f"{file} holds {name}, which {INDEX_FILE} says is in {places[name]}. Programs differ in which of the two "
+            "they read.",
+            "Load the model with the program that you trust, and save it again into an empty directory.",
         )
     if (directory / ADAPTER_FILE).is_file():
         raise _adapter(what, ADAPTER_FILE)
@@ -342,12 +350,30 @@ def _adapter(what: str, found: str) -> CheckpointError:
     )
 
 
-def _indexed_files(index: Path) -> set[str] | None:
-    """Return the files that an index names, None where it cannot be read."""
+def _indexed_places(index: Path) -> dict[str, str]:
+    """Return the file of every tensor by an index, empty where there is none that can be read."""
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: str(file) for name, file in places.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        return {}
+
+
+def _tensors_beside_the_index(directory: Path, places: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield (file, name) of tensors that are in the file that the index names and in another; reads headers only."""
+    held = {file: _names_in(directory / file) for file in sorted(set(places.values()))}
+    for file, names in held.items():
+        elsewhere = sorted(name for name in names & places.keys() if places[name] != file)
+        yield from ((file, name) for name in elsewhere if name in held[places[name]])
+
+
+def _names_in(file: Path) -> set[str]:
+    """Return the tensors of a file, none where it is missing or damaged: whoever reads it says so."""
+    try:
+        with safe_open(file, framework="np") as opened:
+            return set(opened.keys())
+    except (OSError, SafetensorError):
+        return set()
 
 
 def _config_of(directory: Path) -> dict[str, Any]:

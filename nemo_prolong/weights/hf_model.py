@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
+from nemo_prolong.files import require_directory
+
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -36,16 +38,10 @@ def load_model(directory: Path, dtype: torch.dtype | Literal["auto"]) -> LoadedM
     Raises:
         FileNotFoundError: If there is no such directory.
     """
-    _require_directory(directory)
+    require_directory(directory)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(directory), dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
     )
     model, report = loaded
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
     return LoadedModel(model.eval(), {kind: sorted(map(str, report[kind])) for kind in kinds if report[kind]})
-
-
-def _require_directory(directory: Path) -> None:
-    """Refuse a missing directory. The loaders would take its name for that of a repository on the Hub."""
-    if not directory.is_dir():
-        raise FileNotFoundError(f"there is no directory {directory}, seen from {Path.cwd()}")

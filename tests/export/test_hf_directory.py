@@ -100,6 +100,16 @@ def test_two_sets_of_weights_in_one_directory_are_refused(llama: Path) -> None:
     check(llama)
 
 
+def test_a_tensor_in_a_file_that_the_index_does_not_name_is_refused(llama: Path) -> None:
+    """Such files are left by tools that reuse shards. transformers and vLLM read the other tensor."""
+    first, second = load_file(llama / "a.safetensors"), load_file(llama / "b.safetensors")
+    name = sorted(first)[0]
+    save_file({**second, name: first[name] + 1}, llama / "b.safetensors")
+    assert f"b.safetensors holds {name}, which {INDEX} says is in a.safetensors." in refusal(CheckpointError, llama)
+    save_file({**second, "of.nobody": first[name]}, llama / "b.safetensors")
+    check(llama)
+
+
 def test_pickles_beside_safetensors_are_left_alone(llama: Path) -> None:
     (llama / "pytorch_model.bin").write_bytes(b"not even a pickle")
     check(llama)
@@ -108,7 +118,7 @@ def test_pickles_beside_safetensors_are_left_alone(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("adapter_config.json", {"peft_type": "LORA"}, "it holds an adapter (adapter_config.json)"),
+        ("adapter_config.json", {"peft_type": "LORA"}, "it holds an adapter of PEFT (adapter_config.json)"),
         ("config.json", config(transformers_weights="c.safetensors"), 'transformers_weights="c.safetensors"'),
     ],
 )
@@ -377,7 +387,7 @@ FILES: list[tuple[Callable[[Path], object], str]] = [
         "it holds an adapter of PEFT (model.layers.0.self_attn.q_proj.lora_A.default.weight), not a whole",
     ),
     (wrapped_twin, "lm_head.weight and _orig_mod.lm_head.weight are both lm_head.weight. Save the model again without"),
-    (both_kinds, f"it has model.safetensors and other files in {INDEX}, and transformers reads the first alone."),
+    (both_kinds, f"it holds two sets of weights, model.safetensors and the files of {INDEX}"),
 ]
 
 

@@ -11,13 +11,18 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nemo_prolong.data.tokenizer.saved import SavedTokenizer, TokenizerProblem, copy_tokenizer
+from nemo_prolong.files import require_directory
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a directory, whichever version of transformers wrote it.
 
     A broken one raises whatever its library raises.
+
+    Raises:
+        FileNotFoundError: If there is no such directory.
     """
+    require_directory(directory)
     saved = SavedTokenizer.read(directory)
     if not saved.translated:
         return _load(directory)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nemo_prolong.config.addresses import is_address
 from nemo_prolong.config.schema import MixtureEntry
 from nemo_prolong.data.batch import PackedRow
 from nemo_prolong.data.dataset import PackedRowDataset
@@ -59,9 +57,9 @@ def calibration_documents(manifest: StageManifest, rows: int, length: int) -> li
 
 def _check_tokenizer(data: DataRecord) -> None:
     """Refuse rows that came into the run's data directory after it was trained."""
-    tokenizer = Path(data.tokenizer) if is_address(data.root) else Path(data.root, data.tokenizer)
+    tokenizer = data.tokenizer_directory
     for entry in data.mixture:
-        origins = row_origins(f"{data.root.rstrip('/')}/{entry['path']}")
+        origins = row_origins(f"{data.location.rstrip('/')}/{entry['path']}")
         if origins and (tokenizer / "tokenizer.json").is_file():
             sha256, what = TextEncoder(tokenizer, "tokenizers").sha256, f"data.mixture path={entry['path']}"
             require_tokenizer(origins, tokenizer, sha256, what, "Restore the data that the run was trained on.")
