@@ -86,6 +86,11 @@ def fingerprint(cfg: PrepareConfig, tokenizer_sha256: str | None, units: Sequenc
     return hashlib.sha256(described.encode()).hexdigest()
 
 
+_CONVERSATIONS = 2
+"""Changes with what becomes of conversations. 1 dropped calls, tools and weights, and packed rows without a target. A
+directory of such rows is not reused."""
+
+
 def _fingerprinted(cfg: PrepareConfig) -> dict[str, Any]:
     """Return the configuration as the version wrote it that made an older data directory."""
     described = described_config(cfg)
@@ -96,6 +101,8 @@ def _fingerprinted(cfg: PrepareConfig) -> dict[str, Any]:
     ]
     if cfg.tokenizer.chat_date is None:
         del described["tokenizer"]["chat_date"]
+    if any(source.holds_conversations for source in cfg.sources):
+        described["conversations"] = _CONVERSATIONS
     return described
 
 

@@ -116,7 +116,10 @@ def existing_manifest(output: Path, fingerprint: str) -> DataManifest | None:
         raise DataError(f"output={output}", "exists and is no complete data directory.", remedy) from None
     if manifest is None:
         raise DataError(
-            f"output={output}", "holds data of another configuration, tokenizer or state of the sources.", remedy
+            f"output={output}",
+            "holds data of another configuration, tokenizer or state of the sources, or conversations as an earlier "
+            "version wrote them.",
+            remedy,
         )
     missing = [path for path in manifest.row_sets if not (output / path / "index.json").is_file()]
     if missing:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from nemo_prolong.config.rules import check
 from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.data.mds import MdsReader
+from nemo_prolong.data.preparation import catalog
 from nemo_prolong.data.preparation.run import prepare
 from nemo_prolong.data.tokenizer.template import LLAMA3_TRAINING
 from nemo_prolong.errors import ConfigError, DataError
@@ -135,6 +136,17 @@ def test_templates_with_names_are_copied_and_decide_the_result(prepare_chat: Pre
     assert copied.read_text() == "{{ bos_token }}"
     (more / "rag.jinja").write_text("{{ eos_token }}")
     with pytest.raises(DataError, match="holds data of another configuration, tokenizer or state"):
+        prepare_chat()
+
+
+def test_conversations_of_an_earlier_version_are_not_reused(
+    prepare_chat: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dropped tool calls and weights. What text became did not change, and is reused (tests/compatibility)."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(catalog, "_CONVERSATIONS", 1)
+        prepare_chat()
+    with pytest.raises(DataError, match="or conversations as an earlier version wrote them"):
         prepare_chat()
 
 

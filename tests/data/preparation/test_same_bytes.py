@@ -153,7 +153,8 @@ def test_a_directory_of_another_configuration_is_refused(prepared: Path, mixed_c
     with pytest.raises(DataError) as refusal:
         prepare(mixed_config(prepared, seed=1))
     assert str(refusal.value) == (
-        f"output={prepared}: holds data of another configuration, tokenizer or state of the sources. "
+        f"output={prepared}: holds data of another configuration, tokenizer or state of the sources, or "
+        "conversations as an earlier version wrote them. "
         f"Remove {prepared}, or set output to another directory."
     )
 
