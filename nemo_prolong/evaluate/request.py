@@ -11,6 +11,7 @@ from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.row_origins import require_tokenizer
 from nemo_prolong.data.row_sets import refuse_data_directory
+from nemo_prolong.data.run_tokenizer import run_tokenizer
 from nemo_prolong.data.storage.stores import is_remote
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
@@ -149,21 +150,6 @@ def _require_run(run: Path) -> RequestedModel:
             f"models={run}", "The run has no complete checkpoint.", "Train it until it saves one, or name another run."
         )
     description = ModelDescription.read(checkpoint)
-    tokenizer = description.tokenizer_directory
-    if not tokenizer.is_dir():
-        raise CheckpointError(
-            f"models={run}",
-            f"The tokenizer that it was trained with is not in {description.tokenizer}, seen from {Path.cwd()}.",
-            "Put the data directory back where it was, or run the command where the run was started.",
-        )
-    expected = StageManifest.read(run).data.tokenizer_sha256
-    if expected is not None:
-        found = TextEncoder(tokenizer, "tokenizers").sha256
-        if found != expected:
-            raise CheckpointError(
-                f"models={run}",
-                f"{tokenizer} holds another tokenizer (SHA-256 {found[:12]}) than the run was trained with "
-                f"({expected[:12]}).",
-                "Put the data directory back where it was, or run the command where the run was started.",
-            )
+    data = StageManifest.read(run).data
+    tokenizer = run_tokenizer(description, data, lambda *problem: CheckpointError(f"models={run}", *problem))
     return RequestedModel(tokenizer, state_of_checkpoint(checkpoint))

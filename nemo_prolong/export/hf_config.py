@@ -18,8 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.data.tokenizer import loading
 from nemo_prolong.data.tokenizer.generation_tags import without_generation_tags
-from nemo_prolong.data.tokenizer.saved import MAP_FILE, SavedTokenizer, missing_names, too_many_tokens
-from nemo_prolong.data.tokenizer.stop_tokens import TEMPLATE_FILE
+from nemo_prolong.data.tokenizer.saved import MAP_FILE, TEMPLATE_FILE, SavedTokenizer, missing_names, too_many_tokens
 from nemo_prolong.errors import ExportError
 from nemo_prolong.export.source import ExportSource
 from nemo_prolong.files import write_json_atomically, write_text_atomically

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nemo_prolong.config.schema import ModelConfig
+from nemo_prolong.data.run_tokenizer import run_tokenizer
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.data.tokenizer.stop_tokens import older_stop_ids
 from nemo_prolong.errors import CheckpointError, ExportError
@@ -90,13 +91,7 @@ def open_source(run: str) -> ExportSource:
             f"run={run}", "the run has no complete checkpoint.", f"Train until it saves one: {manifest.command}"
         )
     description = ModelDescription.read(checkpoint)
-    tokenizer = description.tokenizer_directory
-    if not tokenizer.is_dir():
-        raise ExportError(
-            f"run={run}",
-            f"the tokenizer that it was trained with is not in {description.tokenizer}, seen from {Path.cwd()}.",
-            "Put the data directory back where it was, or run the command where the run was started.",
-        )
+    tokenizer = run_tokenizer(description, manifest.data, lambda *problem: ExportError(f"run={run}", *problem))
     source = ExportSource(
         run_dir=run_dir,
         checkpoint=checkpoint,
@@ -106,25 +101,11 @@ def open_source(run: str) -> ExportSource:
         tokenizer=tokenizer,
         reader=CheckpointReader(checkpoint),
     )
-    _check_tokenizer(source)
     _check_model(source)
     _check_tensors(source)
     if manifest.status != "complete":
         log.warning("%s is not finished: step %d of %d is exported", run, source.step, manifest.train_iters)
     return source
-
-
-def _check_tokenizer(source: ExportSource) -> None:
-    """Refuse another tokenizer that lies where that of the run lay, or under the same name seen from here."""
-    data = source.manifest.data
-    if data.tokenizer_sha256 is None:
-        return
-    if TextEncoder(source.tokenizer, "tokenizers").sha256 != data.tokenizer_sha256:
-        raise ExportError(
-            f"run={source.run_dir}",
-            f"the tokenizer in {source.tokenizer} is not the one that the run was trained with.",
-            f"Put the data directory back, or run the command in {data.working_directory}, where the run was started.",
-        )
 
 
 def _check_model(source: ExportSource) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from nemo_prolong.data.tokenizer.stop_tokens import REFUSALS, end_of_turn
+from nemo_prolong.data.tokenizer.rendering import REFUSALS
+from nemo_prolong.data.tokenizer.stop_tokens import end_of_turn
 from nemo_prolong.errors import ExportError
 from nemo_prolong.export.hf_config import SpecialTokens
 from nemo_prolong.export.source import ExportSource

@@ -10,7 +10,6 @@ from nemo_prolong.config.addresses import tokenizer_directory
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.data.tokenizer.stop_tokens import chat_stop_ids, check_own_template, older_stop_ids
-from nemo_prolong.errors import DataError
 from nemo_prolong.records.data_manifest import ChatFormat, DataManifestFile
 from nemo_prolong.records.stage_manifest import ParentRecord, StageManifest
 
@@ -99,12 +98,4 @@ class _StageData:
         """See the function of this name."""
         if self.chat is None:
             return
-        stop_ids, vocab_size = chat_stop_ids(self.chat, self.encoder), self._cfg.model.vocab_size
-        if max(stop_ids) >= vocab_size:
-            raise DataError(
-                f"model.vocab_size={vocab_size}",
-                f"a turn ends with {' or '.join(map(repr, self.chat.end_of_turn))}, of which one has the id "
-                f"{max(stop_ids)}.",
-                f"Set model.vocab_size={max(stop_ids) + 1} or more, or use the tokenizer of the model.",
-            )
-        check_own_template(self.encoder, self.chat, stop_ids)
+        check_own_template(self.encoder, self.chat, chat_stop_ids(self.chat, self.encoder))

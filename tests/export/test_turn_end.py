@@ -192,7 +192,7 @@ def test_another_tokenizer_in_the_place_of_the_runs_is_refused(
     text = (tokenizer / "tokenizer.json").read_text()
     (tokenizer / "tokenizer.json").write_text(text.replace("<|im_end|>", "<|in_end|>"))
     message = refusal(run, tmp_path / "hf")
-    assert f"the tokenizer in {tokenizer} is not the one that the run was trained with" in message
+    assert f"{tokenizer} holds another tokenizer (SHA-256 " in message
 
 
 def test_a_run_that_does_not_say_it_is_read_by_its_template(

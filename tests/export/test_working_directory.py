@@ -143,15 +143,11 @@ def test_another_tokenizer_of_the_same_name_here_is_refused(project: Path, child
     shutil.copytree(project / "data" / "tokenizer", elsewhere / "data" / "tokenizer")
     file = elsewhere / "data" / "tokenizer" / "tokenizer.json"
     file.write_text(file.read_text().replace("<|eot_id|>", "<|end_it|>"))
-    rule = "tokenizer in data/tokenizer is not the one that the run was trained with."
-    with pytest.raises(ExportError) as refused:
-        open_source(str(child))
-    assert rule in str(refused.value) and f"run the command in {project}, where the run was started" in str(
-        refused.value
-    )
-    with pytest.raises(CheckpointError) as refused_evaluation:
-        require_model(str(child))
-    assert "data/tokenizer holds another tokenizer (SHA-256 " in str(refused_evaluation.value)
+    for refused, open_run in ((ExportError, open_source), (CheckpointError, require_model)):
+        with pytest.raises(refused) as error:
+            open_run(str(child))
+        assert "data/tokenizer holds another tokenizer (SHA-256 " in str(error.value)
+        assert f"run the command where the run was started ({project})." in str(error.value)
 
 
 # Where nothing is found, nobody asks the Hub.
@@ -162,14 +158,14 @@ def test_an_export_without_its_tokenizer_is_refused(moved: Path, elsewhere: Path
         export(export_config(moved, elsewhere / "hf"))
     assert str(refused.value) == (
         f"run={moved}: the tokenizer that it was trained with is not in data/tokenizer, seen from {elsewhere}. "
-        "Put the data directory back where it was, or run the command where the run was started."
+        "Put the data directory back where it was, or run the command where the run was started (/no/such/project)."
     )
 
 
 def test_an_evaluation_without_the_tokenizer_is_refused_at_once(moved: Path, elsewhere: Path) -> None:
     with pytest.raises(CheckpointError) as refused:
         require_model(str(moved))
-    assert f"The tokenizer that it was trained with is not in data/tokenizer, seen from {elsewhere}." in str(
+    assert f"the tokenizer that it was trained with is not in data/tokenizer, seen from {elsewhere}." in str(
         refused.value
     )
 

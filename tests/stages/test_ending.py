@@ -243,14 +243,6 @@ def test_the_first_token_that_stands_for_itself_ends_a_turn(sft, chat_data):
     assert manifest_of(cfg).stop_token_ids == [ids[ENDOFTEXT], ids[IM_END]]
 
 
-def test_an_end_of_a_turn_beyond_the_models_tokens_is_refused(make_config, make_run, make_child, chat_data):
-    smaller = {"model": {"vocab_size": 500}}
-    parent = make_parent(lambda **changes: make_config(**changes, **smaller), make_run, stop_token_ids=[])
-    end = token_ids(chat_data / "tokenizer")[IM_END]
-    message = refusal(make_child(parent, **SFT, **smaller))
-    assert message.startswith(f"model.vocab_size=500: a turn ends with '<|im_end|>', of which one has the id {end}.")
-
-
 def test_a_tokenizer_without_a_template_is_refused_for_conversations(sft, chat_data):
     cfg = sft()
     (chat_data / "tokenizer" / "chat_template.jinja").unlink()

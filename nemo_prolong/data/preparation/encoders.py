@@ -18,8 +18,8 @@ from nemo_prolong.data.sources import read_unit
 from nemo_prolong.data.sources.base import Document, Rejected
 from nemo_prolong.data.tokenizer import ChatEncoder, TextEncoder, train_tokenizer
 from nemo_prolong.data.tokenizer.generation_tags import without_generation_tags
-from nemo_prolong.data.tokenizer.saved import SavedTokenizer, copy_tokenizer, tokenizer_files
-from nemo_prolong.data.tokenizer.served import TEMPLATE_FILE, check_served_template
+from nemo_prolong.data.tokenizer.saved import TEMPLATE_FILE, SavedTokenizer, copy_tokenizer, tokenizer_files
+from nemo_prolong.data.tokenizer.served import check_served_template
 from nemo_prolong.errors import DataError
 from nemo_prolong.files import digest_file, publish, sync_files, write_text_atomically
 from nemo_prolong.records.data_manifest import ChatFormat

@@ -15,6 +15,7 @@ from tokenizers import Encoding, Tokenizer
 from nemo_prolong.config.schema.prepare import TokenizerConfig
 from nemo_prolong.data.tokenizer.fast import FastLibrary
 from nemo_prolong.data.tokenizer.identity import definition_sha256
+from nemo_prolong.data.tokenizer.saved import CONFIG_FILE, MAP_FILE, read_object
 from nemo_prolong.data.tokenizer.special_tokens import named_tokens
 from nemo_prolong.data.tokenizer.structure import find_cutter
 from nemo_prolong.errors import ConfigError, DataError
@@ -99,8 +100,7 @@ class TextEncoder:
     @cached_property
     def named_tokens(self) -> dict[str, str | list[str]]:
         """The special tokens by the names that ``transformers`` has for them, such as ``bos_token``."""
-        files = ("tokenizer_config.json", "special_tokens_map.json")
-        return named_tokens(*(_read_object(self.directory / file) for file in files))
+        return named_tokens(*(read_object(self.directory / file) for file in (CONFIG_FILE, MAP_FILE)))
 
     def named_token(self, name: str) -> str | None:
         """Return the token that the tokenizer calls ``name``, such as ``bos_token``, or None."""
@@ -235,17 +235,6 @@ def _load(directory: Path) -> Tokenizer:
     # Without special tokens it changes no id; some shift offsets.
     tokenizer.post_processor = None
     return tokenizer
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file, empty where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}", f"is no JSON: {error}.", "Copy the tokenizer again.") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _slices(pieces: Iterable[str]) -> Iterator[str]:

@@ -25,6 +25,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 MAP_FILE = "special_tokens_map.json"
 ADDED_FILE = "added_tokens.json"
+TEMPLATE_FILE = "chat_template.jinja"
 
 _COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _MORE_TEMPLATES = "additional_chat_templates"
@@ -70,8 +71,8 @@ class SavedTokenizer:
         Raises:
             DataError: If a file is no JSON object.
         """
-        config, changes = _translate_config(_read_object(directory / CONFIG_FILE))
-        special_tokens_map, more = _translate_extra_tokens(_read_object(directory / MAP_FILE), MAP_FILE)
+        config, changes = _translate_config(read_object(directory / CONFIG_FILE))
+        special_tokens_map, more = _translate_extra_tokens(read_object(directory / MAP_FILE), MAP_FILE)
         return cls(directory, config, special_tokens_map, (*changes, *more))
 
     @cached_property
@@ -111,7 +112,7 @@ class SavedTokenizer:
         """Yield tokens in the order in which transformers adds those that ``tokenizer.json`` does not have."""
         added = self.config.get("added_tokens_decoder")
         if added is None:
-            added = {id_: token for token, id_ in _read_object(self.directory / ADDED_FILE).items()}
+            added = {id_: token for token, id_ in read_object(self.directory / ADDED_FILE).items()}
         yield from map(_content, dict(sorted(added.items(), key=lambda item: int(item[0]))).values())
         yield from (token for token in map(self.named_token, NAMED_TOKENS) if token)
         yield from self._names.get(ADDITIONAL, ())
@@ -207,7 +208,12 @@ def _content(token: Any) -> str:
     return str(token["content"]) if isinstance(token, dict) else str(token)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file of a tokenizer, empty where there is none.
+
+    Raises:
+        DataError: If it is no JSON object.
+    """
     if not path.is_file():
         return {}
     try:

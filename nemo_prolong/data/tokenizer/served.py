@@ -23,7 +23,6 @@ from nemo_prolong.data.tokenizer.rendering import REFUSALS
 from nemo_prolong.data.tokenizer.turns import ANSWER, QUESTION, SYSTEM, TOOL, calling
 from nemo_prolong.errors import ConfigError, DataError
 
-TEMPLATE_FILE = "chat_template.jinja"
 _PROGRAM = Path(__file__).with_name("served_program.py")
 _TIMEOUT_SECONDS = 600
 _ENVIRONMENT = {

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-from jinja2 import TemplateError
 
 from nemo_prolong.data.conversation import Conversation
 from nemo_prolong.data.tokenizer.encoder import END_OF_TEXT, TextEncoder
 from nemo_prolong.data.tokenizer.llama3 import END_OF_TURN
+from nemo_prolong.data.tokenizer.rendering import REFUSALS
+from nemo_prolong.data.tokenizer.saved import CONFIG_FILE, TEMPLATE_FILE, read_object
 from nemo_prolong.data.tokenizer.template import ChatTemplate
 from nemo_prolong.errors import DataError
 from nemo_prolong.records.data_manifest import ChatFormat
 
-TEMPLATE_FILE = "chat_template.jinja"
-REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a template raises, itself or by its code, on messages that it was not written for."""
-
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _ANSWER, _NEXT = "answer 71432", "question 90817"
 _PROBE = (
     {"role": "user", "content": "question 38105"},
@@ -145,17 +138,13 @@ def _own_template(encoder: TextEncoder) -> ChatTemplate | None:
     source = _template_source(encoder.directory)
     if source is None:
         return None
-    variables: dict[str, Any] = {name: encoder.named_token(name) or "" for name in _NAMED_TOKENS}
-    variables["strftime_now"] = _ANY_DATE.strftime
-    return ChatTemplate(source, f"the chat template of {encoder.directory}", variables)
+    return ChatTemplate(source, f"the chat template of {encoder.directory}", encoder.named_tokens, _ANY_DATE)
 
 
 def _template_source(directory: Path) -> str | None:
     if (directory / TEMPLATE_FILE).is_file():
         return (directory / TEMPLATE_FILE).read_text("utf-8")
-    path = directory / "tokenizer_config.json"
-    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    template = config.get("chat_template")
+    template = read_object(directory / CONFIG_FILE).get("chat_template")
     if isinstance(template, list):  # several, by name
         template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
     return template if isinstance(template, str) else None
