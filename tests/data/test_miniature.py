@@ -186,4 +186,5 @@ def test_the_running_interpreter_has_text_of_every_domain() -> None:
     repositories = {repository.name: repository for repository in Installation.current().repositories()}
     assert any(file.relative == "json/decoder.py" for file in repositories["json"].code)
     assert any(file.relative.endswith("METADATA") for file in repositories["numpy"].documents)
+    assert "nemo_prolong" not in repositories  # its README would change the figures that it gives
     assert "test" not in repositories and "site-packages" not in repositories

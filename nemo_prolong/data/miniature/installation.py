@@ -2,7 +2,8 @@
 
 A repository is a top-level package or module of the standard library or of site-packages. Everything is sorted, so that
 the same installation always gives the same list. Nothing is imported or executed. Tests, vendored copies, generated and
-minified files are left out, as code corpora do.
+minified files are left out, as code corpora do. This package is left out too: its README, which is in its metadata,
+would change the figures that it gives.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _LEGAL_OR_LIST = re.compile(
     re.IGNORECASE,
 )
 _MIN_TEXT_CHARACTERS = 64
+_THIS_PACKAGE = __name__.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Installation:
         documents: dict[str, list[PackageFile]] = {}
         for root in self.roots:
             for name, file in _files_of_root(root):
+                if name == _THIS_PACKAGE:
+                    continue
                 target = code if file.path.suffix == ".py" else documents
                 target.setdefault(name, []).append(file)
         return [
