@@ -319,7 +319,7 @@ def test_a_tokenizer_without_a_name_for_the_end_is_refused(workspace: Workspace)
     with pytest.raises(
         ExportError, match=r"it has no eos_token\. Set eos_token in .*tokenizer_config\.json, each to a"
     ):
-        hf_config.special_tokens(tokenizer, 512)
+        hf_config.special_tokens(open_source(str(workspace.child)), tokenizer)
 
 
 def test_a_tokenizer_with_too_many_tokens_is_refused(workspace: Workspace) -> None:

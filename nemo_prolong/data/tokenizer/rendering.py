@@ -24,6 +24,9 @@ _ANSWER = {"role": "assistant", "content": "so."}
 _QUESTION = {"role": "user", "content": "why?"}
 _NO_ANSWERS = frozenset({"system", "developer", "user", "tool", "ipython", "function"})
 TOOL_CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"town": "Oslo"}}}
+_START_OF_THOUGHTS, _END_OF_THOUGHTS = "<think>", "</think>"
+"""Templates that know thoughts within a content know these (Qwen 3, DeepSeek-R1)."""
+
 REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What the code of a template raises on a conversation that it was not written for."""
 
@@ -138,6 +141,7 @@ class Renderer:
         for key in REASONING:
             if any(message.get(key) for message in conversation.messages) and key not in self._written_reasoning:
                 raise _not_written(key, conversation, Place(key), number)
+        self._check_thoughts(conversation, number)
         meant = [(n, key) for n, message in enumerate(conversation.messages) for key in MEANT if message.get(key)]
         for n, key in meant:
             if not self._writes(conversation, Place(key, n)):
@@ -145,6 +149,35 @@ class Renderer:
         for key, value in conversation.variables.items():
             if value not in (None, [], "", {}) and key not in self._template.reads:
                 raise _not_written(key, conversation, Place(key), number)
+
+    def _check_thoughts(self, conversation: Conversation, number: int) -> None:
+        """Refuse an answer that would be learned without the thoughts before it.
+
+        Many templates leave out what was thought in earlier turns. That is how a model is served, so such a turn may
+        stand before an answer. As a target it would teach not to think.
+        """
+        for n, message in enumerate(conversation.messages):
+            if message["role"] in _NO_ANSWERS or not (conversation.trained is None or conversation.trained[n]):
+                continue
+            keys = [key for key in REASONING if message.get(key) and not self._writes(conversation, Place(key, n))]
+            if keys or self._leaves_out_thoughts(conversation, n):
+                what = f"the {keys[0]} of message {n}" if keys else f"what message {n} says before {_END_OF_THOUGHTS}"
+                raise DataError(
+                    f"conversation {number}: roles={_roles(conversation)}",
+                    f"the chat template does not write {what}, so its answer would be learned without the thoughts.",
+                    "Give that message a weight of 0, make a conversation that ends with it, or take the thoughts out.",
+                )
+
+    def _leaves_out_thoughts(self, conversation: Conversation, n: int) -> bool:
+        """Return whether thoughts within a content make no difference to the text."""
+        content = conversation.messages[n].get("content")
+        thoughts, end, answer = content.rpartition(_END_OF_THOUGHTS) if isinstance(content, str) else ("", "", "")
+        if not end or not thoughts.removeprefix(_START_OF_THOUGHTS).strip():
+            return False
+        messages = [*conversation.messages]
+        messages[n] = {**messages[n], "content": answer.lstrip()}
+        text = self._try(conversation)
+        return text is not None and text == self._try(replace(conversation, messages=messages))
 
     def _check_contents(self, conversation: Conversation, number: int) -> None:
         """Refuse contents that a template would write as Python does: ``None``, or a list with its brackets."""

@@ -140,11 +140,24 @@ def test_every_call_argument_and_content_must_be_written(
 
 def test_earlier_thoughts_may_be_left_out_by_the_template(make: Make, tokenizer: PreTrainedTokenizerFast) -> None:
     thinking = {**ANSWER, "reasoning_content": "clouds"}
-    chat = make(THINKING).encode(Conversation([QUESTION, thinking, QUESTION, thinking]))
-    assert targets(chat, tokenizer) == "It rains.<|eot_id|><think>clouds</think>It rains.<|eot_id|>"
-    written = {**ANSWER, "content": "<think>clouds</think>\n\nIt rains."}
-    chat = make(THINKING).encode(Conversation([QUESTION, written, QUESTION, written], (True, False, True, True)))
+    last_only = (True, False, True, True)
+    chat = make(THINKING).encode(Conversation([QUESTION, thinking, QUESTION, thinking], last_only))
     assert targets(chat, tokenizer) == "<think>clouds</think>It rains.<|eot_id|>"
+    written = {**ANSWER, "content": "<think>clouds</think>\n\nIt rains."}
+    chat = make(THINKING).encode(Conversation([QUESTION, written, QUESTION, written], last_only))
+    assert targets(chat, tokenizer) == "<think>clouds</think>It rains.<|eot_id|>"
+
+
+def test_an_answer_is_not_learned_without_its_thoughts(make: Make) -> None:
+    encoder = make(THINKING)
+    thinking = {**ANSWER, "reasoning_content": "clouds"}
+    with pytest.raises(DataError, match=r"does not write the reasoning_content of message 1, so its answer would be"):
+        encoder.encode(Conversation([QUESTION, thinking, QUESTION, thinking]))
+    written = {**ANSWER, "content": "<think>clouds</think>\n\nIt rains."}
+    with pytest.raises(DataError, match="does not write what message 1 says before </think>, so its answer would be"):
+        encoder.encode(Conversation([QUESTION, written, QUESTION, written]))
+    empty = {**ANSWER, "content": "<think>\n\n</think>\n\nIt rains."}
+    assert encoder.encode(Conversation([QUESTION, empty, QUESTION, written])).mask.any()
 
 
 def test_a_template_that_writes_none_for_null_is_refused(make: Make) -> None:
