@@ -14,7 +14,7 @@ import pytest
 from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.errors import CheckpointError, DataError, ProlongError
 from tests.support.launches import run_program
-from tests.support.tiny import SEQ_LENGTH, VOCAB_SIZE
+from tests.support.tiny import SEQ_LENGTH, VOCAB_SIZE, write_plain_tokenizer
 
 TIMEOUT_SECONDS = 600
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(TIMEOUT_SECONDS)]
@@ -22,8 +22,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(TIMEOUT_SECONDS)]
 
 def write_row_beyond_vocabulary(root: Path) -> None:
     """Write rows of which one, not the first, has a token id that the model does not have."""
-    (root / "tokenizer").mkdir(parents=True)
-    (root / "tokenizer" / "tokenizer.json").write_text("{}")
+    write_plain_tokenizer(root / "tokenizer")
     with MdsWriter(root / "rows", {"input_ids": "ndarray:uint32"}) as writer:
         for row in range(20):
             writer.write({"input_ids": np.full(SEQ_LENGTH, VOCAB_SIZE if row == 7 else row, np.uint32)})
