@@ -53,7 +53,7 @@ def write_plain_tokenizer(directory: Path, vocab_size: int = VOCAB_SIZE, **confi
     tokenizer = Tokenizer(models.BPE({f"t{number}": number for number in range(vocab_size - 2)}, []))
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (BOS, EOS)])
     named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, **config}
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     content = {key: value for key, value in named.items() if value is not None}
     (directory / "tokenizer_config.json").write_text(json.dumps(content))
