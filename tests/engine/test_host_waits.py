@@ -68,7 +68,7 @@ def test_between_micro_batches_only_host_rows_are_read(one_rank: Waits) -> None:
 def test_our_own_sums_are_asked_for_once_at_the_end_of_a_step(one_rank: Waits) -> None:
     expected = {
         "finalize_model_grads.py finalize_model_grads": STEPS,
-        "step_guard.py _global_loss": STEPS,
+        "step_guard.py _global_sums": STEPS,
         "step_sums.py _all_reduce": 2 * STEPS,
     }
     assert {place: one_rank[False].get(place) for place in expected} == expected
