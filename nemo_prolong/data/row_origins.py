@@ -23,11 +23,12 @@ _LEVELS = 3
 """A row set lies so many directories below its data directory at most."""
 
 
-def row_origins(directory: str | Path) -> dict[str, RowOrigin]:
+def row_origins(directory: str | Path, judged: Path | None = None) -> dict[str, RowOrigin]:
     """Return what is known of the rows of an MDS directory, by the file that says it.
 
     Args:
         directory: A row set, or a tree of them. At an address only the row set's own ``origin.json`` is looked for.
+        judged: A data directory whose manifest the caller has judged, so that it is not read again.
 
     Raises:
         DataError: If the directory has no index, or a file that says it is damaged.
@@ -36,7 +37,7 @@ def row_origins(directory: str | Path) -> dict[str, RowOrigin]:
         content = read_beside(directory, ORIGIN)
         where = f"{directory}/{ORIGIN}"
         return {} if content is None else {where: RowOrigin.parse(content, where)}
-    manifests: dict[Path, _ManifestOrigin] = {}
+    manifests = {} if judged is None else {judged.resolve(): _ManifestOrigin(frozenset(), None)}
     found = [_origin_of(place, manifests) for place in _places(Path(directory))]
     return dict(one for one in found if one is not None)
 

@@ -203,7 +203,7 @@ def _check_tokenizer(cfg: RunConfig, tokenizer: Path, data: DataManifestFile) ->
 
 def _check_origin(cfg: RunConfig, what: str, path: str, tokenizer: Path) -> None:
     """Refuse a row set of another tokenizer, such as one that was copied into the data directory."""
-    origins = row_origins(f"{cfg.data.root.rstrip('/')}/{path}")
+    origins = row_origins(f"{cfg.data.root.rstrip('/')}/{path}", judged=Path(cfg.data.root))
     if origins:
         sha256 = TextEncoder(tokenizer, "tokenizers").sha256
         remedy = "Use row sets of one tokenizer, and data.tokenizer to name it."
