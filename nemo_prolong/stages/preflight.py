@@ -160,8 +160,7 @@ def check_data(cfg: RunConfig) -> DataManifestFile:
         _check_row_set(root, key, path, remedy)
     data = DataManifestFile.read(root, read_bytes)
     _check_tokenizer(cfg, tokenizer, data)
-    for key, path in named:
-        _check_origin(cfg, f"{key}={path}", path, tokenizer)
+    _check_origins(cfg, named, tokenizer)
     if cfg.data.apply_instruct_masks:
         for key, path in named:
             _check_targets(key, path, data)
@@ -201,13 +200,14 @@ def _check_tokenizer(cfg: RunConfig, tokenizer: Path, data: DataManifestFile) ->
         )
 
 
-def _check_origin(cfg: RunConfig, what: str, path: str, tokenizer: Path) -> None:
+def _check_origins(cfg: RunConfig, named: Sequence[tuple[str, str]], tokenizer: Path) -> None:
     """Refuse a row set of another tokenizer, such as one that was copied into the data directory."""
-    origins = row_origins(f"{cfg.data.root.rstrip('/')}/{path}", judged=Path(cfg.data.root))
-    if origins:
+    root, remedy = cfg.data.root.rstrip("/"), "Use row sets of one tokenizer, and data.tokenizer to name it."
+    origins = {f"{key}={path}": row_origins(f"{root}/{path}", judged=Path(root)) for key, path in named}
+    if any(origins.values()):
         sha256 = TextEncoder(tokenizer, "tokenizers").sha256
-        remedy = "Use row sets of one tokenizer, and data.tokenizer to name it."
-        require_tokenizer(origins, tokenizer, sha256, what, remedy)
+        for what, known in origins.items():
+            require_tokenizer(known, tokenizer, sha256, what, remedy)
 
 
 def check_tokenizer(cfg: RunConfig) -> None:
