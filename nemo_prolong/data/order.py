@@ -31,7 +31,7 @@ def block_counts(proportions: Sequence[float]) -> list[int]:
     total = sum(proportions)
     if abs(total - 1.0) > 1e-6:
         raise ConfigError(
-            f"data.mixture: sum of proportions={total:g}", "proportions sum to 1.", "Scale them so that they do."
+            f"data.mixture: sum of proportions={total:.9g}", "proportions sum to 1.", "Scale them so that they do."
         )
     shares = [BLOCK_ROWS * proportion for proportion in proportions]
     # The small addend keeps 0.29 * 1000 = 289.99999999999994 at 290.

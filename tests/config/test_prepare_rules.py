@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nemo_prolong.config.rules import check
+from nemo_prolong.config.rules import check, findings
 from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.errors import ConfigError
 
@@ -148,6 +148,13 @@ def test_contradictions_are_refused_with_rule_and_remedy(name: str) -> None:
     assert refusal(**changes) == message
 
 
+def test_a_sum_that_almost_is_1_is_printed_with_its_digits() -> None:
+    almost = {**MIXTURE, "mixture": [{"path": "docs-8192", "proportion": 0.9999985}]}
+    assert refusal(stages={"s": {"tokens": "1M", "data": almost}}) == (
+        "stages.s: sum of proportions=0.9999985: proportions sum to 1. Scale them so that they do."
+    )
+
+
 def test_the_rows_of_one_stage_have_one_length() -> None:
     both = {**MIXTURE, "mixture": [{"path": "docs-8192", "proportion": 0.5}, {"path": "docs-4096", "proportion": 0.5}]}
     row_sets = [ROW_SET, {"path": "docs-4096", "domain": "docs", "seq_length": "4K"}]
@@ -155,3 +162,77 @@ def test_the_rows_of_one_stage_have_one_length() -> None:
     assert refusal(row_sets=row_sets, stages=stages) == (
         "stages.stage1: the row sets of one stage have one seq_length. Use row sets of one length."
     )
+
+
+def test_a_sum_is_printed_without_what_rounding_leaves() -> None:
+    shares = [{"path": "docs-8192", "proportion": share} for share in (0.7, 0.2)]
+    assert refusal(stages={"s": {"tokens": "1M", "data": {**MIXTURE, "mixture": shares}}}) == (
+        "stages.s: sum of proportions=0.9: proportions sum to 1. Scale them so that they do."
+    )
+
+
+def messages(**changes: Any) -> list[str]:
+    return [str(finding) for finding in findings(config(**changes))]
+
+
+@pytest.mark.parametrize("domain", ["", "a+b", "a/b"])
+def test_a_domain_is_a_plain_name(domain: str) -> None:
+    assert messages(sources=[SOURCE, {**SOURCE, "domain": domain}]) == [
+        f"sources[1].domain={domain!r}: a domain is a plain name. Set sources[1].domain=books, or such."
+    ]
+
+
+@pytest.mark.parametrize("given", [{"vocab_size": 512}, {"train_bytes": "1M"}])
+def test_a_tokenizer_is_trained_with_both_settings(given: dict[str, Any]) -> None:
+    assert messages(tokenizer=given) == [
+        "tokenizer.path=null: there is no tokenizer, and nothing says what to train. Set tokenizer.path to the "
+        "directory of the model, or tokenizer.vocab_size and tokenizer.train_bytes."
+    ]
+    assert messages(tokenizer={"path": "llama", **given}) == [
+        "tokenizer.path=llama: a given tokenizer is not trained. Set tokenizer.vocab_size=null and "
+        "tokenizer.train_bytes=null, or tokenizer.path=null."
+    ]
+
+
+def test_an_installation_is_read_up_to_one_size() -> None:
+    installed = [
+        {"domain": domain, "format": "installation", "max_bytes": size}
+        for domain, size in (("docs", "8M"), ("reference", "4M"))
+    ]
+    row_sets = [ROW_SET, {**ROW_SET, "path": "reference", "domain": "reference"}]
+    rule = (
+        "an installation is read up to one size, the same for all its domains. Set the same max_bytes, such as 8M, for "
+    )
+    assert messages(sources=installed, row_sets=row_sets) == [
+        f"sources[{number}].max_bytes={size}: {rule}every source with format=installation."
+        for number, size in enumerate((8 * 2**20, 4 * 2**20))
+    ]
+    # Another source may be read up to another size.
+    others = [installed[0], {"domain": "reference", "path": "corpus", "max_bytes": "4M"}]
+    assert messages(sources=others, row_sets=row_sets) == []
+
+
+def test_a_prompt_and_its_completion_make_a_document() -> None:
+    assert messages(sources=[{**SOURCE, "prompt_field": "question", "completion_field": "answer"}]) == []
+
+
+def test_the_column_of_groups_cannot_be_ignored() -> None:
+    source = {**SOURCE, "format": "jsonl", "group_field": "site", "ignore_fields": ["date", "site"]}
+    assert messages(sources=[source]) == [
+        "sources[0].ignore_fields=[site]: the documents are made of it. Take site out of it."
+    ]
+
+
+def test_a_directory_whose_name_begins_with_a_dot_is_refused() -> None:
+    assert messages(row_sets=[{**ROW_SET, "path": ".hidden"}]) == [
+        "row_sets[0].path=.hidden: names one directory of its own below output. Set row_sets[0].path=docs-8192, or "
+        "such."
+    ]
+
+
+def test_the_domains_there_are_are_all_named() -> None:
+    sources = [SOURCE, {"domain": "code", "path": "corpus/code"}]
+    row_sets = [ROW_SET, {**ROW_SET, "path": "both", "domain": "code+prose"}]
+    assert messages(sources=sources, row_sets=row_sets) == [
+        "row_sets[1].domain=code+prose: no source has the domain 'prose'. Use docs, code, or several joined by +."
+    ]

@@ -194,7 +194,7 @@ def _stages(cfg: PrepareConfig) -> Iterator[ConfigError]:
         total = sum(entry.proportion for entry in stage.data.mixture)
         if abs(total - 1.0) > 1e-6:
             yield ConfigError(
-                f"stages.{name}: sum of proportions={total:g}", "proportions sum to 1.", "Scale them so that they do."
+                f"stages.{name}: sum of proportions={total:.9g}", "proportions sum to 1.", "Scale them so that they do."
             )
         if len({lengths[path] for path in paths if path in lengths}) > 1:
             yield ConfigError(

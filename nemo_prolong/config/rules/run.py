@@ -76,7 +76,7 @@ def _mixture(cfg: RunConfig) -> list[ConfigError]:
     total = math.fsum(entry.proportion for entry in cfg.data.mixture)
     if abs(total - 1.0) > _PROPORTION_TOLERANCE:
         scaled = ", ".join(f"{entry.path} {entry.proportion / total:.6g}" for entry in cfg.data.mixture)
-        rule = f"proportions must sum to 1, and these sum to {total:.6g}."
+        rule = f"proportions must sum to 1, and these sum to {total:.9g}."
         found.append(ConfigError("data.mixture", rule, f"Scaled to 1 they are: {scaled}."))
     return found
 
