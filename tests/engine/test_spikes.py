@@ -36,6 +36,21 @@ def test_a_loss_or_norm_beyond_six_deviations_is_a_spike() -> None:
     assert detector.fault(2.34, 1.69) is None
 
 
+def test_a_figure_at_the_limit_is_no_spike() -> None:
+    detector = SpikeDetector(6.0, 2)
+    # Mean 2, deviation 1, both exact.
+    assert detector.fault(1.0, 1.0) is None and detector.fault(3.0, 3.0) is None
+    assert detector.fault(8.0, 8.0) is None
+
+
+def test_the_figures_of_a_spike_have_four_digits() -> None:
+    detector = SpikeDetector(4 / 3, 3)
+    for loss in (1.0, 2.0, 3.5):
+        assert detector.fault(loss, 1.0) is None
+    fault = "loss is 33.33, above 3.537: 1.33333 standard deviations over the mean of the last 3 steps"
+    assert detector.fault(100 / 3, 1.0) == fault
+
+
 def test_a_fall_is_no_spike() -> None:
     detector = SpikeDetector(6.0, 8)
     steady(detector, 8)
