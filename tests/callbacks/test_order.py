@@ -13,6 +13,7 @@ from nemo_prolong.callbacks.step_guard import StepGuard
 from nemo_prolong.callbacks.step_metrics import StepMetrics
 from nemo_prolong.callbacks.stop_signal import StopOnSignal
 from nemo_prolong.callbacks.watchdog import HangWatchdog
+from tests.support.fake_loop import FakeLoop
 
 OF_A_STAGE = (StepGuard, StepMetrics, CheckpointWriter, StopOnSignal, HangWatchdog)
 
@@ -40,3 +41,9 @@ def test_callbacks_that_come_after_each_other_are_an_error() -> None:
     One.after = (Other,)
     with pytest.raises(graphlib.CycleError):
         in_order([One(), Other()])
+
+
+def test_a_callback_that_does_nothing_keeps_no_state_and_lets_steps_pass() -> None:
+    callback = Callback()
+    assert callback.state_dict() == {}
+    assert callback.allows_step(FakeLoop(), 1.0) is True
