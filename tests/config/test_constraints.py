@@ -21,7 +21,15 @@ from nemo_prolong.config.rules.constraint_table import (
     te_attentions,
     torch_attentions,
 )
-from nemo_prolong.config.rules.constraints import ASSUMED_PLATFORM, CONSTRAINTS, Platform, broken_rules, resolve_backend
+from nemo_prolong.config.rules.constraints import (
+    ASSUMED_PLATFORM,
+    CONSTRAINTS,
+    Platform,
+    attentions,
+    broken_rules,
+    dotted,
+    resolve_backend,
+)
 from nemo_prolong.config.schema import KernelBackend, PrecisionConfig, RunConfig
 from nemo_prolong.errors import ConfigError
 
@@ -314,6 +322,110 @@ def test_all_gather_that_would_leave_fp8_is_refused(load_run):
 def test_what_is_on_the_right_side_of_a_boundary_passes(case, load_run):
     platform, stage = ALLOWED[case]
     assert outcome(configured(load_run("+exp=stage2"), **{"exchange": None} | stage), platform) is None
+
+
+BF16_ROW = te_attentions(H100)[1]
+FP8_BATCH = replace(BF16_ROW, compute="fp8_attention", fp8_recipe="delayed", dtype="fp8", layout="bshd")
+UNGROUPED = replace(BF16_ROW, num_query_groups=4)
+# The rule, an attention, which software it is about, the last release that breaks it and the first that does not.
+BOUNDARIES = [
+    ("old_te", BF16_ROW, "transformer_engine", (2, 8, 9), (2, 9)),
+    ("cudnn_bugs", BF16_ROW, "cudnn", (9, 10, 1), (9, 10, 2)),
+    ("cudnn_documents", BF16_ROW, "cudnn", (9, 5, 9), (9, 6)),
+    ("cudnn_documents", UNGROUPED, "cudnn", (9, 0, 9), (9, 1)),
+    ("cudnn_offsets", replace(UNGROUPED, num_attention_heads=32), "cudnn", (9, 4, 9), (9, 5)),
+    ("cuda_blockwise", replace(BF16_ROW, compute="fp8", fp8_recipe="blockwise"), "cuda", (12, 8), (12, 9)),
+    ("a2a_documents", replace(BF16_ROW, cp_comm_type="a2a"), "transformer_engine", (2, 9, 9), (2, 10)),
+    ("all_gather_documents", replace(BF16_ROW, cp_comm_type="all_gather"), "transformer_engine", (2, 17, 9), (2, 18)),
+    ("hierarchical_documents", replace(BF16_ROW, cp_comm_type="a2a+p2p"), "transformer_engine", (2, 18, 9), (2, 19)),
+    ("all_gather_fp8", replace(FP8_BATCH, cp_comm_type="all_gather"), "transformer_engine", (2, 14, 9), (2, 15)),
+    ("fp8_deterministic", replace(FP8_BATCH, deterministic=True), "transformer_engine", (2, 12, 9), (2, 13)),
+    ("fp8_deterministic", replace(FP8_BATCH, deterministic=True), "cudnn", (9, 18, 9), (9, 19)),
+]
+BOUNDARIES_OF_BLACKWELL = [
+    ("cudnn_documents", BF16_ROW, "cudnn", (9, 6, 9), (9, 7)),
+    ("cudnn_documents", UNGROUPED, "cudnn", (9, 6, 9), (9, 7)),
+    ("fp8_attention_tensorwise_cudnn", replace(FP8_BATCH, fp8_recipe="tensorwise"), "cudnn", (9, 13, 9), (9, 14)),
+    ("blackwell_deterministic", replace(BF16_ROW, deterministic=True), "transformer_engine", (2, 11, 9), (2, 12)),
+    ("blackwell_deterministic", replace(BF16_ROW, deterministic=True), "cudnn", (9, 18, 0), (9, 18, 1)),
+]
+
+
+@pytest.mark.parametrize(
+    ("platform", "name", "attention", "software", "breaks", "passes"),
+    [(replace(H100, transformer_engine=(2, 13)), *case) for case in BOUNDARIES]
+    + [(replace(B200, transformer_engine=(2, 13)), *case) for case in BOUNDARIES_OF_BLACKWELL],
+)
+def test_a_rule_ends_with_the_release_that_it_names(platform, name, attention, software, breaks, passes):
+    def rules_at(release):
+        return {
+            rule.name for rule in broken_rules(replace(attention, platform=replace(platform, **{software: release})))
+        }
+
+    assert name in rules_at(breaks) and name not in rules_at(passes)
+    # What is not known is taken to be new enough. Transformer Engine is known, or it is not there.
+    assert name not in rules_at(None)
+
+
+@pytest.mark.parametrize(("cudnn", "refused"), [((9, 10, 0), True), ((9, 10, 1, 4), True), ((9, 10, 2), False)])
+def test_two_releases_of_cudnn_have_bugs(cudnn, refused):
+    attention = replace(BF16_ROW, platform=replace(H100, cudnn=cudnn))
+    assert ("cudnn_bugs" in {rule.name for rule in broken_rules(attention)}) == refused
+
+
+@pytest.mark.parametrize("name", ["old_te", "cudnn_documents", "cuda_blockwise", "a2a_documents"])
+def test_rules_of_transformer_engine_leave_torch_alone(name):
+    old = Platform((2, 1), (9, 0), cudnn=(8, 9), cuda=(11, 8))
+    attention = replace(BF16_ROW, compute="fp8", fp8_recipe="blockwise", cp_comm_type="a2a", platform=old)
+    assert name in {rule.name for rule in broken_rules(attention)}
+    torchs = replace(attention, backend=KernelBackend.TORCH)
+    assert {rule.name for rule in broken_rules(torchs)} == {"fp8_in_torch"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kv_channels", "refused"),
+    [
+        (9, 128, False),
+        (9, 112, True),
+        (9, 144, True),
+        (10, 128, False),
+        (10, 16, False),
+        (10, 144, True),
+        (10, 120, True),
+    ],
+)
+def test_fp8_attention_takes_the_heads_that_its_kernel_trains(architecture, kv_channels, refused):
+    platform = Platform((2, 19), (architecture, 0), cudnn=(9, 19), cuda=(13, 0))
+    rules = broken_rules(replace(FP8_BATCH, kv_channels=kv_channels, platform=platform))
+    assert [rule.name for rule in rules] == ([f"fp8_head_{'hopper' if architecture == 9 else 'blackwell'}"] * refused)
+
+
+def test_the_attention_of_a_stage_is_that_of_one_of_its_ranks(load_run):
+    stage2 = load_run("+exp=stage2")
+    (row,) = attentions(stage2, H100)
+    assert row == replace(
+        BF16_ROW,
+        cp_comm_type="p2p",
+        deterministic=stage2.train.deterministic,
+        max_seqlen=stage2.seq_length,
+    )
+    few = configured(stage2, "te", "bf16", "tensorwise", None, model={"num_attention_heads": 8, "num_query_groups": 4})
+    (row,) = attentions(few, H100)
+    assert (row.num_attention_heads, row.num_query_groups, row.cp_comm_type) == (1, 1, None)
+    pair = configured(stage2, "te", "bf16", "tensorwise", "a2a", parallelism={"context_parallel_size": 2})
+    assert attentions(pair, H100)[0].cp_comm_type == "a2a"
+
+
+def test_a_release_that_is_not_known_is_a_question_mark():
+    assert (dotted((2, 9, 1)), dotted(None)) == ("2.9.1", "?")
+
+
+def test_offsets_are_of_all_elements_of_a_row():
+    # 4 heads of 128 channels, 2**22 tokens: one element more than 32 bits count.
+    old = replace(H100, cudnn=(9, 4))
+    largest = replace(UNGROUPED, max_seqlen=2**22 - 1, platform=old)
+    for attention, refused in ((largest, False), (replace(largest, max_seqlen=2**22), True)):
+        assert ("cudnn_offsets" in {rule.name for rule in broken_rules(attention)}) == refused
 
 
 def test_offload_is_refused_where_auto_turns_out_to_be_torch(load_run):
