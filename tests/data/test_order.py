@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,6 +35,13 @@ def test_the_shares_of_the_recipe_are_exact() -> None:
     assert block_counts(STAGE1) == [300, 300, 100, 100, 40, 40, 30, 30, 30, 30]
     assert block_counts([0.29, 0.71]) == [290, 710]
     assert block_counts([1 / 3, 1 / 3, 1 / 3]) == [334, 333, 333]
+
+
+def test_what_rounding_leaves_goes_to_the_largest_remainders() -> None:
+    assert block_counts([0.1003, 0.2001, 0.6996]) == [100, 200, 700]
+    assert block_counts([0.1004, 0.2002, 0.3003, 0.3991]) == [101, 200, 300, 399]
+    assert block_counts([0.1002, 0.2004, 0.3003, 0.3991]) == [100, 201, 300, 399]
+    assert block_counts([0.1007, 0.2004, 0.3008, 0.3981]) == [101, 200, 301, 398]
 
 
 @settings(max_examples=30, deadline=None)
@@ -108,6 +117,21 @@ def test_the_order_is_the_one_of_every_release() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("proportions", "sha256"),
+    [
+        (STAGE1, "7257d917742f0b81"),
+        ([0.5, 0.3, 0.2], "80d4f32cc2a3d09b"),
+        ([0.7, 0.3], "1aa9d00fafb18be2"),
+        ([0.337, 0.211, 0.199, 0.151, 0.102], "20da2d5e771eee54"),
+    ],
+)
+def test_the_pattern_is_the_one_of_every_release(proportions: list[float], sha256: str) -> None:
+    """Other patterns are as even. A run that is resumed goes on with this one."""
+    pattern = mixture_pattern(block_counts(proportions))
+    assert hashlib.sha256(pattern.astype("<i8").tobytes()).hexdigest()[:16] == sha256
+
+
 def test_positions_of_a_permutation_are_evenly_spread() -> None:
     first = [int(permutation(10, seed, 0, 0)[0]) for seed in range(2000)]
     assert np.bincount(first, minlength=10).min() > 150
@@ -123,15 +147,55 @@ def test_epochs_count_how_often_directories_are_walked() -> None:
 @pytest.mark.parametrize(
     ("proportions", "message"),
     [
-        ([0.5, 0.4], "data.mixture: sum of proportions=0.9: proportions sum to 1."),
-        ([0.9999, 0.0001], r"data.mixture\[1\].proportion=0.0001: is too small: the mixture is exact to 1/1000"),
+        (
+            [0.5, 0.4],
+            "data.mixture: sum of proportions=0.9: proportions sum to 1. Scale them so that they do.",
+        ),
+        (
+            [0.5, 2 / 3],
+            "data.mixture: sum of proportions=1.16666667: proportions sum to 1. Scale them so that they do.",
+        ),
+        (
+            [0.5, 0.500002],
+            "data.mixture: sum of proportions=1.000002: proportions sum to 1. Scale them so that they do.",
+        ),
+        (
+            [2999 / 3000, 1 / 3000],
+            "data.mixture[1].proportion=0.000333333: is too small: the mixture is exact to 1/1000. "
+            "Use at least 0.001, or leave the directory out.",
+        ),
     ],
 )
 def test_proportions_that_cannot_be_kept_are_refused(proportions: list[float], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as caught:
         GlobalOrder([10, 10], proportions, seed=0)
+    assert str(caught.value) == message
+
+
+def test_proportions_may_miss_one_by_what_rounding_leaves() -> None:
+    assert block_counts([0.3333333, 0.3333333, 0.3333333]) == [334, 333, 333]
 
 
 def test_a_directory_without_rows_is_refused() -> None:
-    with pytest.raises(DataError, match=r"data.mixture\[1\]: has no rows"):
+    with pytest.raises(DataError) as caught:
         GlobalOrder([10, 0], [0.5, 0.5], seed=0)
+    assert str(caught.value) == (
+        "data.mixture[1]: has no rows. Prepare more text for it, or leave it out of the mixture."
+    )
+
+
+def test_a_walk_makes_each_permutation_once_and_keeps_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+
+    def noting(num_rows: int, seed: int, directory: int, epoch: int) -> np.ndarray:
+        made.append((directory, epoch))
+        return permutation(num_rows, seed, directory, epoch)
+
+    monkeypatch.setattr("nemo_prolong.data.order.permutation", noting)
+    order = GlobalOrder([100, 70], [0.6, 0.4], seed=3)
+    for index in range(1000):
+        order.locate(index)
+        assert len(order._permutations) <= 2
+    # 600 rows are 6 epochs of 100, and 400 rows are 6 epochs of 70.
+    assert sorted(made) == [(directory, epoch) for directory in (0, 1) for epoch in range(6)]
+    assert sorted(order._permutations) == [(0, 5), (1, 5)]
