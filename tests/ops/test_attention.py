@@ -101,13 +101,15 @@ def test_no_tensor_grows_with_the_square_of_the_tokens(lengths: list[int]) -> No
 @pytest.mark.parametrize("lengths", [[12], [3, 5, 3, 1], [2, 3, 3, 2]])
 def test_tensors_of_any_strides_are_read_as_they_are(lengths: list[int]) -> None:
     dense = random_inputs(sum(lengths), 2)
-    strided = [x.detach().permute(2, 1, 0).contiguous().permute(2, 1, 0).requires_grad_() for x in dense]
+    permuted = [x.detach().permute(2, 1, 0).contiguous().permute(2, 1, 0).requires_grad_() for x in dense]
+    spaced = [x.detach().repeat_interleave(2, dim=2)[..., ::2].requires_grad_() for x in dense]
+    assert all(x.stride(-1) == 2 for x in spaced)
     weights = random_weights(sum(lengths))
     results = []
-    for inputs in (dense, strided):
+    for inputs in (dense, permuted, spaced):
         output = document_attention(*inputs, boundaries(lengths))
         results.append((output, *torch.autograd.grad(output, inputs, weights)))
-    for got, wanted in zip(*results, strict=True):
+    for got, wanted in [*zip(results[1], results[0], strict=True), *zip(results[2], results[0], strict=True)]:
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from nemo_prolong.ops import attention, attention_kernels
-from nemo_prolong.ops.attention import document_attention
+from nemo_prolong.ops.attention import AttentionBlock, document_attention
 from nemo_prolong.ops.attention_kernels import (
+    EqualSpans,
     PackedCall,
     PackedSpans,
     flash_kernel_takes,
@@ -51,7 +54,7 @@ def test_tiles_give_what_the_flash_kernel_gives(batch: int, queries: int, keys: 
     assert_equal_to_the_last_digits(tiled_backward(grad, *inputs, *actual, causal, 0.6), expected_gradients)
 
 
-@pytest.mark.parametrize(("batch", "length"), [(1, 4096), (4096, 1)])
+@pytest.mark.parametrize(("batch", "length"), [(1, 4096), (4096, 1), (2, 4096), (4096, 16)])
 def test_tiles_never_hold_more_scores_than_those_of_one_tile(batch: int, length: int) -> None:
     query = torch.zeros(batch, 1, length, 8)
     with LargestTensor() as largest:
@@ -62,8 +65,13 @@ def test_tiles_never_hold_more_scores_than_those_of_one_tile(batch: int, length:
 
 def packed_forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *arguments: Any, scale: float) -> Any:
     """Stand in for ``aten::_flash_attention_forward`` on CPU: run after run, with its shapes."""
-    cu_queries, cu_keys, max_queries, max_keys, dropout, causal, _ = arguments
-    assert dropout == 0.0 and max_queries == cu_queries.diff().max() and max_keys == cu_keys.diff().max()
+    cu_queries, cu_keys, max_queries, max_keys, dropout, causal, returns_mask = arguments
+    assert (
+        dropout == 0.0
+        and not returns_mask
+        and max_queries == cu_queries.diff().max()
+        and max_keys == cu_keys.diff().max()
+    )
     outputs, lses = [], []
     for q, k, v in runs_of(query, key, value, cu_queries, cu_keys):
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=causal, scale=scale)
@@ -155,6 +163,16 @@ def test_packed_calls_of_a_block_are_its_batched_calls(rank: int) -> None:
         assert_equal_to_the_last_digits(*gradients)
 
 
+def test_the_packed_call_is_of_spans_that_have_queries_and_keys() -> None:
+    starts = np.array([0, 3, 7, 9])
+    block = AttentionBlock(starts, np.array([3, 0, 2, 1]), starts, np.array([0, 4, 2, 1]), False, torch.device("cpu"))
+    (call,) = block._packed_calls
+    assert call.queries.cu_seqlens.tolist() == call.keys.cu_seqlens.tolist() == [0, 2, 3]
+    assert call.queries.index.tolist() == [7, 8, 9]
+    nothing = AttentionBlock(starts[:2], np.array([3, 0]), starts[:2], np.array([0, 4]), False, torch.device("cpu"))
+    assert nothing._packed_calls == []
+
+
 def test_torch_takes_the_arguments_of_the_packed_call() -> None:
     """torch checks them against the kernel's schema on tensors without data; the numbers need a GPU."""
     query, key = (torch.empty(24, heads, 64, dtype=torch.bfloat16, device="meta") for heads in (4, 2))
@@ -182,6 +200,43 @@ def test_the_packed_call_is_the_one_of_varlen_attention() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_cpu_the_packed_call_is_not_used(dtype: torch.dtype) -> None:
     assert not flash_kernel_takes(torch.empty(4, 2, 64, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "takes"),
+    [
+        (torch.bfloat16, 64, True),
+        (torch.float16, 8, True),
+        (torch.bfloat16, 256, True),
+        (torch.bfloat16, 264, False),
+        (torch.bfloat16, 12, False),
+        (torch.float32, 64, False),
+    ],
+)
+def test_the_packed_call_takes_16_bits_and_heads_in_eights(dtype: torch.dtype, head_dim: int, takes: bool) -> None:
+    query: Any = SimpleNamespace(is_cuda=True, dtype=dtype, size=(4, 2, head_dim).__getitem__)
+    assert flash_kernel_takes(query) is takes
+
+
+@pytest.mark.parametrize("lengths", [[7, 7, 7], [12, 1, 300, 7]])
+def test_what_no_flash_kernel_takes_is_computed_in_tiles(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, weights = random_inputs(sum(lengths), 2), random_weights(sum(lengths))
+    expected, _ = dense_attention(*inputs, lengths, HEAD_DIMENSIONS**-0.5)
+    expected_gradients = torch.autograd.grad(expected, inputs, weights)
+    # As on a GPU with fp32. There it is another kernel, or none, that this machine has.
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    actual = document_attention(*inputs, boundaries(lengths))
+    assert_equal_to_the_last_digits([actual], [expected])
+    assert_equal_to_the_last_digits(torch.autograd.grad(actual, inputs, weights), expected_gradients)
+
+
+def test_spans_that_are_evenly_spaced_are_a_view_of_the_row() -> None:
+    row = torch.arange(40.0).view(20, 2)
+    spaced, uneven = EqualSpans(np.array([1, 6, 11]), 3), EqualSpans(np.array([0, 4, 11]), 3)
+    for spans, is_view in ((spaced, True), (EqualSpans(np.array([5]), 4), True), (uneven, False)):
+        taken = spans.take(row)
+        assert torch.equal(taken, torch.stack([row[start : start + spans.length] for start in spans.starts]))
+        assert (taken.untyped_storage().data_ptr() == row.untyped_storage().data_ptr()) == is_view
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nemo_prolong.ops.linear_cross_entropy import HeadLoss, linear_cross_entropy
+from nemo_prolong.ops.linear_cross_entropy import HeadLoss, _layout, linear_cross_entropy
 from tests.support.turns import turn
 
 HIDDEN_SIZE = 5
@@ -226,8 +226,13 @@ def test_a_chunk_takes_only_the_products_someone_needs(
     assert operations.products == 3 * products
     expected = plain_head(hidden, weight, labels, mask)
     assert relative_error(result.loss_sum, expected.loss_sum) <= 1e-12
-    assert (hidden.grad is not None) == (hidden_grad and grad_mode)
-    assert (weight.grad is not None) == (weight_grad and grad_mode)
+    leaves = [x.detach().requires_grad_() for x in (hidden, weight)]
+    wanted = torch.autograd.grad(plain_head(*leaves, labels, mask).loss_sum, leaves)
+    for leaf, is_needed, gradient in zip((hidden, weight), (hidden_grad, weight_grad), wanted, strict=True):
+        if grad_mode and is_needed:
+            assert relative_error(leaf.grad, gradient) <= 1e-12
+        else:
+            assert leaf.grad is None
 
 
 def test_at_512k_tokens_no_tensor_is_larger_than_a_chunk_of_logits() -> None:
@@ -260,16 +265,18 @@ def test_peak_memory_does_not_depend_on_the_number_of_tokens() -> None:
 def test_token_losses_refuse_a_gradient() -> None:
     inputs = head_inputs(6, 8)
     result = linear_cross_entropy(*inputs)
-    with pytest.raises(RuntimeError, match="differentiate loss_sum instead"):
+    with pytest.raises(RuntimeError) as caught:
         (result.loss_sum + result.token_losses.square().sum()).backward()
+    assert str(caught.value) == "token_losses carry no gradient, their sum does: differentiate loss_sum instead."
 
 
 def test_loss_sum_refuses_a_second_backward_pass() -> None:
     inputs = head_inputs(6, 8)
     loss_sum = linear_cross_entropy(*inputs).loss_sum
     loss_sum.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated before"):
+    with pytest.raises(RuntimeError) as caught:
         loss_sum.backward()
+    assert str(caught.value) == "loss_sum was differentiated before: its gradients were scaled in place and are gone."
 
 
 @pytest.mark.parametrize("label", [-100, -1, 8, 2**40])
@@ -297,6 +304,31 @@ def test_the_weight_gradient_goes_into_main_grad_when_asked(known_to_megatron: b
         assert weight.grad_added_to_main_grad and torch.equal(weight.grad, torch.zeros_like(weight))
     else:
         assert weight.grad is None
+
+
+def test_a_weight_without_main_grad_gets_its_gradient_from_autograd() -> None:
+    hidden, weight, labels, mask = head_inputs(9, 14)
+    expected = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels, mask).loss_sum, weight)[0]
+    linear_cross_entropy(hidden, weight, labels, mask, accumulate_into_main_grad=True).loss_sum.backward()
+    assert torch.equal(weight.grad, expected)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sequence_parallel", "chunk_tokens", "rows"),
+    [(1, True, 8, 8), (4, False, 8, 8), (4, True, 8, 2), (4, True, 11, 2), (4, True, 3, 1), (1, False, 1, 1)],
+)
+def test_a_chunk_is_of_the_tokens_of_all_ranks_together(
+    ranks: int, sequence_parallel: bool, chunk_tokens: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group: Any = object()
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: ranks)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group: ranks - 1)
+    hidden, weight, _, _ = head_inputs(9, 14)
+    layout = _layout(hidden, weight, chunk_tokens, None, None, group, sequence_parallel)
+    assert (layout.rows, layout.sources) == (rows, ranks if sequence_parallel else 1)
+    assert (layout.start, layout.vocab_size, layout.columns) == ((ranks - 1) * 14, ranks * 14, 14)
+    # One rank has nobody to exchange anything with.
+    assert layout.group is (group if ranks > 1 else None)
 
 
 def test_main_grad_is_left_alone_unless_asked_for() -> None:

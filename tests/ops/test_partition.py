@@ -147,6 +147,8 @@ def test_a_row_is_split_with_its_mask_and_positions() -> None:
     assert first.split_positions(positions).tolist() == [[0, 3, 0, 1, 6, 7]], "positions of padding run on"
     assert second.split_positions(positions).tolist() == [[1, 2, 2, 3, 4, 5]]
     assert first.split_positions(positions).dtype == torch.int64
+    # Those of tokens are as they are given, the first one's too.
+    assert first.split_positions(positions + 100).tolist() == [[100, 3, 100, 101, 6, 7]]
 
 
 def test_boundaries_are_those_of_the_padded_row() -> None:
@@ -155,6 +157,8 @@ def test_boundaries_are_those_of_the_padded_row() -> None:
     assert partition.cu_seqlens.dtype == torch.int32
     assert partition.max_seqlen == 12 and type(partition.max_seqlen) is int
     assert (partition.row_length, partition.shard_length) == (32, 16)
+    assert DocumentPartition.of_row(boundaries([0, 0]), 2, 1).max_seqlen == 0
+    assert DocumentPartition.of_row(boundaries([]), 2, 1).max_seqlen == 0
 
 
 def test_ranks_can_be_without_any_token_of_the_row() -> None:
