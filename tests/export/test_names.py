@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.weights.names import TensorRule, pieces, rules
 from tests.support.export_tools import make_model, models
+from tests.support.tiny import tiny_config
 
 
 def rule_of(ending: str, model: ModelConfig) -> TensorRule:
@@ -69,3 +72,26 @@ def test_the_expected_tensors_are_those_of_the_pieces() -> None:
     for tied in (False, True):
         model = make_model(share_embeddings_and_output_weights=tied)
         assert {rule.megatron for rule in rules(model)} == {piece.rule.megatron for piece in pieces(model)}
+
+
+def test_the_names_are_those_of_megatrons_checkpoints() -> None:
+    model = tiny_config(Path("data"), Path("runs")).model
+    table = {rule.megatron: (rule.stacked, rule.hugging_face) for rule in rules(model)}
+    layer = "model.layers.{layer}"
+    assert table == {
+        "embedding.word_embeddings.weight": (False, ("model.embed_tokens.weight",)),
+        "decoder.layers.self_attention.linear_qkv.layer_norm_weight": (True, (f"{layer}.input_layernorm.weight",)),
+        "decoder.layers.self_attention.linear_qkv.weight": (
+            True,
+            tuple(f"{layer}.self_attn.{part}_proj.weight" for part in "qkv"),
+        ),
+        "decoder.layers.self_attention.linear_proj.weight": (True, (f"{layer}.self_attn.o_proj.weight",)),
+        "decoder.layers.mlp.linear_fc1.layer_norm_weight": (True, (f"{layer}.post_attention_layernorm.weight",)),
+        "decoder.layers.mlp.linear_fc1.weight": (
+            True,
+            (f"{layer}.mlp.gate_proj.weight", f"{layer}.mlp.up_proj.weight"),
+        ),
+        "decoder.layers.mlp.linear_fc2.weight": (True, (f"{layer}.mlp.down_proj.weight",)),
+        "decoder.final_layernorm.weight": (False, ("model.norm.weight",)),
+        "output_layer.weight": (False, ("lm_head.weight",)),
+    }
