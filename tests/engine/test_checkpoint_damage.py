@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -12,14 +13,21 @@ from pathlib import Path
 import pytest
 
 from nemo_prolong.errors import CheckpointError
-from nemo_prolong.records.checkpoint.manifest import CheckpointManifest, checkpoint_directory
+from nemo_prolong.records.checkpoint import verify
+from nemo_prolong.records.checkpoint.manifest import CheckpointManifest, RunIdentity, checkpoint_directory
 from nemo_prolong.records.checkpoint.retention import (
     delete_checkpoint,
     publish_checkpoint,
     remove_leftovers,
     superseded,
 )
-from nemo_prolong.records.checkpoint.verify import choose_checkpoint, newest_checkpoint, verify_checkpoint
+from nemo_prolong.records.checkpoint.verify import (
+    CheckpointChoice,
+    choose_checkpoint,
+    newest_checkpoint,
+    verify_checkpoint,
+)
+from nemo_prolong.units import format_bytes
 from tests.support.fake_checkpoint import seal, write_checkpoint
 
 FILES = (
@@ -215,6 +223,71 @@ def test_what_network_file_systems_keep_of_files_is_ignored(run_dir: Path) -> No
     assert choose_checkpoint(run_dir).checkpoint == checkpoint_directory(run_dir, 4)
 
 
+def test_what_was_verified_is_said_with_its_size_and_time(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    times = iter([10.0, 12.34])
+    monkeypatch.setattr(verify.time, "perf_counter", lambda: next(times))
+    checkpoint = checkpoint_directory(run_dir, 4)
+    size = format_bytes(CheckpointManifest.read(checkpoint).total_bytes)
+    with caplog.at_level(logging.INFO):
+        assert newest_checkpoint(run_dir) == checkpoint
+    assert caplog.messages == [f"verified {checkpoint}: 7 files, {size} in 2.3 s"]
+
+
+def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
+    assert choose_checkpoint(tmp_path) == CheckpointChoice(None, (), "")
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_a_run_of_which_no_checkpoint_is_good_is_refused(run_dir: Path) -> None:
+    for step, name in ((2, FILES[5]), (4, FILES[4])):
+        flip(checkpoint_directory(run_dir, step) / name, 3)
+    with pytest.raises(CheckpointError) as caught:
+        choose_checkpoint(run_dir)
+    newest = checkpoint_directory(run_dir, 4) / FILES[4]
+    assert str(caught.value) == (
+        f"{run_dir / 'checkpoints'}: none of its 2 checkpoints is good. {newest}: {CHANGED} Restore one from a backup, "
+        "or start again under another name=...."
+    )
+    assert names(sorted((run_dir / "checkpoints").iterdir())) == ["step_00000002", "step_00000004"]
+
+
+def test_the_run_that_is_named_counts_not_that_of_the_directory(run_dir: Path) -> None:
+    another = RunIdentity(name="another", started_at="2026")
+    with pytest.raises(CheckpointError, match="foreign: it is of run, started at 2026-11-24T14:00:00Z, not of another"):
+        choose_checkpoint(run_dir, another)
+
+
+def test_a_checkpoint_of_no_run_is_foreign(run_dir: Path) -> None:
+    (run_dir / "stage.json").rename(run_dir / "aside")
+    seal(checkpoint_directory(run_dir, 4), 4)
+    (run_dir / "aside").rename(run_dir / "stage.json")
+    (refusal,) = choose_checkpoint(run_dir).refused
+    assert refusal.endswith("foreign: it is of no run, not of run, started at 2026-11-24T14:00:00Z.")
+
+
+def test_a_manifest_that_does_not_list_a_file_that_is_needed_is_refused(run_dir: Path) -> None:
+    checkpoint = checkpoint_directory(run_dir, 4)
+    (checkpoint / FILES[2]).unlink()
+    seal(checkpoint, 4)
+    assert choose_checkpoint(run_dir).refused == (f"{checkpoint / 'manifest.json'}: it does not list {FILES[2]}.",)
+
+
+def test_a_file_that_cannot_be_read_is_refused_with_the_reason(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, digest = checkpoint_directory(run_dir, 4) / FILES[4], verify.digest_file
+
+    def fail(path: Path) -> object:
+        if path == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return digest(path)
+
+    monkeypatch.setattr(verify, "digest_file", fail)
+    choice = choose_checkpoint(run_dir)
+    assert choice.checkpoint == checkpoint_directory(run_dir, 2)
+    assert choice.refused == (f"{broken}: it cannot be read ([Errno 5] Input/output error).",)
+
+
 # Retention.
 
 
@@ -263,6 +336,13 @@ def test_a_killed_deletion_leaves_no_incomplete_checkpoint(run_dir: Path, monkey
     (leftover,) = remove_leftovers(run_dir)
     assert leftover.startswith("step_00000002.deleting-")
     assert names(list((run_dir / "checkpoints").iterdir())) == ["step_00000004"]
+
+
+def test_a_deletion_is_on_disk_before_files_go(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    delete_checkpoint(checkpoint_directory(run_dir, 2))
+    assert synced == [str(run_dir / "checkpoints")]
 
 
 def test_only_leftovers_of_killed_saves_are_removed(run_dir: Path) -> None:

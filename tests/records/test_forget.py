@@ -20,3 +20,11 @@ def test_records_of_steps_trained_again_are_dropped(tmp_path: Path) -> None:
 def test_a_run_without_records_has_nothing_to_forget(tmp_path: Path) -> None:
     forget_steps_after(tmp_path / "metrics.jsonl", 2)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_lines_after_one_that_cannot_be_read_are_kept(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    good = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2)]
+    metrics.write_text("\n".join([good[0], "{", "{}", good[1], ""]))
+    forget_steps_after(metrics, 2)
+    assert metrics.read_text().splitlines() == good

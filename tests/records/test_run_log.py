@@ -6,15 +6,19 @@ import json
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from nemo_prolong.files import write_text_atomically
 from nemo_prolong.records.run_log import (
     EventRecord,
+    Goodput,
     GroupLoss,
     GrowingLog,
     StepRecord,
     ValidationRecord,
+    events_log,
     goodput,
+    metrics_log,
     parse_metrics,
 )
 
@@ -135,3 +139,92 @@ def test_a_run_that_only_started_has_no_useful_time():
     started = goodput([], [event(5.0, 0, "started")])
     assert started.fraction == 0.0 and started.wall_seconds == 0.0
     assert goodput([step(1, 101.0)], []).fraction == 1.0
+
+
+def test_a_group_has_the_mean_of_its_target_tokens():
+    groups = GroupLoss(6.0, 3), GroupLoss(2.0, 1)
+    assert [group.mean for group in groups] == [2.0, 2.0]
+    assert math.isnan(GroupLoss(0.0, 0).mean)
+    assert groups[0] + groups[1] == GroupLoss(8.0, 4)
+
+
+def test_a_step_without_duration_has_no_speed():
+    assert step(1, 1.0, seconds=0.5).real_tokens_per_second == 2.0
+    assert math.isnan(step(1, 1.0, seconds=0.0).real_tokens_per_second)
+
+
+def test_what_has_no_value_is_not_written(tmp_path):
+    record = StepRecord(step=1, loss=2.0, real_tokens=3, consumed_train_tokens=3, step_seconds=1.0)
+    record.append_to(tmp_path / "metrics.jsonl")
+    (text,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(text) == {
+        "step": 1,
+        "loss": 2.0,
+        "real_tokens": 3,
+        "consumed_train_tokens": 3,
+        "step_seconds": 1.0,
+        "skipped_steps": 0,
+        "loss_by_position": {},
+        "loss_by_domain": {},
+    }
+    assert parse_metrics({**json.loads(text), "of a later version": 1}) == record
+
+
+def test_records_do_not_change(tmp_path):
+    with pytest.raises(ValidationError, match="frozen"):
+        event(1.0, 1, "started").step = 2
+
+
+def test_the_logs_of_a_run_are_its_files(tmp_path):
+    step(1, 1.0).append_to(tmp_path / "metrics.jsonl")
+    event(1.0, 1, "started").append_to(tmp_path / "events.jsonl")
+    for log, expected in ((metrics_log(tmp_path), step(1, 1.0)), (events_log(tmp_path), event(1.0, 1, "started"))):
+        log.refresh()
+        assert log.records == [expected]
+
+
+def test_a_file_that_goes_and_comes_again_is_read_anew(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(line(step=1) + "{}\n")
+    file = GrowingLog(path, parse_metrics)
+    file.refresh()
+    assert (steps_of(file), file.unreadable) == ([1], 1)
+    path.unlink()
+    file.refresh()
+    assert (steps_of(file), file.unreadable) == ([], 0)
+    path.write_text(line(step=5))
+    file.refresh()
+    assert steps_of(file) == [5]
+
+
+def test_goodput_before_any_time_has_passed_is_zero():
+    assert Goodput(0.0, 5.0, 5.0).fraction == 0.0
+    assert Goodput(1.0, 5.0, 5.5).fraction == 2.0
+
+
+def test_a_step_of_an_earlier_version_without_time_counts_its_seconds():
+    found = goodput([step(1, None, seconds=3.0)], [event(10.0, 0, "started"), event(20.0, 1, "stopped_by_signal")])
+    assert found == Goodput(3.0, 10.0, 20.0)
+
+
+def test_a_log_that_was_not_read_yet_holds_nothing(tmp_path):
+    log = metrics_log(tmp_path)
+    assert (log.records, log.unreadable) == ([], 0)
+
+
+def test_lines_that_were_read_are_not_read_again(tmp_path):
+    parsed = []
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(line(step=1) + line(step=2))
+    log = GrowingLog(path, lambda record: parsed.append(record["step"]) or parse_metrics(record))
+    for _ in range(3):
+        log.refresh()
+    assert parsed == [1, 2] and steps_of(log) == [1, 2]
+
+
+def test_a_first_step_that_is_skipped_is_not_useful():
+    assert goodput([step(1, 101.0, skipped_steps=1), step(2, 102.0, skipped_steps=1)], []).useful_seconds == 1.0
+
+
+def test_a_validation_takes_no_time_before_its_record():
+    assert goodput([ValidationRecord(step=1, val_loss=1.0, time=50.0)], []) == Goodput(0.0, 50.0, 50.0)
