@@ -3,6 +3,7 @@
 # TEST_PROCESSES (of make test: 2, or 1 to name tests in PYTEST_ARGS),
 # LOCK_ARGS (--upgrade takes newer versions; without it the locked ones stay where they still fit),
 # PYTHON312 (a Python 3.12, for test-te), TE_EXTENSION (a wheel of transformer-engine-torch, which is compiled otherwise),
+# MUTANTS_ARGS (what `python -m tests.mutants --help` lists),
 # GPU_PYTHON (the Python of a machine with a GPU) and GPU_CHECK_ARGS, for gpu-check.
 
 SHELL := bash
@@ -14,6 +15,7 @@ PYTHON ?= python3.11
 TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
+MUTANTS_ARGS ?=
 GPU_PYTHON ?= python3
 GPU_CHECK_ARGS ?=
 LOCK_ARGS ?=
@@ -42,7 +44,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # With a CUDA build of torch and no GPU, megatron.core cannot be imported unless this is set; it has no other effect here.
 export TORCH_CUDA_ARCH_LIST ?= 9.0
 
-.PHONY: help setup demo test test-layouts test-chaos test-recipe test-interop test-te gpu-check lint format lock clean
+.PHONY: help setup demo test test-layouts test-chaos test-recipe test-interop test-te mutants gpu-check lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +82,9 @@ test-interop: $(INTEROP)/.installed $(TRANSFORMERS5)/.installed setup ## MDS aga
 
 test-te: $(TE)/.installed ## build full-size Transformer Engine models without a GPU, in an environment of its own (6 GB)
 	@CUDA_HOME=$(TE_CUDA)/cu13 $(TE)/bin/python -m pytest -c tests/te/pytest.ini tests/te $(PYTEST_ARGS)
+
+mutants: setup ## change the code in small ways, one at a time, and list the changes that no test notices (an hour)
+	@nice $(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
 gpu-check: ## run the stages of benchmarks/hopper on the GPU of this machine, and write docs/verification/hopper.md
 	@PYTHONPATH="$(PYTHONPATH)" $(GPU_PYTHON) -m benchmarks.hopper $(GPU_CHECK_ARGS)
