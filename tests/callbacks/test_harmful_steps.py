@@ -149,3 +149,20 @@ def test_the_loss_is_that_of_all_ranks(run: RunDirectory, monkeypatch: pytest.Mo
     guard = new_guard(run)
     assert take(guard, FakeLoop(), 2.0)
     assert list(guard.detector.taken) == [((2.0 * 40 + 70.0) / 50, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [(1, "r1"), (4, "r1, r2, r3, r4"), (5, "r1, r2, r3, r4 and 1 more"), (9, "r1, r2, r3, r4 and 5 more")],
+)
+def test_the_rows_of_a_step_without_targets_are_its_own(rows: int, named: str, run: RunDirectory) -> None:
+    asked: list[int] = []
+
+    def rows_of_step(step: int) -> list[str]:
+        asked.append(step)
+        return [f"r{number}" for number in range(1, rows + 1)]
+
+    guard, loop = StepGuard(FaultsConfig(), run, rows_of_step), FakeLoop(step=6)
+    guard.on_step_start(loop)
+    assert not guard.allows_step(loop, 0.0)
+    assert asked == [7] and events(run) == [(7, "no_targets", named)]
