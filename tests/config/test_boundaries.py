@@ -15,6 +15,11 @@ TP, PP, CP = (f"parallelism.{word}_parallel_size" for word in ("tensor_model", "
 SIZES = "parallelism.hierarchical_context_parallel_sizes"
 RECOMPUTE, OFFLOAD = "precision.recompute", "precision.offload.cpu_offloading"
 UNIFORM = {f"{RECOMPUTE}.recompute_granularity": "full", f"{RECOMPUTE}.recompute_method": "uniform"}
+HIERARCHICAL = {"parallelism.cp_comm_type": "a2a+p2p", "precision.backend": "torch", "seq_length": 768}
+NOT_IN_TORCH = (
+    "parallelism.cp_comm_type=a2a+p2p: the exchanges of the torch backend are p2p, all_gather and a2a. Set "
+    "parallelism.cp_comm_type=p2p."
+)
 SELECTIVE = {f"{RECOMPUTE}.recompute_granularity": "selective"}
 MIXTURE = [{"path": "a", "proportion": 0.5}, {"path": "b", "proportion": 0.5}]
 
@@ -189,6 +194,44 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
             f"= 3 groups of a rank over 2 ranks. Set parallelism.cp_comm_type=p2p, or {CP}=1 to keep a2a."
         ],
     ),
+    (
+        {CP: 2, "parallelism.cp_comm_type": "a2a", TP: 2, "precision.backend": "torch"},
+        [
+            "parallelism.cp_comm_type=a2a: a2a shares the num_attention_heads / TP = 3 heads and num_query_groups / TP "
+            f"= 1 groups of a rank over 2 ranks. Set parallelism.cp_comm_type=p2p, or {CP}=1 to keep a2a."
+        ],
+    ),
+    (
+        {
+            CP: 2,
+            "parallelism.cp_comm_type": "a2a",
+            TP: 2,
+            "model.num_attention_heads": 2,
+            "precision.backend": "torch",
+        },
+        [
+            "parallelism.cp_comm_type=a2a: a2a shares the num_attention_heads / TP = 1 heads and num_query_groups / TP "
+            f"= 1 groups of a rank over 2 ranks. Set parallelism.cp_comm_type=p2p, or {CP}=1 to keep a2a."
+        ],
+    ),
+    # In two levels, which the torch backend has not.
+    (HIERARCHICAL | {CP: 6, SIZES: [2, 3]}, [NOT_IN_TORCH]),
+    (
+        HIERARCHICAL | {CP: 6, "model.num_query_groups": 6, SIZES: [6]},
+        [
+            f"{SIZES}=[6]: a2a+p2p needs two sizes, [a2a, p2p], whose product is CP = 6. Set "
+            f"parallelism.cp_comm_type=p2p, or {SIZES}=[2,3].",
+            NOT_IN_TORCH,
+        ],
+    ),
+    (
+        HIERARCHICAL | {CP: 4, "model.num_query_groups": 3},
+        [
+            f"{SIZES}=null: a2a+p2p needs two sizes, [a2a, p2p], whose product is CP = 4. Set "
+            "parallelism.cp_comm_type=p2p.",
+            NOT_IN_TORCH,
+        ],
+    ),
     # Planned ranks.
     ({"parallelism.num_nodes": 1, "parallelism.ranks_per_node": 2}, []),
     (
@@ -274,6 +317,13 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
         {"precision.compute": "bf16", f"{OFFLOAD}": True, f"{OFFLOAD}_num_layers": 0},
         [
             f"{OFFLOAD}_num_layers=0: must be 1 to 1: Megatron keeps the last of 2 layers where it is. Set "
+            f"{OFFLOAD}_num_layers=1."
+        ],
+    ),
+    (
+        {"model.num_layers": 4, "precision.compute": "bf16", f"{OFFLOAD}": True, f"{OFFLOAD}_num_layers": 0},
+        [
+            f"{OFFLOAD}_num_layers=0: must be 1 to 3: Megatron keeps the last of 4 layers where it is. Set "
             f"{OFFLOAD}_num_layers=1."
         ],
     ),

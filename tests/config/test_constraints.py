@@ -27,6 +27,7 @@ from nemo_prolong.config.rules.constraints import (
     Platform,
     attentions,
     broken_rules,
+    constraint_findings,
     dotted,
     resolve_backend,
 )
@@ -392,6 +393,7 @@ def test_rules_of_transformer_engine_leave_torch_alone(name):
         (10, 16, False),
         (10, 144, True),
         (10, 120, True),
+        (10, 17, True),
     ],
 )
 def test_fp8_attention_takes_the_heads_that_its_kernel_trains(architecture, kv_channels, refused):
@@ -414,6 +416,11 @@ def test_the_attention_of_a_stage_is_that_of_one_of_its_ranks(load_run):
     assert (row.num_attention_heads, row.num_query_groups, row.cp_comm_type) == (1, 1, None)
     pair = configured(stage2, "te", "bf16", "tensorwise", "a2a", parallelism={"context_parallel_size": 2})
     assert attentions(pair, H100)[0].cp_comm_type == "a2a"
+
+
+def test_without_a_device_a_stage_is_checked_for_the_container(load_run):
+    cfg = configured(load_run("+exp=stage2"), "te", "bf16", "tensorwise", "a2a")
+    assert [str(finding) for finding in constraint_findings(cfg)] == [BREAKS["a2a_documents"][2]]
 
 
 def test_a_release_that_is_not_known_is_a_question_mark():

@@ -51,7 +51,7 @@ MOST_EXAMPLES = 20
 # One that takes longer starts programs, or is the same on a larger scale.
 SLOWEST_TEST_SECONDS = 10
 # Of those that run a mutant, the most telling ones. Without a limit, what survives takes most of the time.
-MOST_TESTS, MOST_TESTS_AT_IMPORT = 80, 250
+MOST_TESTS, MOST_TESTS_AT_IMPORT = 200, 1000
 
 
 @dataclass
