@@ -226,7 +226,7 @@ def report(outcomes: list[Outcome], survivors: Survivors, seconds: Counter[str],
     broken = [outcome for outcome in outcomes if outcome.status == BROKEN]
     for outcome in broken:
         print("could not be tried: " + " | ".join(outcome.key))
-    return int(bool(unlisted or stale or broken or share < LEAST_KILLED))
+    return int(bool(unlisted or stale or broken or (whole and share < LEAST_KILLED)))
 
 
 if __name__ == "__main__":
