@@ -32,8 +32,8 @@ INSTALLED := $(VENV)/.installed
 INTEROP := .venv-interop
 TRANSFORMERS5 := .venv-transformers5
 TE := .venv-te
-# The tests that start several ranks, which are half of the time.
-RANKS := tests/engine tests/layouts tests/ops
+# The tests of the engine, which are half of the time.
+ENGINE := tests/engine
 TE_CUDA := $(CURDIR)/$(TE)/lib/python3.12/site-packages/nvidia
 LOCKS := requirements/bootstrap.lock requirements/cpu.lock requirements/gpu-py312.lock requirements/interop.lock \
 	requirements/te.lock \
@@ -57,12 +57,12 @@ demo: setup ## run the whole recipe in miniature, from text to report (about 10 
 test: setup lint ## check imports, style and types, then run every test that needs no GPU
 	@pytest=("$(BIN)/python" -m pytest -m "not gpu and not layouts and not recipe" $(PYTEST_ARGS)); \
 	if [[ $(TEST_PROCESSES) == 1 ]]; then echo "tests: pytest"; exec "$${pytest[@]}"; fi; \
-	echo "tests: pytest, $(RANKS) and the others at the same time"; \
-	"$${pytest[@]}" $(RANKS) > $(VENV)/test-ranks.log 2>&1 & ranks=$$!; \
-	trap 'kill $$ranks 2> /dev/null || true' EXIT; \
-	status=0; "$${pytest[@]}" $(RANKS:%=--ignore=%) || status=$$?; \
-	wait $$ranks || status=$$?; \
-	echo "$(RANKS):"; cat $(VENV)/test-ranks.log; exit $$status
+	echo "tests: pytest, $(ENGINE) and the others at the same time"; \
+	"$${pytest[@]}" $(ENGINE) > $(VENV)/test-engine.log 2>&1 & engine=$$!; \
+	trap 'kill $$engine 2> /dev/null || true' EXIT; \
+	status=0; "$${pytest[@]}" $(ENGINE:%=--ignore=%) || status=$$?; \
+	wait $$engine || status=$$?; \
+	echo "$(ENGINE):"; cat $(VENV)/test-engine.log; exit $$status
 
 test-layouts: setup ## compare every (TP, PP, CP, DP) layout on 2 and 4 ranks with one rank (about 10 minutes)
 	@$(BIN)/python -m pytest tests/layouts $(PYTEST_ARGS)
