@@ -62,7 +62,7 @@ def check_chat(cfg: RunConfig, data: DataManifestFile) -> None:
     """Refuse conversations at whose ends generation could not be stopped, long before the model is exported.
 
     Raises:
-        DataError: If the end of a turn is no token of the model, or the tokenizer's own chat template ends turns with
+        DataError: If the end of a turn is no token of its own, or the tokenizer's own chat template ends turns with
             another.
     """
     _StageData(cfg, data).check_chat()
