@@ -32,8 +32,8 @@ INSTALLED := $(VENV)/.installed
 INTEROP := .venv-interop
 TRANSFORMERS5 := .venv-transformers5
 TE := .venv-te
-# The tests of the engine, which are half of the time.
-ENGINE := tests/engine
+# Half of the time. Tests of exchanges fork, so nothing before them in their process may join a process group.
+ENGINE := tests/engine tests/ops
 TE_CUDA := $(CURDIR)/$(TE)/lib/python3.12/site-packages/nvidia
 LOCKS := requirements/bootstrap.lock requirements/cpu.lock requirements/gpu-py312.lock requirements/interop.lock \
 	requirements/te.lock \
