@@ -41,7 +41,7 @@ def step_on_a_nan(gated: bool) -> None:
     weight = torch.nn.Parameter(torch.ones(4))
     weight.main_grad = torch.full((4,), torch.nan)
     config = OptimizerConfig(optimizer="sgd", lr=0.1, clip_grad=1.0)
-    optimizer = FP32Optimizer(torch.optim.SGD([weight], lr=0.1), config, lambda optimizer, config: None)
+    optimizer = FP32Optimizer(torch.optim.SGD([weight], lr=0.1), config, lambda optimizer: None)
     optimizer.grad_stats_parallel_group = torch.distributed.group.WORLD
     norms = []
     if gated:

@@ -28,17 +28,7 @@ def gate_step(optimizer: Any, allows: Callable[[float], bool]) -> None:
 def _step_if_allowed(optimizer: Any, step: Callable[[], StepResult], allows: Callable[[float], bool]) -> StepResult:
     optimizer.prepare_grads()
     grad_norm = float(optimizer.get_grad_norm())
-    if allows(grad_norm):
-        return step()
-    _allocate_moments(optimizer)
-    return False, grad_norm, None
-
-
-def _allocate_moments(optimizer: Any) -> None:
-    """Give an optimizer that has taken no step yet its moments, which are zero: a checkpoint needs them to be there."""
-    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if one.optimizer is not None and one.init_state_fn is not None:
-            one.init_state_fn(one.optimizer, one.config)
+    return step() if allows(grad_norm) else (False, grad_norm, None)
 
 
 PATCH = Patch(
