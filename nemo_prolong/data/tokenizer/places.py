@@ -96,15 +96,7 @@ class Tags:
         if isinstance(content, str):
             return self._tagger(Place("content", number, required=bool(content.strip())))(content)
         if isinstance(content, Sequence):
-            return [
-                {
-                    **part,
-                    "text": self._tagger(Place("content", number, index, bool(part["text"].strip())))(part["text"]),
-                }
-                if isinstance(part, Mapping) and isinstance(part.get("text"), str)
-                else part
-                for index, part in enumerate(content)
-            ]
+            return [self._part(part, number, index) for index, part in enumerate(content)]
         if isinstance(content, Mapping):
             return changed_strings(content, self._tagger(Place("content", number, required=False)))
         return content
