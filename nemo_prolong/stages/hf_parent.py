@@ -8,12 +8,11 @@ from tokenizers import Tokenizer
 
 from nemo_prolong.config.addresses import HF_PREFIX, tokenizer_directory
 from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.data.tokenizer.saved import TOKENIZER_FILE
 from nemo_prolong.errors import CheckpointError, DataError
 from nemo_prolong.records.locations import working_directory
 from nemo_prolong.records.stage_manifest import ParentRecord
 from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 def check_hugging_face_parent(cfg: RunConfig, *, weights: bool) -> ParentRecord:

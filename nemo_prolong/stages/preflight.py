@@ -18,7 +18,7 @@ from nemo_prolong.data.row_origins import require_tokenizer, row_origins
 from nemo_prolong.data.row_sets import refuse_data_directory
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.data.tokenizer import TextEncoder
-from nemo_prolong.data.tokenizer.saved import SavedTokenizer, too_many_tokens
+from nemo_prolong.data.tokenizer.saved import TOKENIZER_FILE, SavedTokenizer, too_many_tokens
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
 from nemo_prolong.records.checkpoint.verify import CheckpointChoice, choose_checkpoint
@@ -36,7 +36,7 @@ from nemo_prolong.stages.differences import (
     unchangeable,
 )
 from nemo_prolong.stages.ending import UNKNOWN_ENDING, Ending, find_ending
-from nemo_prolong.stages.hf_parent import TOKENIZER_FILE, check_hugging_face_parent, check_same_tokens
+from nemo_prolong.stages.hf_parent import check_hugging_face_parent, check_same_tokens
 
 _NO_CHECKPOINT = CheckpointChoice(None)
 _NEW_NAME = "Give the run another name=..., or remove the directory."
@@ -150,7 +150,7 @@ def check_data(cfg: RunConfig) -> DataManifestFile:
     if not is_address(root) and not Path(root).is_dir():
         raise DataError(f"data.root={root}", "the data directory does not exist.", remedy)
     tokenizer = tokenizer_directory(cfg.data)
-    if not (tokenizer / "tokenizer.json").is_file():
+    if not (tokenizer / TOKENIZER_FILE).is_file():
         if is_address(root):
             remedy = "Copy the tokenizer to this machine and set data.tokenizer to its directory."
         raise DataError(f"data.tokenizer={cfg.data.tokenizer}", f"there is no tokenizer in {tokenizer}.", remedy)
