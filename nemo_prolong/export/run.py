@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
 
+from nemo_prolong.config.commands import shell_command
 from nemo_prolong.config.schema import ExportConfig, ModelConfig
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.export.output import check_output
@@ -69,8 +71,9 @@ def check_planned(cfg: ExportConfig, model: ModelConfig, advertised_context_leng
 def _use(cfg: ExportConfig) -> str:
     """Return how the output is used."""
     if cfg.export.format == "hf":
-        call = f'from_pretrained("{cfg.output}")'
+        call = f"from_pretrained({json.dumps(cfg.output, ensure_ascii=False)})"
         return f"load it with:\n  AutoModelForCausalLM.{call}, AutoTokenizer.{call}"
     if cfg.export.format == "trtllm_engine_checkpoint":
-        return f"build engines with:\n  trtllm-build --checkpoint_dir {cfg.output} --output_dir ENGINES"
-    return f"serve it with:\n  bash {cfg.output}/{START_FILE}"
+        build = ["trtllm-build", "--checkpoint_dir", cfg.output, "--output_dir", "ENGINES"]
+        return f"build engines with:\n  {shell_command(build)}"
+    return f"serve it with:\n  {shell_command(['bash', f'{cfg.output}/{START_FILE}'])}"

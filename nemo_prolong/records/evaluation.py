@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from nemo_prolong.config.addresses import HF_PREFIX
+from nemo_prolong.config.commands import typed
 from nemo_prolong.files import digest_file, write_json_atomically
 from nemo_prolong.records.checkpoint.manifest import CHECKPOINT_MANIFEST, checkpoint_directory, listed_steps, step_of
 from nemo_prolong.records.export_manifest import MANIFEST_FILE as EXPORT_MANIFEST
@@ -197,7 +198,7 @@ def why_stale(model: str, result: PerplexityResult | RecallResult) -> str | None
     before = "another state" if result.step in (None, now.step) else f"step {result.step}"
     return (
         f"{model}: {result.file_name} is of {before}, and the model is now at step {now.step}; "
-        f"evaluate it again with: python scripts/evaluate.py 'models=[{model}]'"
+        f"evaluate it again with: python scripts/evaluate.py {typed('models', [model])}"
     )
 
 

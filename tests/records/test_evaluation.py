@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nemo_prolong.records.checkpoint.manifest import RunIdentity
 from nemo_prolong.records.evaluation import (
@@ -53,6 +55,14 @@ def test_a_result_is_of_the_checkpoint_that_is_the_newest(run):
         f"{run}: perplexity.json is of step 100, and the model is now at step 150; "
         f"evaluate it again with: python scripts/evaluate.py 'models=[{run}]'"
     )
+
+
+def test_the_command_that_renews_a_result_can_be_pasted(run):
+    result, odd = result_of(str(run)), run.with_name("it's a, run")
+    run.rename(odd)
+    write_checkpoint(odd, 150)
+    *_, typed = shlex.split(why_stale(str(odd), result).partition("with: ")[2])
+    assert OverridesParser.create().parse_override(typed).value() == [f"{odd}"]
 
 
 def test_another_run_in_the_same_place_makes_a_result_stale(run):

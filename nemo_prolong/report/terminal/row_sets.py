@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from nemo_prolong.config.commands import shell_command
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.row_origins import row_origins
 from nemo_prolong.data.row_sets import KnownFacts, known_facts, open_row_set, read_manifest
@@ -112,7 +113,7 @@ def _foreign(reader: MdsReader, tokenizer: Tokenizer, path: Path) -> str:
 
 
 def _hint(row_set: str | Path) -> Text:
-    return plain(f"A row: python scripts/inspect_data.py {row_set} 0", "dim")
+    return plain(f"A row: {shell_command(['python', 'scripts/inspect_data.py', str(row_set), '0'])}", "dim")
 
 
 def _overview(directory: str | Path, manifest: dict[str, Any]) -> RenderableType:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -39,6 +40,12 @@ def test_a_data_directory_is_shown_as_a_table_of_its_row_sets(data):
     assert lines[2].split() == "row set domain split packing seq_length rows documents tokens fill dropped".split()
     assert lines[3].split() == ["docs-19", "docs", "train", "concat", "19", "2", "3", "38", "99.95%", "50%"]
     assert f"{data / 'docs-19'} 0" in lines[-1]
+
+
+def test_the_command_that_shows_a_row_can_be_pasted(tmp_path):
+    data = write_data(tmp_path / "it's data")
+    command = shlex.split(shown(data).splitlines()[-1].partition("A row: ")[2])
+    assert command == ["python", "scripts/inspect_data.py", str(data / "docs-19"), "0"]
 
 
 def test_a_row_set_is_shown_as_a_summary(data):
