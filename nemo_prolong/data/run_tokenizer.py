@@ -1,13 +1,16 @@
-"""The tokenizer of a run, found where the run left it and compared with what the run recorded."""
+"""The tokenizer of a model, compared with what its run recorded and with what is known of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from nemo_prolong.data.row_origins import require_tokenizer
 from nemo_prolong.data.tokenizer import TextEncoder
+from nemo_prolong.data.tokenizer.saved import TOKENIZER_FILE
 from nemo_prolong.errors import ProlongError
 from nemo_prolong.records.checkpoint.model_description import ModelDescription
+from nemo_prolong.records.row_origin import RowOrigin
 from nemo_prolong.records.stage_manifest import DataRecord
 
 
@@ -39,3 +42,22 @@ def run_tokenizer(description: ModelDescription, data: DataRecord, refuse: Calla
         )
         raise refuse(rule, remedy)
     return directory
+
+
+def require_rows_of(tokenizer: Path, name: str, row_sets: Mapping[str, Mapping[str, RowOrigin]], remedy: str) -> None:
+    """Refuse rows that another tokenizer made.
+
+    Args:
+        tokenizer: Directory of the tokenizer. Where it has no ``tokenizer.json``, nothing can be compared.
+        name: What it is called in messages.
+        row_sets: What is known of the rows, by what was set.
+        remedy: What to set instead.
+
+    Raises:
+        DataError: Naming both tokenizers.
+    """
+    if not any(row_sets.values()) or not (tokenizer / TOKENIZER_FILE).is_file():
+        return
+    sha256 = TextEncoder(tokenizer, "tokenizers").sha256
+    for what, origins in row_sets.items():
+        require_tokenizer(origins, name, sha256, what, remedy)

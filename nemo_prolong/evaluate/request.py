@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
-from nemo_prolong.data.row_origins import require_tokenizer
 from nemo_prolong.data.row_sets import refuse_data_directory
 from nemo_prolong.data.run_tokenizer import run_tokenizer
 from nemo_prolong.data.storage.stores import is_remote
-from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
@@ -23,7 +20,6 @@ from nemo_prolong.records.evaluation import (
     state_of_checkpoint,
     state_of_export,
 )
-from nemo_prolong.records.row_origin import RowOrigin
 from nemo_prolong.records.stage_manifest import StageManifest
 
 
@@ -76,24 +72,6 @@ def open_rows(directory: str) -> MdsReader:
         )
     refuse_data_directory(directory, f"rows={directory}")
     return MdsReader(directory)
-
-
-def require_rows_of_tokenizer(rows: str, origins: Mapping[str, RowOrigin], model: str, tokenizer: Path) -> None:
-    """Refuse rows that were made with another tokenizer than a model's: the loss of such tokens means nothing.
-
-    Args:
-        rows: Directory of the rows.
-        origins: What is known of them.
-        model: As the user wrote it.
-        tokenizer: Directory of its tokenizer. Where that has no ``tokenizer.json``, nothing can be compared.
-
-    Raises:
-        DataError: Naming both tokenizers.
-    """
-    if origins and (tokenizer / "tokenizer.json").is_file():
-        sha256 = TextEncoder(tokenizer, "tokenizers").sha256
-        remedy = f"Evaluate {model} on rows that were prepared with its own tokenizer."
-        require_tokenizer(origins, f"that of {model}", sha256, f"rows={rows}", remedy)
 
 
 class RequestedModel(NamedTuple):

@@ -9,12 +9,12 @@ from pathlib import Path
 from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.data.mds import MdsReader
 from nemo_prolong.data.row_origins import row_origins
+from nemo_prolong.data.run_tokenizer import require_rows_of
 from nemo_prolong.evaluate.request import (
     open_rows,
     output_directories,
     require_ascending,
     require_model,
-    require_rows_of_tokenizer,
 )
 from nemo_prolong.logs import run_logging
 from nemo_prolong.records.evaluation import EvaluatedState, PerplexityResult, RecallResult, write_result
@@ -41,9 +41,10 @@ def evaluate(cfg: EvaluateConfig) -> list[Path]:
     directories = output_directories(cfg)
     requested = {model: require_model(model) for model in cfg.models}
     rows = open_rows(cfg.rows)
-    origins = row_origins(cfg.rows)
+    origins = {f"rows={cfg.rows}": row_origins(cfg.rows)}
     for model, (tokenizer, _) in requested.items():
-        require_rows_of_tokenizer(cfg.rows, origins, model, tokenizer)
+        remedy = f"Evaluate {model} on rows that were prepared with its own tokenizer."
+        require_rows_of(tokenizer, f"that of {model}", origins, remedy)
     for model, directory in directories.items():
         directory.mkdir(parents=True, exist_ok=True)
         with run_logging(directory / LOG_FILE, console=True):

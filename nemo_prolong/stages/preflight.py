@@ -14,8 +14,9 @@ from nemo_prolong.config.addresses import HF_PREFIX, is_address, tokenizer_direc
 from nemo_prolong.config.commands import typed
 from nemo_prolong.config.schema import ModelConfig, RunConfig, Transition
 from nemo_prolong.data.mds.index import require_index
-from nemo_prolong.data.row_origins import require_tokenizer, row_origins
+from nemo_prolong.data.row_origins import row_origins
 from nemo_prolong.data.row_sets import refuse_data_directory
+from nemo_prolong.data.run_tokenizer import require_rows_of
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.data.tokenizer.saved import TOKENIZER_FILE, SavedTokenizer, too_many_tokens
@@ -204,10 +205,7 @@ def _check_origins(cfg: RunConfig, named: Sequence[tuple[str, str]], tokenizer: 
     """Refuse a row set of another tokenizer, such as one that was copied into the data directory."""
     root, remedy = cfg.data.root.rstrip("/"), "Use row sets of one tokenizer, and data.tokenizer to name it."
     origins = {f"{key}={path}": row_origins(f"{root}/{path}", judged=Path(root)) for key, path in named}
-    if any(origins.values()):
-        sha256 = TextEncoder(tokenizer, "tokenizers").sha256
-        for what, known in origins.items():
-            require_tokenizer(known, tokenizer, sha256, what, remedy)
+    require_rows_of(tokenizer, str(tokenizer), origins, remedy)
 
 
 def check_tokenizer(cfg: RunConfig) -> None:

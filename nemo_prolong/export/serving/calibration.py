@@ -11,8 +11,8 @@ from torch import Tensor
 from nemo_prolong.config.schema import MixtureEntry
 from nemo_prolong.data.batch import PackedRow
 from nemo_prolong.data.dataset import PackedRowDataset
-from nemo_prolong.data.row_origins import require_tokenizer, row_origins
-from nemo_prolong.data.tokenizer import TextEncoder
+from nemo_prolong.data.row_origins import row_origins
+from nemo_prolong.data.run_tokenizer import require_rows_of
 from nemo_prolong.errors import ExportError
 from nemo_prolong.records.stage_manifest import DataRecord, StageManifest
 
@@ -57,12 +57,9 @@ def calibration_documents(manifest: StageManifest, rows: int, length: int) -> li
 
 def _check_tokenizer(data: DataRecord) -> None:
     """Refuse rows that came into the run's data directory after it was trained."""
-    tokenizer = data.tokenizer_directory
-    for entry in data.mixture:
-        origins = row_origins(f"{data.location.rstrip('/')}/{entry['path']}")
-        if origins and (tokenizer / "tokenizer.json").is_file():
-            sha256, what = TextEncoder(tokenizer, "tokenizers").sha256, f"data.mixture path={entry['path']}"
-            require_tokenizer(origins, tokenizer, sha256, what, "Restore the data that the run was trained on.")
+    tokenizer, root = data.tokenizer_directory, data.location.rstrip("/")
+    origins = {f"data.mixture path={entry['path']}": row_origins(f"{root}/{entry['path']}") for entry in data.mixture}
+    require_rows_of(tokenizer, str(tokenizer), origins, "Restore the data that the run was trained on.")
 
 
 def _documents(row: PackedRow, length: int) -> Iterator[Tensor]:
