@@ -17,7 +17,7 @@ from nemo_prolong.records.stage_manifest import (
     installed_versions,
     utc_now,
 )
-from nemo_prolong.stages.ending import UNKNOWN_ENDING, Ending
+from nemo_prolong.stages.stop_tokens import UNKNOWN_STOP_TOKENS, StopTokens
 
 _ANEW = ("learning-rate schedule", "data position", "random states")
 _OPTIMIZER = ("fp32 master weights", "moments of Adam", "step counter of Adam")
@@ -32,7 +32,7 @@ def new_manifest(
     command: str,
     world_size: int,
     data: DataManifestFile,
-    ending: Ending = UNKNOWN_ENDING,
+    stops: StopTokens = UNKNOWN_STOP_TOKENS,
 ) -> StageManifest:
     """Return the manifest of a stage that is about to start.
 
@@ -43,7 +43,7 @@ def new_manifest(
         command: What was typed.
         world_size: Number of ranks.
         data: Manifest of its data directory.
-        ending: What ends the texts that its model generates.
+        stops: What ends the texts that its model generates.
     """
     from_elsewhere = parent_record.context_length if parent_record else None
     trained = max(cfg.seq_length, before.trained_context_length if before else from_elsewhere or 0)
@@ -63,8 +63,8 @@ def new_manifest(
         consumed_train_tokens=0,
         consumed_target_tokens=0,
         data=_describe_data(cfg.data, data),
-        stop_token_ids=list(ending.stop_token_ids),
-        chat=ending.chat,
+        stop_token_ids=list(stops.stop_token_ids),
+        chat=stops.chat,
         versions=installed_versions(),
         git_commit=_git_commit(),
         world_size=world_size,

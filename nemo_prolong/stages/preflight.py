@@ -36,8 +36,8 @@ from nemo_prolong.stages.differences import (
     not_allowed,
     unchangeable,
 )
-from nemo_prolong.stages.ending import UNKNOWN_ENDING, Ending, find_ending
 from nemo_prolong.stages.hf_parent import check_hugging_face_parent, check_same_tokens
+from nemo_prolong.stages.stop_tokens import UNKNOWN_STOP_TOKENS, StopTokens, find_stop_tokens
 
 _NO_CHECKPOINT = CheckpointChoice(None)
 _NEW_NAME = "Give the run another name=..., or remove the directory."
@@ -51,7 +51,7 @@ class Start:
 
     Attributes:
         data: Manifest of the data directory.
-        ending: What ends the texts of a run that begins. One that continues has recorded it.
+        stops: What ends the texts of a run that begins. One that continues has recorded it.
         resume: Verified checkpoint of this run to continue from, or None.
         run: Manifest of this run as it was left, when it continues.
         changes: Settings that are not as they were when this run was started.
@@ -63,7 +63,7 @@ class Start:
     """
 
     data: DataManifestFile
-    ending: Ending = UNKNOWN_ENDING
+    stops: StopTokens = UNKNOWN_STOP_TOKENS
     resume: Path | None = None
     run: StageManifest | None = None
     changes: tuple[SettingChange, ...] = ()
@@ -98,10 +98,10 @@ def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
         return _start(data, found)
     check_tokenizer(cfg)
     if cfg.transition == Transition.SCRATCH:
-        return _start(data, found, ending=find_ending(cfg, data, None, None))
+        return _start(data, found, stops=find_stop_tokens(cfg, data, None, None))
     if cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
         record = check_hugging_face_parent(cfg, weights=rank == 0)
-        return _start(data, found, ending=find_ending(cfg, data, None, record), parent_record=record)
+        return _start(data, found, stops=find_stop_tokens(cfg, data, None, record), parent_record=record)
     parent_run = _parent_run(cfg)
     parent = parent_run.manifest
     _check_complete(parent_run)
@@ -115,13 +115,13 @@ def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
         stop_token_ids=parent.stop_token_ids or [],
         working_directory=working_directory(),
     )
-    ending = find_ending(cfg, data, parent, record)
+    stops = find_stop_tokens(cfg, data, parent, record)
     taken = _parent_checkpoint(parent_run) if rank == 0 else _NO_CHECKPOINT
     return _start(
         data,
         found,
         taken,
-        ending=ending,
+        stops=stops,
         parent=parent,
         parent_record=record,
         parent_checkpoint=taken.checkpoint,

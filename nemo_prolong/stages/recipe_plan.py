@@ -19,7 +19,6 @@ from nemo_prolong.records.checkpoint.verify import choose_checkpoint
 from nemo_prolong.records.export_manifest import ExportManifest
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import StageManifest
-from nemo_prolong.stages.ending import check_chat
 from nemo_prolong.stages.preflight import (
     changed_settings,
     check_data,
@@ -28,6 +27,7 @@ from nemo_prolong.stages.preflight import (
     refuse_other_run,
     stored_run,
 )
+from nemo_prolong.stages.stop_tokens import check_chat
 from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}

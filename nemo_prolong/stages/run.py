@@ -53,7 +53,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
     check_packages(cfg.tracker)
     run.path.mkdir(parents=True, exist_ok=True)
     manifest = new_manifest(
-        cfg, start.run or start.parent, start.parent_record, _command(), world_size, start.data, start.ending
+        cfg, start.run or start.parent, start.parent_record, _command(), world_size, start.data, start.stops
     )
     if start.run and start.resume:
         manifest = continued(manifest, start.run, step_of(start.resume), start.changes)

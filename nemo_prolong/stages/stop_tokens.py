@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Ending:
+class StopTokens:
     """What ends a text.
 
     Attributes:
@@ -29,13 +29,13 @@ class Ending:
     chat: ChatFormat | None = None
 
 
-UNKNOWN_ENDING = Ending()
+UNKNOWN_STOP_TOKENS = StopTokens()
 """Of a run whose manifest says it already, and of ranks that write none."""
 
 
-def find_ending(
+def find_stop_tokens(
     cfg: RunConfig, data: DataManifestFile, parent: StageManifest | None, record: ParentRecord | None
-) -> Ending:
+) -> StopTokens:
     """Return what ends the texts of a stage that begins.
 
     Args:
@@ -55,7 +55,7 @@ def find_ending(
         log.info("%s does not say what ends its texts; by its tokenizer it is %s", parent.name, inherited)
     chat = found.chat or (parent.chat if parent is not None else None)
     ids = [*found.document_end_ids, *inherited, *found.turn_end_ids]
-    return Ending(tuple(dict.fromkeys(ids)), chat)
+    return StopTokens(tuple(dict.fromkeys(ids)), chat)
 
 
 def check_chat(cfg: RunConfig, data: DataManifestFile) -> None:

@@ -66,7 +66,7 @@ def with_tokenizer(root: Path, tokenizer: Path, eos_token: str | None, **chat: A
 def manifest_of(cfg: RunConfig) -> StageManifest:
     """Return the manifest that the stage would begin with."""
     start = check_files(cfg, RunDirectory(cfg.run_dir))
-    return new_manifest(cfg, start.parent, start.parent_record, "", 1, start.data, start.ending)
+    return new_manifest(cfg, start.parent, start.parent_record, "", 1, start.data, start.stops)
 
 
 def make_parent(make_config: Callable[..., RunConfig], make_run: Callable[..., Path], **values: Any) -> Path:
@@ -129,7 +129,7 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(make_config, make_run, chat
     cfg = make_config()
     before = StageManifest.read(make_run(cfg, "stopped", (2,))).model_copy(update={"stop_token_ids": left})
     start = check_files(cfg, RunDirectory(cfg.run_dir))
-    manifest = new_manifest(cfg, start.run, start.parent_record, "", 1, start.data, start.ending)
+    manifest = new_manifest(cfg, start.run, start.parent_record, "", 1, start.data, start.stops)
     assert continued(manifest, before, 2, []).stop_token_ids == left
 
 
