@@ -45,6 +45,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     # Names and parents.
     ({"name": "/a/b"}, ["name=/a/b: must be a directory below runs_dir=runs. Set name=b."]),
     ({"name": "a/../b"}, ["name=a/../b: must be a directory below runs_dir=runs. Set name=b."]),
+    ({"name": "a/.."}, ["name=a/..: must be a directory below runs_dir=runs. Set name=base."]),
     ({"name": "."}, ["name=.: must be a directory below runs_dir=runs. Set name=base."]),
     ({"name": "a/b.c"}, []),
     ({"transition": "weights", "parent": "runs/x"}, []),
