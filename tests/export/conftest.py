@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.export_tools import Workspace, export_config, write_tokenizer
+from tests.support.hf_llama import write_llama
 from tests.support.tiny import tiny_config, write_data
 
 
@@ -47,3 +48,9 @@ def exported(workspace: Workspace) -> Path:
     output = workspace.root / "exported"
     export(export_config(workspace.child, output))
     return output
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    """A Hugging Face directory of a small Llama in two shards."""
+    return write_llama(tmp_path)

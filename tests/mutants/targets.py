@@ -69,6 +69,7 @@ TARGETS = (
             "weights",
             "export/test_names.py",
             "export/test_hf_directory.py",
+            "export/test_hf_directory_config.py",
             "export/test_writer.py",
             "export/test_direct_reader.py",
             "export/test_hf_config.py",
