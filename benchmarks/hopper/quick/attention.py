@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend
 from benchmarks.hopper.attention import Attention, alone_by, boundaries, causal_flops, random_row, with_gradients
 from benchmarks.hopper.bench import Bench
 from benchmarks.hopper.measure import median_seconds, release
-from benchmarks.hopper.quick.measure import REPEATS
+from benchmarks.hopper.quick.measure import documents_of, repeats
 from benchmarks.hopper.quick.te import kernel_of_last_call, packed_call, te_precision
 from benchmarks.hopper.records import Row, attempt, measured, not_run
 from benchmarks.hopper.transformer_engine import core_attention
@@ -34,16 +34,9 @@ def random_lengths(tokens: int, documents: int, seed: int = 0) -> list[int]:
 
 
 def _documents(bench: Bench) -> list[list[int]]:
-    tokens = bench.sized(65_536, 512)
-    many = [random_lengths(tokens, count) for count in ((300, 700) if bench.full else (20, 40))]
+    tokens = bench.sized(65_536, 128)
+    many = [random_lengths(tokens, bench.sized(*counts)) for counts in ((300, 6), (700, 14))]
     return [[tokens], [tokens // 8] * 8, *many]
-
-
-def _kind(lengths: Sequence[int]) -> str:
-    """Return what a row of documents is called."""
-    if len(lengths) == 1:
-        return "one document"
-    return f"{len(lengths)} {'equal' if len(set(lengths)) == 1 else 'short'} documents"
 
 
 def _tensor_parallel_sizes(bench: Bench) -> tuple[int, ...]:
@@ -72,7 +65,7 @@ def _rows(
         if most_documents is not None and len(lengths) > most_documents:
             continue
         inputs, gradient = random_row(bench, lengths, torch.bfloat16, tensor_parallel_size=ranks)
-        bar = f"{name}, {inputs[0].size(1)} heads, {_kind(lengths)}"
+        bar = f"{name}, {inputs[0].size(1)} heads, {documents_of(lengths)}"
         yield from attempt(bar, functools.partial(_times, bench, bar, ranks, lengths, kernel, inputs, gradient, said))
 
 
@@ -91,7 +84,7 @@ def _times(
         "both": functools.partial(with_gradients, attention, inputs, gradient),
         "forward": functools.partial(attention, *inputs),
     }
-    seconds = median_seconds(bench.device, sides, repeats=REPEATS)
+    seconds = median_seconds(bench.device, sides, repeats=repeats(bench))
     rate = causal_flops(bench, lengths, ranks) / seconds["both"]
     both, forward = (f"{seconds[side] * 1e3:.4g} ms" for side in ("both", "forward"))
     note = f"{both} forward and backward, {forward} forward; {sum(lengths):,} tokens; {said()}"

@@ -74,6 +74,7 @@ CASES: dict[str, Case] = {
             shows=f"{_BACKWARD}, by the kernel that torch brings.",
             function="deterministic.torch_rows",
             planned_seconds=4.0,
+            needs=("pydantic",),
         ),
         Case(
             name="attention_te",
@@ -91,6 +92,7 @@ CASES: dict[str, Case] = {
             shows=f"{_ALONE}: the same rows by the attention of the torch backend.",
             function="attention.torch_rows",
             planned_seconds=10.0,
+            needs=("pydantic",),
         ),
         Case(
             name="attention_cudnn",
@@ -98,6 +100,7 @@ CASES: dict[str, Case] = {
             shows=f"{_ALONE}: cuDNN's kernel called for each document, where there are few.",
             function="attention.cudnn_rows",
             planned_seconds=10.0,
+            needs=("pydantic",),
         ),
         Case(
             name="te_fp8",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 
 from benchmarks.hopper.attention import Attention, ours, random_row, repeatable, with_gradients
 from benchmarks.hopper.bench import Bench
 from benchmarks.hopper.measure import median_seconds, peak_bytes
-from benchmarks.hopper.quick.measure import REPEATS, first_line
+from benchmarks.hopper.quick.measure import documents_of, first_line, repeats
 from benchmarks.hopper.quick.te import kernel_of_last_call, only_kernel, packed_call, te_precision
 from benchmarks.hopper.records import Row, Verdict, attempt, measured, not_run
 from benchmarks.hopper.rows import short_documents
@@ -37,11 +38,10 @@ def _rows(
         attention: Returns the attention of a row of documents.
         kernel: Returns which kernel ran.
     """
-    tokens = bench.sized(32_768, 256)
-    rows = {"one document": [tokens], "short documents": short_documents(tokens, 0, bench.sized(65_536, 2048))}
-    for what, lengths in rows.items():
+    tokens = bench.sized(32_768, 64)
+    for lengths in ([tokens], short_documents(tokens, 0, bench.sized(65_536, 2048))):
         inputs, gradient = random_row(bench, lengths, torch.bfloat16, tensor_parallel_size=_heads_over(bench))
-        bar = f"{name}, train.deterministic: {inputs[0].size(1)} heads, {tokens:,} tokens, {what}"
+        bar = f"{name}, train.deterministic: {inputs[0].size(1)} heads, {tokens:,} tokens, {documents_of(lengths)}"
         yield from attempt(bar, functools.partial(_outcome, bench, bar, attention(lengths), inputs, gradient, kernel))
 
 
@@ -59,7 +59,7 @@ def _outcome(
         with repeatable():
             peak = peak_bytes(bench.device, run)
             same = all(map(torch.equal, run(), run()))
-            seconds = median_seconds(bench.device, {"ours": run}, warm=True, repeats=REPEATS)["ours"]
+            seconds = median_seconds(bench.device, {"ours": run}, warm=True, repeats=repeats(bench))["ours"]
     except torch.OutOfMemoryError as error:
         yield Row(bar, Verdict.MEASURED, note=f"does not run: {first_line(error)}")
         return
@@ -67,19 +67,19 @@ def _outcome(
     yield measured(bar, peak / 2**30, "GiB", note=note)
 
 
-def _te_rows(bench: Bench, name: str) -> Iterator[Row]:
-    # Whether kernels must repeat their bits is asked when the layer is made.
+def _te_rows(bench: Bench, name: str, only: Literal["cudnn", "flash"]) -> Iterator[Row]:
+    # Whether kernels must repeat their bits is asked when the layer is made. Megatron wants every kernel allowed then.
     with repeatable():
-        module = core_attention(bench, te_precision(bench), bench.sized(32_768, 256), _heads_over(bench))
-    yield from _rows(
-        bench, name, lambda lengths: packed_call(bench, module, lengths), lambda: kernel_of_last_call(bench)
-    )
+        module = core_attention(bench, te_precision(bench), bench.sized(32_768, 64), _heads_over(bench))
+    with only_kernel(bench, only):
+        yield from _rows(
+            bench, name, lambda lengths: packed_call(bench, module, lengths), lambda: kernel_of_last_call(bench)
+        )
 
 
 def cudnn_rows(bench: Bench) -> Iterator[Row]:
     """Run Transformer Engine with cuDNN's kernels alone, which it prefers on a Hopper GPU."""
-    with only_kernel(bench, "cudnn"):
-        yield from _te_rows(bench, "Transformer Engine, cuDNN")
+    yield from _te_rows(bench, "Transformer Engine, cuDNN", "cudnn")
 
 
 def flash_rows(bench: Bench) -> Iterator[Row]:
@@ -87,8 +87,7 @@ def flash_rows(bench: Bench) -> Iterator[Row]:
     if bench.full and not any(map(importlib.util.find_spec, ("flash_attn", "flash_attn_3"))):
         yield not_run("Transformer Engine, flash-attn", "neither flash_attn nor flash_attn_3 is installed.")
         return
-    with only_kernel(bench, "flash"):
-        yield from _te_rows(bench, "Transformer Engine, flash-attn")
+    yield from _te_rows(bench, "Transformer Engine, flash-attn", "flash")
 
 
 def torch_rows(bench: Bench) -> Iterator[Row]:

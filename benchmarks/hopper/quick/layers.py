@@ -14,7 +14,7 @@ from benchmarks.hopper.layer_memory import layers_that_fit, planned_bytes
 from benchmarks.hopper.layers import LLAMA_3_8B, THIN, USABLE_SHARE, speed_rows
 from benchmarks.hopper.measure import median_seconds, peak_bytes, release, seconds_of
 from benchmarks.hopper.megatron import RECOMPUTE, Trainable, start
-from benchmarks.hopper.quick.measure import GIB, REPEATS
+from benchmarks.hopper.quick.measure import GIB, documents_of, repeats
 from benchmarks.hopper.quick.te import te_precision
 from benchmarks.hopper.records import Row, measured, not_run
 from benchmarks.hopper.rows import RowKind, micro_batch, prolong_mix
@@ -63,13 +63,13 @@ def te_fp8_rows(bench: Bench) -> Iterator[Row]:
 def torch_rows(bench: Bench) -> Iterator[Row]:
     """Measure the torch backend; its steps are long, so that one of each kind is timed."""
     precision = PrecisionConfig(compute="bf16", backend="torch", recompute=RECOMPUTE)
-    return _mix_rows(bench, "torch bf16, full recomputation", precision, repeats=1)
+    return _mix_rows(bench, "torch bf16, full recomputation", precision, most_repeats=1)
 
 
-def _mix_rows(bench: Bench, name: str, precision: PrecisionConfig, repeats: int = REPEATS) -> Iterator[Row]:
+def _mix_rows(bench: Bench, name: str, precision: PrecisionConfig, most_repeats: int | None = None) -> Iterator[Row]:
     """Yield memory, then the time of a step on a row of each kind, then the rates of the mix."""
     release(bench.device)
-    row_tokens = bench.sized(65_536, 256)
+    row_tokens = bench.sized(65_536, 64)
     kinds = prolong_mix(row_tokens, row_tokens)
     recompute = precision.recompute.recompute_granularity == "full"
     model = _model(bench, row_tokens, recompute=recompute)
@@ -88,7 +88,7 @@ def _mix_rows(bench: Bench, name: str, precision: PrecisionConfig, repeats: int 
     seconds: dict[str, float] = {}
     for kind, batch in zip(kinds, batches, strict=True):
         step = {kind.name: functools.partial(built[0].step, batch)}
-        seconds |= median_seconds(bench.device, step, warm=True, repeats=repeats)
+        seconds |= median_seconds(bench.device, step, warm=True, repeats=most_repeats or repeats(bench))
         yield _step_row(name, kind, seconds[kind.name])
     yield from speed_rows(bench, name, model, kinds, seconds, precision.compute)
 
@@ -111,5 +111,5 @@ def _memory_row(bench: Bench, name: str, model: ModelConfig, row_tokens: int, pe
 
 def _step_row(name: str, kind: RowKind, seconds: float) -> Row:
     rate = sum(kind.lengths) / seconds
-    note = f"{len(kind.lengths):,} documents, {seconds:.4g} s a step"
+    note = f"{documents_of(kind.lengths)}, {seconds:.4g} s a step"
     return measured(f"{name}: {kind.name}", rate, "tokens/s", note=note)

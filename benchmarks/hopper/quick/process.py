@@ -9,6 +9,7 @@ import queue
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ class Worker:
             return self._answers.get(timeout=max(seconds, 0.0))
         except queue.Empty:
             raise TimeoutError from None
+
+    def rest(self) -> Iterator[dict[str, Any]]:
+        """Yield what a process that was stopped had said by then."""
+        while (answer := self._answers.get(timeout=_ENDING_SECONDS)) is not None:
+            yield answer
 
     def ask(self, name: str) -> None:
         """Have it run a case."""

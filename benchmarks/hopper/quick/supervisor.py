@@ -90,8 +90,8 @@ class Supervisor:
                         self._run_case(case, report)
                 except KeyboardInterrupt:
                     interrupted = True
+                    self._abandon(case, report)
                     self._add(case, report, failed(case.title, "asked to stop; what it had shown by then is above."))
-                    self._stop()
         finally:
             self._stop()
 
@@ -102,21 +102,19 @@ class Supervisor:
         left = self._budget.left() - _ENDING_SECONDS
         if needed <= left:
             return ""
-        return f"planned for {needed:.0f} s, and {max(left, 0):.0f} s of {self._budget.seconds:.0f} s were left."
+        return f"it takes about {needed:.0f} s, and {max(left, 0):.0f} s of {self._budget.seconds:.0f} s were left."
 
     def _run_case(self, case: Case, report: Report) -> None:
-        started = time.monotonic()
         limit = case.limit_seconds
         if self._worker is None:
+            # Imports of the engine are in its first case.
             limit += START_SECONDS
-            complaint = self._start()
-            if complaint:
+            if complaint := self._start():
                 self._finish(case, report, complaint)
                 return
         assert self._worker is not None
         self._worker.ask(case.name)
-        complaint = self._listen(case, report, min(started + limit, time.monotonic() + self._budget.left()))
-        self._finish(case, report, complaint)
+        self._finish(case, report, self._listen(case, report, time.monotonic() + limit))
 
     def _start(self) -> str:
         """Start a process and return what went wrong, or nothing.
@@ -146,9 +144,9 @@ class Supervisor:
         report |= self._about
         while True:
             try:
-                answer = self._worker.answer(ends - time.monotonic())
+                answer = self._worker.answer(min(ends - time.monotonic(), self._budget.left()))
             except TimeoutError:
-                self._stop()
+                self._abandon(case, report)
                 whole = ", when the time of the check was out" if self._budget.left() <= 0 else ""
                 return f"stopped after {time.monotonic() - started:.0f} s{whole}{self._last_words()}"
             if answer is None:
@@ -191,6 +189,14 @@ class Supervisor:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.stop()
+
+    def _abandon(self, case: Case, report: Report) -> None:
+        """End the process, and add the rows that it had written by then."""
+        worker = self._worker
+        self._stop()
+        for answer in worker.rest() if worker is not None else []:
+            if "row" in answer:
+                self._add(case, report, Row.from_json(answer["row"]))
 
     def _ended(self) -> int:
         """Return the exit status of the process, which says no more."""

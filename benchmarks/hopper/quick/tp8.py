@@ -14,7 +14,7 @@ from benchmarks.hopper.layer_memory import kept_bytes_per_token, planned_bytes
 from benchmarks.hopper.layers import LLAMA_3_8B, THIN
 from benchmarks.hopper.measure import median_seconds, peak_bytes, release, seconds_of
 from benchmarks.hopper.megatron import Trainable
-from benchmarks.hopper.quick.measure import GIB, REPEATS
+from benchmarks.hopper.quick.measure import GIB, repeats
 from benchmarks.hopper.quick.te import te_precision
 from benchmarks.hopper.records import Row, attempt, measured
 from benchmarks.hopper.rows import RowKind, micro_batch, short_documents
@@ -22,7 +22,6 @@ from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.plan.flops import training_flops
 from nemo_prolong.units import format_bytes, format_tokens
 
-_MORE_LAYERS, _FEWER_LAYERS = 6, 2
 _SPLIT = ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "vocab_size")
 
 
@@ -36,10 +35,10 @@ def rank_of(bench: Bench, num_layers: int) -> ModelConfig:
 
 
 def layer_rows(bench: Bench) -> Iterator[Row]:
-    """Take the difference of six layers and two, so that head and embedding drop out."""
+    """Take the difference of six layers and two, so that head and embedding drop out; of two and one on a CPU."""
     release(bench.device)
-    tokens = bench.sized(65_536, 256)
-    models = [rank_of(bench, layers) for layers in (_MORE_LAYERS, _FEWER_LAYERS)]
+    tokens = bench.sized(65_536, 64)
+    models = [rank_of(bench, layers) for layers in (bench.sized(6, 2), bench.sized(2, 1))]
     built = [Trainable.build(model, tokens, te_precision(bench), bench.device) for model in models]
     kinds = [
         RowKind("one document", 1.0, [tokens]),
@@ -52,31 +51,30 @@ def layer_rows(bench: Bench) -> Iterator[Row]:
 
 def _layer(bench: Bench, kind: RowKind, models: list[ModelConfig], built: list[Trainable]) -> Iterator[Row]:
     batch = micro_batch(kind.lengths, models[0].vocab_size)
-    calls = {
-        model.num_layers: functools.partial(trainable.forward_backward, batch)
-        for model, trainable in zip(models, built, strict=True)
-    }
-    peaks = [peak_bytes(bench.device, call) for call in calls.values()]
-    taken = median_seconds(
-        bench.device, {str(layers): call for layers, call in calls.items()}, warm=True, repeats=REPEATS
-    )
-    more, fewer = taken.values()
-    layers = _MORE_LAYERS - _FEWER_LAYERS
-    seconds = (more - fewer) / layers
-    more_flops, fewer_flops = (training_flops(model, kind.lengths) for model in models)
-    rate = (more_flops - fewer_flops) / layers / seconds
+    calls = [functools.partial(trainable.forward_backward, batch) for trainable in built]
+    peaks = [peak_bytes(bench.device, call) for call in calls]
+    sides = dict(zip(("more", "fewer"), calls, strict=True))
+    taken = median_seconds(bench.device, sides, warm=True, repeats=repeats(bench))
+    layers = models[0].num_layers - models[1].num_layers
+    seconds = (taken["more"] - taken["fewer"]) / layers
+    flops = [training_flops(model, kind.lengths) for model in models]
+    rate = (flops[0] - flops[1]) / layers / seconds
     name = f"layer of TP 8, {format_tokens(sum(kind.lengths))}, {kind.name}"
-    note = f"{rate / 1e12:.0f} TFLOPS; {_MORE_LAYERS} layers {more * 1e3:.4g} ms, {_FEWER_LAYERS} {fewer * 1e3:.4g} ms"
+    both = ", ".join(
+        f"{model.num_layers} layers {time * 1e3:.4g} ms" for model, time in zip(models, taken.values(), strict=True)
+    )
+    note = f"{rate / 1e12:.4g} TFLOPS; {both}"
     yield measured(f"{name}: forward and backward", seconds * 1e3, "ms", note=note)
+    planned = kept_bytes_per_token(models[0])
     kept = (peaks[0] - peaks[1]) / layers / sum(kind.lengths)
-    note = "without sequence parallelism; compared with the arithmetic"
-    yield measured(f"{name}: kept per token", kept, "bytes", peer=kept_bytes_per_token(models[0]), note=note)
+    note = f"without sequence parallelism; by arithmetic {planned:,}"
+    yield measured(f"{name}: kept per token", kept, "bytes", peer=planned, note=note)
 
 
 def memory_rows(bench: Bench) -> Iterator[Row]:
     """Take one step of one layer on a document as long as a row of stage 2."""
     release(bench.device)
-    tokens = bench.sized(524_288, 1024)
+    tokens = bench.sized(524_288, 128)
     model = rank_of(bench, 1)
     batch = micro_batch([tokens], model.vocab_size)
     seconds: list[float] = []
