@@ -81,9 +81,9 @@ class Trainable:
         """Add the gradients of one micro-batch to the buffers and return its mean loss."""
         from megatron.core.distributed import finalize_model_grads
 
-        from nemo_prolong.engine.training.packed_step import ExactLossReduction, packed_data_step, packed_forward_step
+        from nemo_prolong.engine.training.packed_step import ExactLossReduction, packed_forward_step
 
-        here = packed_data_step(iter([batch]))
+        here = self.model.config.data_step_fn(iter([batch]))
         loss_sum, targets, _ = ExactLossReduction().forward(here, packed_forward_step(self.model, here))
         loss_sum.backward()
         mean = loss_sum.detach() / targets

@@ -101,7 +101,7 @@ def te_rows(bench: Bench) -> Iterator[Row]:
             bench,
             "Transformer Engine",
             ranks,
-            functools.partial(packed_call, bench, module),
+            functools.partial(packed_call, module),
             lambda: kernel_of_last_call(bench),
         )
 

@@ -72,9 +72,7 @@ def _te_rows(bench: Bench, name: str, only: Literal["cudnn", "flash"]) -> Iterat
     with repeatable():
         module = core_attention(bench, te_precision(bench), bench.sized(32_768, 64), _heads_over(bench))
     with only_kernel(bench, only):
-        yield from _rows(
-            bench, name, lambda lengths: packed_call(bench, module, lengths), lambda: kernel_of_last_call(bench)
-        )
+        yield from _rows(bench, name, functools.partial(packed_call, module), lambda: kernel_of_last_call(bench))
 
 
 def cudnn_rows(bench: Bench) -> Iterator[Row]:

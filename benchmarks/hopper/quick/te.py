@@ -66,12 +66,12 @@ def _choose_again(bench: Bench) -> None:
 
 
 def packed_call(
-    bench: Bench, attention: torch.nn.Module, lengths: Sequence[int]
+    attention: torch.nn.Module, lengths: Sequence[int]
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     """Return a function of query, key and value that calls the attention of a layer as a training step does."""
-    from nemo_prolong.engine.training.packed_step import packed_data_step, packed_forward_step
+    from nemo_prolong.engine.training.packed_step import packed_forward_step
 
-    batch = packed_data_step(iter([micro_batch(lengths, vocab_size=2)]))
+    batch = attention.config.data_step_fn(iter([micro_batch(lengths, vocab_size=2)]))
     params = packed_forward_step(lambda **inputs: inputs["packed_seq_params"], batch)
 
     def call(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

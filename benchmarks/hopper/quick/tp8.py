@@ -14,10 +14,10 @@ from benchmarks.hopper.layer_memory import kept_bytes_per_token, planned_bytes
 from benchmarks.hopper.layers import LLAMA_3_8B, THIN
 from benchmarks.hopper.measure import median_seconds, peak_bytes, release, seconds_of
 from benchmarks.hopper.megatron import Trainable
-from benchmarks.hopper.quick.measure import GIB, repeats
+from benchmarks.hopper.quick.measure import GIB, documents_of, repeats
 from benchmarks.hopper.quick.te import te_precision
 from benchmarks.hopper.records import Row, attempt, measured
-from benchmarks.hopper.rows import RowKind, micro_batch, short_documents
+from benchmarks.hopper.rows import micro_batch, short_documents
 from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.plan.flops import training_flops
 from nemo_prolong.units import format_bytes, format_tokens
@@ -40,35 +40,36 @@ def layer_rows(bench: Bench) -> Iterator[Row]:
     tokens = bench.sized(65_536, 64)
     models = [rank_of(bench, layers) for layers in (bench.sized(6, 2), bench.sized(2, 1))]
     built = [Trainable.build(model, tokens, te_precision(bench), bench.device) for model in models]
-    kinds = [
-        RowKind("one document", 1.0, [tokens]),
-        RowKind("8 equal documents", 1.0, [tokens // 8] * 8),
-        RowKind("short documents", 1.0, short_documents(tokens, 0, tokens)),
-    ]
-    for kind in kinds:
-        yield from attempt(f"layer of TP 8, {kind.name}", functools.partial(_layer, bench, kind, models, built))
+    yield from attempt("layer of TP 8: kept per token", functools.partial(_kept, bench, tokens, models, built))
+    for lengths in ([tokens], [tokens // 8] * 8, short_documents(tokens, 0, tokens)):
+        name = f"layer of TP 8, {format_tokens(tokens)}, {documents_of(lengths)}: forward and backward"
+        yield from attempt(name, functools.partial(_time, bench, name, lengths, models, built))
 
 
-def _layer(bench: Bench, kind: RowKind, models: list[ModelConfig], built: list[Trainable]) -> Iterator[Row]:
-    batch = micro_batch(kind.lengths, models[0].vocab_size)
-    calls = [functools.partial(trainable.forward_backward, batch) for trainable in built]
-    peaks = [peak_bytes(bench.device, call) for call in calls]
-    sides = dict(zip(("more", "fewer"), calls, strict=True))
-    taken = median_seconds(bench.device, sides, warm=True, repeats=repeats(bench))
-    layers = models[0].num_layers - models[1].num_layers
-    seconds = (taken["more"] - taken["fewer"]) / layers
-    flops = [training_flops(model, kind.lengths) for model in models]
-    rate = (flops[0] - flops[1]) / layers / seconds
-    name = f"layer of TP 8, {format_tokens(sum(kind.lengths))}, {kind.name}"
-    both = ", ".join(
-        f"{model.num_layers} layers {time * 1e3:.4g} ms" for model, time in zip(models, taken.values(), strict=True)
-    )
-    note = f"{rate / 1e12:.4g} TFLOPS; {both}"
-    yield measured(f"{name}: forward and backward", seconds * 1e3, "ms", note=note)
+def _kept(bench: Bench, tokens: int, models: list[ModelConfig], built: list[Trainable]) -> Iterator[Row]:
+    batch = micro_batch([tokens], models[0].vocab_size)
+    peaks = [peak_bytes(bench.device, functools.partial(trainable.forward_backward, batch)) for trainable in built]
+    kept = (peaks[0] - peaks[1]) / (models[0].num_layers - models[1].num_layers) / tokens
     planned = kept_bytes_per_token(models[0])
-    kept = (peaks[0] - peaks[1]) / layers / sum(kind.lengths)
     note = f"without sequence parallelism; by arithmetic {planned:,}"
-    yield measured(f"{name}: kept per token", kept, "bytes", peer=planned, note=note)
+    yield measured("layer of TP 8: kept per token", kept, "bytes", peer=planned, note=note)
+
+
+def _time(
+    bench: Bench, name: str, lengths: list[int], models: list[ModelConfig], built: list[Trainable]
+) -> Iterator[Row]:
+    batch = micro_batch(lengths, models[0].vocab_size)
+    sides = {
+        f"{model.num_layers} layers": functools.partial(trainable.forward_backward, batch)
+        for model, trainable in zip(models, built, strict=True)
+    }
+    taken = median_seconds(bench.device, sides, repeats=repeats(bench))
+    more, fewer = taken.values()
+    layers = models[0].num_layers - models[1].num_layers
+    flops = [training_flops(model, lengths) for model in models]
+    rate = (flops[0] - flops[1]) / (more - fewer)
+    both = ", ".join(f"{model} {seconds * 1e3:.4g} ms" for model, seconds in taken.items())
+    yield measured(name, (more - fewer) / layers * 1e3, "ms", note=f"{rate / 1e12:.4g} TFLOPS; {both}")
 
 
 def memory_rows(bench: Bench) -> Iterator[Row]:
