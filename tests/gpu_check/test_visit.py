@@ -42,9 +42,9 @@ def wheel(folder: Path, name: str, **files: str) -> None:
 
 def test_wheels_of_all_folders_become_one_archive(tmp_path: Path) -> None:
     wheel(tmp_path / "a", "carried", **{"carried/__init__.py": "NAME = 1", "carried-1.0.data/scripts/run": "x"})
-    wheel(tmp_path / "b", "other", **{"carried/extension.so": "y"})
+    wheel(tmp_path / "b", "other", **{"carried/extension.so": "y", "tests/test_other.py": ""})
     archive = tmp_path / "site.tar.xz"
-    assert pack(archive, [tmp_path / "a", tmp_path / "b"]) == archive.stat().st_size
+    assert pack(archive, [tmp_path / "a", tmp_path / "b"], ["tests/*"]) == archive.stat().st_size
     with tarfile.open(archive) as packed:
         assert [name for name in packed.getnames() if "." in name[2:]] == [
             "./carried/__init__.py",
