@@ -35,7 +35,7 @@ def random_lengths(tokens: int, documents: int, seed: int = 0) -> list[int]:
 
 def _documents(bench: Bench) -> list[list[int]]:
     tokens = bench.sized(65_536, 128)
-    many = [random_lengths(tokens, bench.sized(*counts)) for counts in ((300, 6), (700, 14))]
+    many = [random_lengths(tokens, bench.sized(*counts)) for counts in ((300, 12), (700, 20))]
     return [[tokens], [tokens // 8] * 8, *many]
 
 
