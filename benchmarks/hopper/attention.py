@@ -26,14 +26,22 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def random_row(
-    bench: Bench, lengths: Sequence[int], dtype: torch.dtype, seed: int = 0
+    bench: Bench, lengths: Sequence[int], dtype: torch.dtype, seed: int = 0, tensor_parallel_size: int = 1
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return query, key and value as slices of one projection, as a layer hands them over, and a gradient.
+
+    Args:
+        bench: Where.
+        lengths: Tokens of each document.
+        dtype: Of all tensors.
+        seed: Of their values.
+        tensor_parallel_size: Ranks that share the heads of the model; those of one rank are returned.
 
     Returns:
         Query [T, H, C], key and value [T, K, C], all leaves, and the gradient of the output [T, H, C].
     """
-    heads, groups, channels = bench.sized(32, 4), bench.sized(8, 2), bench.sized(128, 16)
+    heads, groups = (bench.sized(*sizes) // tensor_parallel_size for sizes in ((32, 4), (8, 2)))
+    channels = bench.sized(128, 16)
     generator = torch.Generator(bench.device).manual_seed(seed)
     shape = (sum(lengths), 2 * heads + 2 * groups, channels)
     projection = torch.randn(shape, generator=generator, device=bench.device).to(dtype)
@@ -150,9 +158,9 @@ def _repeated_rows(bench: Bench) -> Iterator[Row]:
         yield holds(f"bfloat16, train.deterministic: two runs give the same bits, {name}", asked, note)
 
 
-def causal_flops(bench: Bench, lengths: Sequence[int]) -> float:
+def causal_flops(bench: Bench, lengths: Sequence[int], tensor_parallel_size: int = 1) -> float:
     """Return the FLOPs of forward and backward that a causal mask leaves: two and five products of half a square."""
-    width = bench.sized(32 * 128, 4 * 16)
+    width = bench.sized(32 * 128, 4 * 16) // tensor_parallel_size
     return 7 * width * float(sum(length * length for length in lengths))
 
 

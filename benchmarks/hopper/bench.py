@@ -48,21 +48,24 @@ class Bench:
             return at_least(bar, ours, bound, unit, note=note)
         return measured(bar, ours, unit, note="; ".join(filter(None, [note, _NOT_JUDGED])))
 
-    def shares_of_peak(self, bar: str, flops_per_second: float, bound: float | None, note: str = "") -> Iterator[Row]:
-        """Yield the share of the dense bf16 peak of the device; nothing on a CPU.
+    def shares_of_peak(
+        self, bar: str, flops_per_second: float, bound: float | None, note: str = "", compute: str = "bf16"
+    ) -> Iterator[Row]:
+        """Yield the share of a dense peak of the device; nothing on a CPU.
 
         Args:
             bar: Name of the row.
             flops_per_second: What was reached.
             bound: Least share, or None.
             note: For the row.
+            compute: Number format whose peak it is.
         """
         if not self.full:
             return
         device = torch.cuda.get_device_name(self.device)
-        peak = dense_peak_flops_per_second(device, "bf16")
+        peak = dense_peak_flops_per_second(device, compute)
         if peak is None:
-            yield not_run(bar, f"no bf16 peak is known of {device}.")
+            yield not_run(bar, f"no {compute} peak is known of {device}.")
         elif bound is None:
             yield measured(bar, flops_per_second / peak, "", note=note)
         else:

@@ -27,9 +27,9 @@ there. The page is written after every stage, and when the command is interrupte
 section.
 """
 
-_ON_A_CPU = "**This stage ran at small sizes on a CPU: it shows that the program works, and nothing about a GPU.**"
+ON_A_CPU = "**This stage ran at small sizes on a CPU: it shows that the program works, and nothing about a GPU.**"
 
-_RESULTS = """\
+RESULTS = """\
 Results: **met** and **missed** are against the bound beside them; measured has none; not run and **failed** say why.
 """
 
@@ -62,16 +62,22 @@ def page(reports: Reports) -> str:
         "Written by the commands below; every stage says what it ran on.",
         "",
         _HOW,
-        _RESULTS,
-        *_summary(reports),
+        RESULTS,
+        *summary("stage", reports),
     ]
     for name, report in reports.items():
-        parts += ["", *_section(name, report)]
+        parts += ["", *section(name, report)]
     return "\n".join(parts) + "\n"
 
 
-def _summary(reports: Reports) -> list[str]:
-    lines = ["| stage | device | commit | result | seconds |", "| --- | --- | --- | --- | --- |"]
+def summary(what: str, reports: Reports) -> list[str]:
+    """Return the table of what ran.
+
+    Args:
+        what: What one report is of.
+        reports: By name.
+    """
+    lines = [f"| {what} | device | commit | result | seconds |", "| --- | --- | --- | --- | --- |"]
     for name, report in reports.items():
         counted = Counter(row["result"] for row in report["rows"])
         results = ", ".join(f"{count} {result}" for result, count in sorted(counted.items()))
@@ -80,13 +86,13 @@ def _summary(reports: Reports) -> list[str]:
     return lines
 
 
-def _section(name: str, report: Mapping[str, Any]) -> list[str]:
-    """Return the section of one stage."""
+def section(name: str, report: Mapping[str, Any]) -> list[str]:
+    """Return the section of one report."""
     versions = ", ".join(f"{package} {version}" for package, version in report.get("versions", {}).items())
     device = ", ".join(f"{key} {value}" for key, value in report.get("machine", {}).items())
     lines = [f"## {report['title']} (`{name}`)", "", report["shows"], ""]
     if "--device cpu" in report["command"]:
-        lines += [_ON_A_CPU, ""]
+        lines += [ON_A_CPU, ""]
     lines += [f"{report['finished_at']}, commit {report.get('commit') or 'unknown'}; {device}; {versions}.", ""]
     lines += ["```", report["command"], "```", ""]
     lines += ["| what | value | bound | result | note |", "| --- | --- | --- | --- | --- |"]

@@ -32,7 +32,7 @@ LLAMA_3_8B = ModelConfig(
     make_vocab_size_divisible_by=32,
     rotary_base=1.28e8,
 )
-_THIN = LLAMA_3_8B.model_copy(
+THIN = LLAMA_3_8B.model_copy(
     update={
         "name": "thin",
         "nemo_config": "LlamaConfig",
@@ -47,8 +47,9 @@ _THIN = LLAMA_3_8B.model_copy(
 )
 
 _MEMORY_TOLERANCE = 1.05
-# Of the memory that is free: the rest is lost between blocks of the allocator.
-_USED = 0.94
+USABLE_SHARE = 0.94
+"""Of the memory that is free: the rest is lost between blocks of the allocator."""
+
 # What a long row leaves out where its head does not fit beside one layer.
 _SMALL_VOCABULARY = 2048
 # More would fit on some devices: the share of the peak stays, the minutes grow.
@@ -93,8 +94,8 @@ def run(bench: Bench) -> Iterator[Row]:
     for load in _FULL if bench.full else _SMALL:
         # What the load before left in torch's cache would not count as free.
         release(bench.device)
-        free = int(_USED * torch.cuda.mem_get_info(bench.device)[0]) if bench.full else 0
-        model = model_that_fits(load.row_tokens, free) if bench.full else _THIN
+        free = int(USABLE_SHARE * torch.cuda.mem_get_info(bench.device)[0]) if bench.full else 0
+        model = model_that_fits(load.row_tokens, free) if bench.full else THIN
         name = format_tokens(load.row_tokens)
         if model is None:
             least = LLAMA_3_8B.model_copy(update={"vocab_size": _SMALL_VOCABULARY, "num_layers": 1})
@@ -132,7 +133,8 @@ def _measure(bench: Bench, model: ModelConfig, load: Load, backend: str, compute
     yield from _memory(name, model, load, peak, bench, backend)
     steps = {kind: functools.partial(trainable.step, batch) for kind, batch in batches.items()}
     seconds = median_seconds(bench.device, steps, warm=True)
-    yield from _speed(bench, name, model, load, kinds, seconds, backend, compute)
+    mfu = None if compute == "fp8" else load.mfu
+    yield from speed_rows(bench, name, model, kinds, seconds, compute, mfu)
     yield from _shares(bench, name, steps, seconds)
 
 
@@ -147,26 +149,37 @@ def _memory(name: str, model: ModelConfig, load: Load, peak: int, bench: Bench, 
         yield measured(bar, peak / plan, "", note=f"{note}; the plan is the torch backend's")
 
 
-def _speed(
+def speed_rows(
     bench: Bench,
     name: str,
     model: ModelConfig,
-    load: Load,
     kinds: list[RowKind],
     seconds: dict[str, float],
-    backend: str,
     compute: str,
+    mfu: float | None = None,
 ) -> Iterator[Row]:
-    """Yield the rates of the mix: each kind of row as often as its share of the tokens."""
+    """Yield the rates of the mix: each kind of row as often as its share of the tokens.
+
+    Args:
+        bench: Where.
+        name: What was run.
+        model: The model.
+        kinds: Rows of one length.
+        seconds: Name of a kind -> time of a step on such a row.
+        compute: ``precision.compute``. FP8 has a second row, with its own peak.
+        mfu: Least causal MFU that counts as good, or None.
+    """
     flops = {kind.name: training_flops(model, kind.lengths) for kind in kinds}
     mean_seconds = sum(kind.share * seconds[kind.name] for kind in kinds)
-    mean_flops = sum(kind.share * flops[kind.name] for kind in kinds)
-    yield measured(f"{name}: tokens per second of the mix", load.row_tokens / mean_seconds, "tokens/s")
-    yield measured(f"{name}: causal model FLOPs of the mix", mean_flops / mean_seconds / 1e12, "TFLOPS")
+    rate = sum(kind.share * flops[kind.name] for kind in kinds) / mean_seconds
+    yield measured(f"{name}: tokens per second of the mix", sum(kinds[0].lengths) / mean_seconds, "tokens/s")
+    yield measured(f"{name}: causal model FLOPs of the mix", rate / 1e12, "TFLOPS")
     rates = [f"{kind.name} {flops[kind.name] / seconds[kind.name] / 1e12:.0f} TFLOPS" for kind in kinds]
     note = f"{', '.join(rates)}; recomputation not counted, peak of bf16"
-    bound = None if (backend, compute) == ("te", "fp8") else load.mfu
-    yield from bench.shares_of_peak(f"{name}: causal MFU of the mix", mean_flops / mean_seconds, bound, note)
+    yield from bench.shares_of_peak(f"{name}: causal MFU of the mix", rate, mfu, note)
+    if compute == "fp8":
+        note = "the same FLOPs; attention is in bf16"
+        yield from bench.shares_of_peak(f"{name}: share of FP8's own peak", rate, None, note, compute)
 
 
 def _shares(

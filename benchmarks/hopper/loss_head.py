@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.hopper.bench import Bench, Stage
-from benchmarks.hopper.measure import largest_error, median_seconds, peak_bytes, release
+from benchmarks.hopper.measure import REPEATS, largest_error, median_seconds, peak_bytes, release
 from benchmarks.hopper.records import Row, at_most, attempt, not_run
 from nemo_prolong.ops.linear_cross_entropy import linear_cross_entropy
 from nemo_prolong.units import format_bytes
@@ -100,7 +100,7 @@ def _error_rows(bench: Bench) -> Iterator[Row]:
             yield at_most(name, error, 2 * peer, peer=peer, note="the bound is twice the error of all logits at once")
 
 
-def _cost_rows(bench: Bench, tokens: int) -> Iterator[Row]:
+def cost_rows(bench: Bench, tokens: int, repeats: int = REPEATS) -> Iterator[Row]:
     """Measure memory and time of one length, in bfloat16."""
     size = HeadSize(tokens, *((4096, 128_256, CHUNK_TOKENS) if bench.full else (256, 1000, 64)))
     inputs = head_inputs(size, torch.bfloat16, bench.device)
@@ -116,7 +116,7 @@ def _cost_rows(bench: Bench, tokens: int) -> Iterator[Row]:
         "ours": lambda: with_gradients(chunked, inputs, size.chunk_tokens),
         "checkpointed": lambda: with_gradients(checkpointed, inputs, size.chunk_tokens),
     }
-    seconds = median_seconds(bench.device, sides)
+    seconds = median_seconds(bench.device, sides, repeats=repeats)
     flops = 6 * size.tokens * size.vocab_size * size.hidden_size
     yield bench.speed_at_most(
         f"{tokens:,} tokens: time over that of checkpointed blocks",
@@ -136,7 +136,7 @@ def run(bench: Bench) -> Iterator[Row]:
             reason = f"needs about {format_bytes(needed)}, {format_bytes(free)} are free."
             yield not_run(f"{tokens:,} tokens: memory and time", reason)
         else:
-            yield from attempt(f"{tokens:,} tokens: memory and time", functools.partial(_cost_rows, bench, tokens))
+            yield from attempt(f"{tokens:,} tokens: memory and time", functools.partial(cost_rows, bench, tokens))
 
 
 STAGE = Stage(

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from nemo_prolong.errors import ConfigError
+
 _PACKAGES = (
     "nemo-toolkit",
     "megatron-core",
@@ -20,6 +22,20 @@ _PACKAGES = (
     "nvidia-modelopt",
     "numpy",
 )
+
+
+def check_device(device: str) -> None:
+    """Refuse a machine without a GPU.
+
+    Raises:
+        ConfigError: If ``device`` is a GPU and torch finds none.
+    """
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--device {device}",
+            f"torch {torch.__version__} finds no GPU here.",
+            "Run it on an H100 or H200, or add --device cpu for small sizes.",
+        )
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -38,17 +38,18 @@ def seconds_of(device: torch.device, call: Callable[[], object]) -> float:
 
 
 def median_seconds(
-    device: torch.device, sides: Mapping[str, Callable[[], object]], *, warm: bool = False
+    device: torch.device, sides: Mapping[str, Callable[[], object]], *, warm: bool = False, repeats: int = REPEATS
 ) -> dict[str, float]:
-    """Return the median of five runs of each side; those of all sides are interleaved.
+    """Return the median of the runs of each side; those of all sides are interleaved.
 
     Args:
         device: Where they run.
         sides: Name -> what to time.
         warm: They have run before; else each runs once more first, which does not count.
+        repeats: Runs that count.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(REPEATS + (not warm)):
+    for repeat in range(repeats + (not warm)):
         for name, call in sides.items():
             taken = seconds_of(device, call)
             if repeat or warm:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +16,23 @@ RECOMPUTE = RecomputeConfig(recompute_granularity="full", recompute_method="unif
 _OPTIM = OptimConfig(lr=1e-5, min_lr=1e-6, lr_warmup_iters=0)
 
 
-def start(device: torch.device) -> None:
-    """Give Megatron its process groups and random states; once per process is enough."""
+@functools.cache
+def _import_engine() -> None:
+    """Import NeMo, once, and leave its objects out of garbage collections, each of which takes 0.7 s with them."""
     from nemo_prolong.engine.patches import prepare
 
     prepare()
-    from megatron.core import parallel_state, tensor_parallel
-
     # Some imports of NeMo fail, and it keeps the errors with the frames that led to them: none may hold a model.
     import nemo_prolong.engine.model.nemo_model  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+def start(device: torch.device) -> None:
+    """Give Megatron its process groups and random states; once per process is enough."""
+    _import_engine()
+    from megatron.core import parallel_state, tensor_parallel
 
     if parallel_state.model_parallel_is_initialized():
         return
@@ -81,9 +91,9 @@ class Trainable:
         """Add the gradients of one micro-batch to the buffers and return its mean loss."""
         from megatron.core.distributed import finalize_model_grads
 
-        from nemo_prolong.engine.training.packed_step import ExactLossReduction, packed_data_step, packed_forward_step
+        from nemo_prolong.engine.training.packed_step import ExactLossReduction, packed_forward_step
 
-        here = packed_data_step(iter([batch]))
+        here = self.model.config.data_step_fn(iter([batch]))
         loss_sum, targets, _ = ExactLossReduction().forward(here, packed_forward_step(self.model, here))
         loss_sum.backward()
         mean = loss_sum.detach() / targets

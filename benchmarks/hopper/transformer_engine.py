@@ -39,25 +39,32 @@ Precision = dict[str, Any]
 Context = Callable[[], AbstractContextManager[Any]]
 
 
-def one_layer(bench: Bench) -> ModelConfig:
-    """Return a model of one layer with the attention of Llama-3-8B, a thin one on a CPU."""
+def one_layer(bench: Bench, tensor_parallel_size: int = 1) -> ModelConfig:
+    """Return a model of one layer with the attention of Llama-3-8B, a thin one on a CPU.
+
+    Args:
+        bench: Where.
+        tensor_parallel_size: Ranks that share its heads; the model has those of one rank.
+    """
     return ModelConfig(
         name="one layer",
         nemo_config="LlamaConfig",
         num_layers=1,
         hidden_size=bench.sized(4096, 64),
         ffn_hidden_size=bench.sized(14336, 128),
-        num_attention_heads=bench.sized(32, 4),
-        num_query_groups=bench.sized(8, 2),
+        num_attention_heads=bench.sized(32, 4) // tensor_parallel_size,
+        num_query_groups=bench.sized(8, 2) // tensor_parallel_size,
         kv_channels=bench.sized(128, 16),
         vocab_size=512,
         rotary_base=1e4,
     )
 
 
-def core_attention(bench: Bench, precision: PrecisionConfig, row_tokens: int) -> torch.nn.Module:
+def core_attention(
+    bench: Bench, precision: PrecisionConfig, row_tokens: int, tensor_parallel_size: int = 1
+) -> torch.nn.Module:
     """Return the attention of a layer that the engine builds."""
-    model = build_model(one_layer(bench), row_tokens, precision, bench.device)
+    model = build_model(one_layer(bench, tensor_parallel_size), row_tokens, precision, bench.device)
     return model.module.decoder.layers[0].self_attention.core_attention
 
 

@@ -20,6 +20,8 @@ import torch
 from benchmarks.hopper import resume, transformer_engine
 from benchmarks.hopper.bench import Bench
 from benchmarks.hopper.measure import release
+from benchmarks.hopper.quick.cases import CASES
+from benchmarks.hopper.quick.worker import case_rows
 from benchmarks.hopper.records import Row, attempt, measured
 from benchmarks.hopper.stages import STAGES
 from nemo_prolong.config.schema import PrecisionConfig
@@ -38,6 +40,12 @@ def torch_for_both(bench: Bench) -> Iterable[Row]:
         "no kernels": ({"compute": "bf16", "backend": "te"}, 0.01),
     }
     yield from transformer_engine.run_rows(bench, cases, "torch fp32")
+
+
+def quick_cases(bench: Bench) -> Iterable[Row]:
+    """Run every case of the quick check as its process does."""
+    for case in CASES.values():
+        yield from attempt(case.title, lambda case=case: case_rows(case, bench))
 
 
 def leave_groups() -> None:
@@ -64,11 +72,13 @@ def main() -> None:
     bf16 = {"compute": "bf16", "backend": "torch"}
     parts["resume"] = lambda bench: resume.resumed_rows(bench, "torch backend, bf16", bf16)
     parts["torch for both"] = torch_for_both
+    parts["quick"] = quick_cases
     results = {}
     for name in (
         "layers",
         "engine",
         "resume",
+        "quick",
         "torch for both",
         "transformer_engine",
         "data_loader",

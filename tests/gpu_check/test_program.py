@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.hopper import __main__ as program
+from benchmarks.hopper import all_stages as program
 from benchmarks.hopper import machine, measure, runner
-from benchmarks.hopper.__main__ import check_device, chosen_stages
+from benchmarks.hopper.all_stages import chosen_stages
 from benchmarks.hopper.bench import Bench, Stage
 from benchmarks.hopper.card import page, read_reports, write_card
+from benchmarks.hopper.machine import check_device
 from benchmarks.hopper.measure import (
     kernel_seconds,
     kind_of,

@@ -111,9 +111,9 @@ def test_a_loss_head_with_a_wrong_gradient_misses_its_bounds(bench: Bench, monke
 
 
 def test_memory_of_the_loss_head_is_the_arithmetic(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert next(loss_head._cost_rows(bench, 1024)).result is Verdict.MET
+    assert next(loss_head.cost_rows(bench, 1024)).result is Verdict.MET
     monkeypatch.setattr(loss_head, "chunked", lambda *inputs: loss_head.all_logits(*inputs[:-1]))
-    assert next(loss_head._cost_rows(bench, 1024)).result is Verdict.MISSED
+    assert next(loss_head.cost_rows(bench, 1024)).result is Verdict.MISSED
 
 
 def test_as_many_layers_fit_as_the_plan_has_room_for() -> None:
