@@ -13,7 +13,8 @@ from nemo_prolong.errors import ConfigError
 def take_place(environment: MutableMapping[str, str] = os.environ) -> RankEnvironment | None:
     """Find which rank the launcher made this process, and set torchrun's variables where srun was the launcher.
 
-    torchrun goes first, because it may be started by srun, one task a node.
+    torchrun goes first, because it may be started by srun, one task a node. Ranks of srun get one thread for each, as
+    torchrun's do, unless ``OMP_NUM_THREADS`` says otherwise.
 
     Returns:
         The place of this rank, or None where no launcher started it as one of several.
@@ -24,6 +25,7 @@ def take_place(environment: MutableMapping[str, str] = os.environ) -> RankEnviro
     place = RankEnvironment.given(environment)
     if place is None and (place := slurm_rank(environment)) is not None:
         environment.update(place.variables())
+        environment.setdefault("OMP_NUM_THREADS", "1")
     return place
 
 
