@@ -15,7 +15,7 @@ sign; anything typed after it wins. Results go to runs/NAME. The same command re
 EXAMPLES = [
     "python scripts/train.py +exp=mini/base                            # miniature, on a CPU; then mini/stage1, ...",
     "python scripts/train.py +exp=stage1 parent=hf:DIR                 # 8 GPUs; DIR: Llama-3-8B-Instruct",
-    "srun python scripts/train.py +exp=stage2 parent=runs/stage1       # in a Slurm job with a task for each GPU",
+    "srun python scripts/train.py +exp=stage2 parent=runs/stage1            # in a job with a task for each GPU",
     "python scripts/train.py +exp=stage2 --cfg job                     # print the configuration, train nothing",
     "python scripts/train.py +exp=mini/stage1 name=try seq_length=4K train.train_iters=100",
 ]
@@ -25,7 +25,7 @@ def run(cfg: RunConfig, overrides: list[str]) -> None:
     """Train as the rank that a launcher started, or start the ranks of this machine; torch is imported only here."""
     place = take_place()
     if place is not None:
-        check_world(cfg, place.world_size, overrides)
+        check_world(cfg, place.world_size, overrides, place.launcher)
     elif (ranks := ranks_to_start(cfg, visible_gpus(), overrides)) > 1:
         raise SystemExit(run_ranks(ranks))
     from nemo_prolong.stages.run import run_stage

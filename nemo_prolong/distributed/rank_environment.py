@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from nemo_prolong.errors import ConfigError
 
@@ -23,6 +24,7 @@ class RankEnvironment:
         local_world_size: Ranks on each machine. It is the same on all.
         master_address: Where rank 0 can be reached.
         master_port: The port that rank 0 listens at.
+        launcher: What started it, for messages.
     """
 
     rank: int = 0
@@ -31,6 +33,7 @@ class RankEnvironment:
     local_world_size: int = 1
     master_address: str = "127.0.0.1"
     master_port: int = 0
+    launcher: Literal["torchrun", "srun"] = field(default="torchrun", compare=False)
 
     @property
     def num_nodes(self) -> int:

@@ -48,6 +48,7 @@ def slurm_rank(environment: Mapping[str, str]) -> RankEnvironment | None:
         local_world_size=per_node,
         master_address=environment.get("MASTER_ADDR") or _address(environment, several_nodes=tasks > per_node),
         master_port=number(environment, "MASTER_PORT", _port(environment)),
+        launcher="srun",
     )
     _check_numbering(environment, place)
     return place

@@ -253,6 +253,14 @@ def test_too_few_ranks_for_a_layout_get_the_planned_command(load_run):
     )
 
 
+def test_too_few_tasks_of_srun_get_the_command_of_srun(load_run):
+    with pytest.raises(ConfigError) as refusal:
+        check_world(load_run("+exp=stage2"), 8, ["+exp=stage2"], "srun")
+    assert str(refusal.value).endswith(
+        "Start it with: srun --nodes 8 --ntasks-per-node 8 python scripts/train.py +exp=stage2"
+    )
+
+
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(load_run):
     with pytest.raises(ConfigError) as refusal:
         check_world(load_run("+exp=mini/stage1", "train.global_batch_size=4"), 3)

@@ -141,6 +141,7 @@ def test_a_task_of_srun_is_a_rank_with_the_variables_of_torchrun() -> None:
     place = take_place(environment)
     assert place == RankEnvironment(5, 1, 8, 4, "gpu-007", 20000 + 123456 % 10000)
     assert {name: environment[name] for name in VARIABLES} == place.variables()
+    assert place is not None and place.launcher == "srun"
     assert environment["OMP_NUM_THREADS"] == "1"
     # Again, as the scripts of a script would find it.
     assert take_place(environment) == place
