@@ -74,10 +74,8 @@ class RankEnvironment:
             ConfigError: As ``current``.
         """
         missing = [name for name in VARIABLES if not environment.get(name)]
-        if "WORLD_SIZE" in missing and "RANK" in missing:
-            return None
         if missing and number(environment, "WORLD_SIZE", 1) == 1 and number(environment, "RANK", 0) == 0:
-            # A platform may say that a container is the only one. How many ranks it holds nobody has decided.
+            # A platform may also say that a container is the only one. How many ranks it holds nobody has decided.
             return None
         if missing:
             given = [f"{name}={environment[name]}" for name in VARIABLES if environment.get(name)]
@@ -105,8 +103,8 @@ class RankEnvironment:
     def is_consistent(self) -> bool:
         """Return whether machines have equally many ranks, and this one the number that its machine has for it."""
         return (
-            0 <= self.local_rank < self.local_world_size
-            and 0 <= self.rank < self.world_size
+            self.local_world_size > 0
+            and self.rank < self.world_size
             and self.world_size % self.local_world_size == 0
             and self.rank % self.local_world_size == self.local_rank
         )

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from nemo_prolong.distributed.rank_environment import RankEnvironment, number
 from nemo_prolong.errors import ConfigError
 
-_SPECIAL_STEPS = 0xFFFFFFF0
-"""Steps from this number on are no steps of srun: the batch script (0xfffffffb) and the shell of salloc (0xfffffffa).
-Slurm 24.11 prints them unsigned and later releases signed (``slurm.h``)."""
+_LAST_STEP = 0xFFFFFFF0
+"""The largest number of a step of srun (``SLURM_MAX_NORMAL_STEP_ID`` in ``slurm.h``). Above it are the batch script
+(0xfffffffb) and the shell of salloc (0xfffffffa). Slurm 24.11 prints them unsigned and later releases signed."""
 
 _FIRST_PORT = 20_000
 _PORTS = 10_000
@@ -47,7 +47,7 @@ def slurm_rank(environment: Mapping[str, str]) -> RankEnvironment | None:
         world_size=tasks,
         local_world_size=per_node,
         master_address=environment.get("MASTER_ADDR") or _address(environment, several_nodes=tasks > per_node),
-        master_port=number(environment, "MASTER_PORT", _port(environment)),
+        master_port=number(environment, "MASTER_PORT") if environment.get("MASTER_PORT") else _port(environment),
         launcher="srun",
     )
     _check_numbering(environment, place)
@@ -55,11 +55,9 @@ def slurm_rank(environment: Mapping[str, str]) -> RankEnvironment | None:
 
 
 def _in_a_step(environment: Mapping[str, str]) -> bool:
-    if not environment.get("SLURM_PROCID"):
-        return False
-    step = environment.get("SLURM_STEP_ID", "")
+    step = environment.get("SLURM_STEP_ID")
     # A negative number is a special step too.
-    return step.isdigit() and int(step) < _SPECIAL_STEPS
+    return "SLURM_PROCID" in environment and step is not None and step.isdigit() and int(step) <= _LAST_STEP
 
 
 def task_counts(text: str) -> list[int]:
@@ -89,7 +87,7 @@ def _tasks_per_node(environment: Mapping[str, str], tasks: int) -> int:
     name = next((n for n in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE") if environment.get(n)), None)
     if name is None:
         per_node = number(environment, "SLURM_NTASKS_PER_NODE", 0) or tasks
-        counts = [per_node] * max(tasks // per_node, 1)
+        counts = [per_node] * (tasks // per_node)
         name, text = "SLURM_NTASKS_PER_NODE", str(per_node)
     else:
         text = environment[name]
@@ -148,5 +146,5 @@ def first_node(nodes: str) -> str:
 
 
 def _port(environment: Mapping[str, str]) -> int:
-    job, step = number(environment, "SLURM_JOB_ID", 0), number(environment, "SLURM_STEP_ID", 0)
+    job, step = number(environment, "SLURM_JOB_ID"), number(environment, "SLURM_STEP_ID")
     return _FIRST_PORT + (job + _PORTS_BETWEEN_STEPS * step) % _PORTS

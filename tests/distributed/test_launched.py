@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_prolong.distributed.launched import refuse_several_ranks, take_place
-from nemo_prolong.distributed.rank_environment import VARIABLES, RankEnvironment
+from nemo_prolong.distributed.rank_environment import VARIABLES, RankEnvironment, rank_and_size
 from nemo_prolong.distributed.slurm_step import first_node, slurm_rank, task_counts
 from nemo_prolong.errors import ConfigError
 
@@ -63,7 +63,7 @@ def without(environment: dict[str, str], *names: str) -> dict[str, str]:
 def test_the_variables_of_torchrun_are_taken_as_they_are() -> None:
     environment = dict(TORCHRUN)
     place = take_place(environment)
-    assert place == RankEnvironment(5, 1, 8, 4, "node1", 29500)
+    assert place == RankEnvironment(5, 1, 8, 4, "node1", 29500) and place.launcher == "torchrun"
     assert (place.num_nodes, place.node_rank) == (2, 1)
     assert environment == TORCHRUN == place.variables()
 
@@ -78,6 +78,8 @@ def test_torchrun_goes_before_the_srun_that_started_it() -> None:
     [
         {},
         {"WORLD_SIZE": ""},
+        {"RANK": "0"},
+        {"WORLD_SIZE": "1"},
         {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
         # A platform that knows of one container only.
         {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "localhost"},
@@ -87,7 +89,7 @@ def test_a_process_without_a_launcher_is_none(environment: dict[str, str]) -> No
     before = dict(environment)
     assert take_place(environment) is None
     assert environment == before
-    assert RankEnvironment.current(environment) == RankEnvironment(0, 0, 1, 1)
+    assert RankEnvironment.current(environment) == RankEnvironment(0, 0, 1, 1, "127.0.0.1", 0)
 
 
 def test_one_rank_of_torchrun_is_a_rank() -> None:
@@ -105,12 +107,13 @@ def test_variables_that_are_missing_are_named() -> None:
         without(TORCHRUN, "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
     assert refusal({"RANK": "1"}).startswith("RANK=1: LOCAL_RANK and WORLD_SIZE and ")
+    assert refusal({"WORLD_SIZE": "4"}).startswith("WORLD_SIZE=4: RANK and LOCAL_RANK and ")
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"RANK": "8"},
+        {"RANK": "8", "LOCAL_RANK": "0"},
         {"LOCAL_RANK": "4"},
         {"LOCAL_RANK": "2"},
         {"LOCAL_WORLD_SIZE": "0"},
@@ -161,6 +164,8 @@ def test_an_address_and_a_port_of_the_user_are_kept() -> None:
         {**BATCH_SHELL, "SLURM_STEP_ID": "-5"},
         {**BATCH_SHELL, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},
         {**BATCH_SHELL, "SLURM_STEP_ID": "4294967291"},
+        {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"},
+        {**STEP, **JOB},
         # srun --pty bash, or one task that has all GPUs of a node.
         {**TASK, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"},
     ],
@@ -173,15 +178,24 @@ def test_the_shell_of_a_job_is_no_rank(environment: dict[str, str]) -> None:
 
 
 def test_the_step_counts_where_its_job_is_larger() -> None:
-    smaller = {**TASK, "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_PROCID": "3"}
-    place = slurm_rank(smaller)
-    assert place is not None and (place.world_size, place.local_world_size) == (4, 2)
+    smaller = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_PROCID": "3"}
+    place = slurm_rank({**TASK, **smaller, "SLURM_STEP_NODELIST": "gpu-[008,011]", "SLURM_STEP_ID": "2"})
+    assert place == RankEnvironment(3, 1, 4, 2, "gpu-008", 20_000 + 123_456 % 10_000 + 2 * 1009)
+    assert slurm_rank({**TASK, "SLURM_STEP_ID": str(0xFFFFFFF0)}) is not None
 
 
 def test_the_job_counts_where_the_step_says_nothing() -> None:
     few = without(TASK, *(name for name in STEP if name != "SLURM_STEP_ID"))
     assert slurm_rank(few) == slurm_rank(TASK)
-    assert slurm_rank(without(few, "SLURM_TASKS_PER_NODE", "SLURM_NODEID")) == slurm_rank(TASK)
+    with pytest.raises(ConfigError, match=r"^SLURM_TASKS_PER_NODE=4,3,1: nodes have different numbers of tasks"):
+        slurm_rank({**few, "SLURM_TASKS_PER_NODE": "4,3,1"})
+    fewer = without(few, "SLURM_TASKS_PER_NODE", "SLURM_NODEID")
+    assert slurm_rank(fewer) == slurm_rank(TASK)
+    for per_node in ("3", "16"):
+        with pytest.raises(ConfigError, match=rf"^SLURM_NTASKS_PER_NODE={per_node}: contradicts the 8 tasks that "):
+            slurm_rank({**fewer, "SLURM_NTASKS_PER_NODE": per_node})
+    one_node = slurm_rank({**without(fewer, "SLURM_NTASKS_PER_NODE"), "SLURM_LOCALID": "5"})
+    assert one_node is not None and one_node.local_world_size == 8
 
 
 def test_ranks_of_one_node_meet_at_its_own_address() -> None:
@@ -219,6 +233,14 @@ def test_ranks_of_one_node_meet_at_its_own_address() -> None:
         (
             {"SLURM_LOCALID": ""},
             "SLURM_LOCALID=: is not a whole number. Leave it to the launcher (torchrun or srun), or unset it.",
+        ),
+        (
+            {"SLURM_PROCID": ""},
+            "SLURM_PROCID=: is not a whole number. Leave it to the launcher (torchrun or srun), or unset it.",
+        ),
+        (
+            {"SLURM_JOB_ID": ""},
+            "SLURM_JOB_ID=: is not a whole number. Leave it to the launcher (torchrun or srun), or unset it.",
         ),
         (
             {"SLURM_STEP_NODELIST": "", "SLURM_JOB_NODELIST": ""},
@@ -272,10 +294,15 @@ def test_a_script_of_one_process_refuses_several(monkeypatch: pytest.MonkeyPatch
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     refuse_several_ranks("scripts/export.py")
-    for name, value in TORCHRUN.items():
+    one = {**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in one.items():
         monkeypatch.setenv(name, value)
+    refuse_several_ranks("scripts/export.py")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    assert rank_and_size() == (0, 2)
     message = (
-        "scripts/export.py: is one process, and 8 were started. Start it without torchrun: python scripts/export.py. "
+        "scripts/export.py: is one process, and 2 were started. Start it without torchrun: python scripts/export.py. "
         "Under Slurm, start one task: srun --nodes=1 --ntasks=1."
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
