@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nemo_prolong.errors import ConfigError
+from nemo_prolong.errors import LauncherError
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun gives every rank, and what torch, Lightning, NeMo and this package read."""
@@ -62,7 +62,7 @@ class RankEnvironment:
         """Return what the variables of torchrun say; one rank alone where they are not set.
 
         Raises:
-            ConfigError: If some of them are missing, are no numbers or contradict each other.
+            LauncherError: If some of them are missing, are no numbers or contradict each other.
         """
         return cls.given(environment) or cls()
 
@@ -71,7 +71,7 @@ class RankEnvironment:
         """Return what the variables of torchrun say, or None where no launcher set them.
 
         Raises:
-            ConfigError: As ``current``.
+            LauncherError: As ``current``.
         """
         missing = [name for name in VARIABLES if not environment.get(name)]
         if missing and number(environment, "WORLD_SIZE", 1) == 1 and number(environment, "RANK", 0) == 0:
@@ -79,7 +79,7 @@ class RankEnvironment:
             return None
         if missing:
             given = [f"{name}={environment[name]}" for name in VARIABLES if environment.get(name)]
-            raise ConfigError(
+            raise LauncherError(
                 " ".join(given),
                 f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.",
                 "Start the ranks by torchrun or srun, which set or replace all of them, or set all of them.",
@@ -93,7 +93,7 @@ class RankEnvironment:
             master_port=number(environment, "MASTER_PORT"),
         )
         if not place.is_consistent():
-            raise ConfigError(
+            raise LauncherError(
                 " ".join(f"{name}={environment[name]}" for name in VARIABLES[:4]),
                 "every machine must have as many ranks, numbered in the order of the machines.",
                 "Start as many ranks on every machine, or unset these variables.",
@@ -119,13 +119,13 @@ def number(environment: Mapping[str, str], name: str, missing: int | None = None
         missing: What an absent or empty one is.
 
     Raises:
-        ConfigError: If it is no such number.
+        LauncherError: If it is no such number.
     """
     text = environment.get(name) or ""
     if not text and missing is not None:
         return missing
     if not (text.isascii() and text.isdigit()):
-        raise ConfigError(
+        raise LauncherError(
             f"{name}={text}", "is not a whole number.", "Leave it to the launcher (torchrun or srun), or unset it."
         )
     return int(text)

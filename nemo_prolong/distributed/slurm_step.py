@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from nemo_prolong.distributed.rank_environment import RankEnvironment, number
-from nemo_prolong.errors import ConfigError
+from nemo_prolong.errors import ConfigError, LauncherError
 
 _LAST_STEP = 0xFFFFFFF0
 """The largest number of a step of srun (``SLURM_MAX_NORMAL_STEP_ID`` in ``slurm.h``). Above it are the batch script
@@ -32,8 +32,9 @@ def slurm_rank(environment: Mapping[str, str]) -> RankEnvironment | None:
     The shell of a batch script or of ``salloc`` is none, and the only task of a step is alone.
 
     Raises:
-        ConfigError: If the variables contradict each other, nodes have different numbers of tasks, or ranks are not
-            numbered node by node.
+        ConfigError: If nodes have different numbers of tasks, the variables contradict each other, or ranks are not
+            numbered node by node. All tasks find that.
+        LauncherError: If this task was given what does not fit.
     """
     if not _in_a_step(environment):
         return None
@@ -108,15 +109,24 @@ def _tasks_per_node(environment: Mapping[str, str], tasks: int) -> int:
 
 
 def _check_numbering(environment: Mapping[str, str], place: RankEnvironment) -> None:
+    """Refuse ranks that are not numbered node by node, such as those of ``--distribution=cyclic``.
+
+    ``SLURM_GTIDS`` are the tasks of this node. By them every task finds it, the first one too, which prints it.
+    """
     node = number(environment, "SLURM_NODEID", place.node_rank)
-    if place.is_consistent() and node == place.node_rank:
-        return
-    raise ConfigError(
-        f"SLURM_PROCID={place.rank} SLURM_LOCALID={place.local_rank} SLURM_NODEID={node}",
-        f"of {place.world_size} tasks, {place.local_world_size} on every node, this one has another number. Ranks must "
-        "be numbered node by node, so that those of one tensor-parallel group share a node.",
-        "Start them with srun --distribution=block.",
+    first = node * place.local_world_size
+    expected = ",".join(str(first + local_rank) for local_rank in range(place.local_world_size))
+    tasks = environment.get("SLURM_GTIDS") or expected
+    rule = (
+        "ranks must be numbered node by node, so that those of one tensor-parallel group share a node. There are "
+        f"{place.local_world_size} on every node."
     )
+    remedy = "Start them with srun --distribution=block."
+    if tasks != expected:
+        raise ConfigError(f"SLURM_NODEID={node} SLURM_GTIDS={tasks}", rule, remedy)
+    if not place.is_consistent() or node != place.node_rank:
+        what = f"SLURM_PROCID={place.rank} SLURM_LOCALID={place.local_rank} SLURM_NODEID={node}"
+        raise LauncherError(what, rule, remedy)
 
 
 def _address(environment: Mapping[str, str], several_nodes: bool) -> str:

@@ -139,6 +139,14 @@ def test_other_ranks_exit_silently_with_the_same_code(run_train, monkeypatch):
     assert run_train("+exp=stag2")[2].startswith("+exp=stag2: ")
 
 
+def test_a_rank_that_its_launcher_contradicts_says_so_whatever_its_number():
+    message = "LOCAL_RANK and WORLD_SIZE and LOCAL_WORLD_SIZE and MASTER_ADDR and MASTER_PORT are missing."
+    for rank, text in (("1", f"RANK=1: {message} "), ("x", "RANK=x: is not a whole number. ")):
+        done = start_train(without_launcher() | {"RANK": rank})
+        assert done.returncode == 2
+        assert done.stderr.startswith(text) and len(done.stderr.splitlines()) == 1
+
+
 def test_refusals_are_quick_and_without_traceback_or_torch():
     probe = (
         "import runpy, sys, nemo_prolong.launch.slurm, nemo_prolong.plan.flops\n"

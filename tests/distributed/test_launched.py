@@ -34,7 +34,7 @@ JOB = {
     "SLURM_NTASKS_PER_NODE": "4",
     "SLURM_TASKS_PER_NODE": "4(x2)",
 }
-BATCH_SHELL = {**JOB, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+BATCH_SHELL = {**JOB, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_GTIDS": "0"}
 
 STEP = {
     "SLURM_STEP_ID": "0",
@@ -44,7 +44,7 @@ STEP = {
     "SLURM_STEP_NODELIST": "gpu-[007-008]",
     "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1",
 }
-TASK = {**JOB, **STEP, "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
+TASK = {**JOB, **STEP, "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_GTIDS": "4,5,6,7"}
 
 
 def refusal(environment: dict[str, str]) -> str:
@@ -178,7 +178,12 @@ def test_the_shell_of_a_job_is_no_rank(environment: dict[str, str]) -> None:
 
 
 def test_the_step_counts_where_its_job_is_larger() -> None:
-    smaller = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_PROCID": "3"}
+    smaller = {
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+        "SLURM_PROCID": "3",
+        "SLURM_GTIDS": "2,3",
+    }
     place = slurm_rank({**TASK, **smaller, "SLURM_STEP_NODELIST": "gpu-[008,011]", "SLURM_STEP_ID": "2"})
     assert place == RankEnvironment(3, 1, 4, 2, "gpu-008", 20_000 + 123_456 % 10_000 + 2 * 1009)
     assert slurm_rank({**TASK, "SLURM_STEP_ID": str(0xFFFFFFF0)}) is not None
@@ -194,13 +199,13 @@ def test_the_job_counts_where_the_step_says_nothing() -> None:
     for per_node in ("3", "16"):
         with pytest.raises(ConfigError, match=rf"^SLURM_NTASKS_PER_NODE={per_node}: contradicts the 8 tasks that "):
             slurm_rank({**fewer, "SLURM_NTASKS_PER_NODE": per_node})
-    one_node = slurm_rank({**without(fewer, "SLURM_NTASKS_PER_NODE"), "SLURM_LOCALID": "5"})
+    one_node = slurm_rank({**without(fewer, "SLURM_NTASKS_PER_NODE", "SLURM_GTIDS"), "SLURM_LOCALID": "5"})
     assert one_node is not None and one_node.local_world_size == 8
 
 
 def test_ranks_of_one_node_meet_at_its_own_address() -> None:
-    one_node = {**TASK, "SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_LOCALID": "5", "SLURM_NODEID": "0"}
-    place = slurm_rank(one_node)
+    one_node = {"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_LOCALID": "5", "SLURM_NODEID": "0"}
+    place = slurm_rank({**TASK, **one_node, "SLURM_GTIDS": "0,1,2,3,4,5,6,7"})
     assert place is not None and place.master_address == "127.0.0.1"
 
 
@@ -222,14 +227,17 @@ def test_ranks_of_one_node_meet_at_its_own_address() -> None:
             "SLURM_STEP_TASKS_PER_NODE=4x2: is not what Slurm writes, such as 8(x2),4. Leave it to srun, or unset it.",
         ),
         (
-            # srun --distribution=cyclic.
-            {"SLURM_LOCALID": "2"},
-            "SLURM_PROCID=5 SLURM_LOCALID=2 SLURM_NODEID=1: of 8 tasks, 4 on every node, this one has another number. "
-            "Ranks must be numbered node by node, so that those of one tensor-parallel group share a node. "
-            "Start them with srun --distribution=block.",
+            # srun --distribution=cyclic, as every task sees it.
+            {"SLURM_GTIDS": "1,3,5,7", "SLURM_LOCALID": "2"},
+            "SLURM_NODEID=1 SLURM_GTIDS=1,3,5,7: ranks must be numbered node by node, so that those of one "
+            "tensor-parallel group share a node. There are 4 on every node. Start them with srun --distribution=block.",
         ),
-        ({"SLURM_PROCID": "8"}, "SLURM_PROCID=8 SLURM_LOCALID=1 SLURM_NODEID=1: of 8 tasks, 4 on every node, this "),
-        ({"SLURM_NODEID": "0"}, "SLURM_PROCID=5 SLURM_LOCALID=1 SLURM_NODEID=0: of 8 tasks, 4 on every node, this "),
+        ({"SLURM_LOCALID": "2"}, "SLURM_PROCID=5 SLURM_LOCALID=2 SLURM_NODEID=1: ranks must be numbered node by node"),
+        ({"SLURM_PROCID": "8"}, "SLURM_PROCID=8 SLURM_LOCALID=1 SLURM_NODEID=1: ranks must be numbered node by node"),
+        (
+            {"SLURM_NODEID": "0", "SLURM_GTIDS": ""},
+            "SLURM_PROCID=5 SLURM_LOCALID=1 SLURM_NODEID=0: ranks must be numbered node by node",
+        ),
         (
             {"SLURM_LOCALID": ""},
             "SLURM_LOCALID=: is not a whole number. Leave it to the launcher (torchrun or srun), or unset it.",

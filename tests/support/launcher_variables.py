@@ -41,4 +41,5 @@ def slurm_task(rank: int, nodes: int, tasks_per_node: int, job: int) -> dict[str
         "SLURM_PROCID": str(rank),
         "SLURM_LOCALID": str(rank % tasks_per_node),
         "SLURM_NODEID": str(node),
+        "SLURM_GTIDS": ",".join(str(node * tasks_per_node + local) for local in range(tasks_per_node)),
     }
