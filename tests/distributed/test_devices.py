@@ -44,6 +44,9 @@ def test_ranks_that_do_not_see_all_gpus_are_refused(machine) -> None:
         "LOCAL_WORLD_SIZE=8: rank 11 sees 1 GPU, and every rank of a machine takes the one with its own number. "
         "Let every rank see all of them. Under srun, ask for --gpus-per-node=8, without --gpus-per-task and --gpu-bind."
     )
+    machine(7)
+    with pytest.raises(ConfigError, match="rank 11 sees 7 GPUs, and "):
+        devices.check_devices(RankEnvironment(11, 3, 16, 8, "node1", 29500))
 
 
 @pytest.mark.parametrize("gpus", [0, 8, 9])

@@ -187,6 +187,7 @@ def test_the_step_counts_where_its_job_is_larger() -> None:
     place = slurm_rank({**TASK, **smaller, "SLURM_STEP_NODELIST": "gpu-[008,011]", "SLURM_STEP_ID": "2"})
     assert place == RankEnvironment(3, 1, 4, 2, "gpu-008", 20_000 + 123_456 % 10_000 + 2 * 1009)
     assert slurm_rank({**TASK, "SLURM_STEP_ID": str(0xFFFFFFF0)}) is not None
+    assert slurm_rank({**TASK, "SLURM_STEP_ID": str(0xFFFFFFF1)}) is None
 
 
 def test_the_job_counts_where_the_step_says_nothing() -> None:
