@@ -2,7 +2,7 @@
 #
 #   docker build -t nemo_prolong .
 #   docker run --rm --gpus all --ipc=host --ulimit memlock=-1 -v /data:/workspace/nemo_prolong/data \
-#       -v /runs:/workspace/nemo_prolong/runs nemo_prolong python scripts/train.py +exp=sft
+#       -v /runs:/workspace/nemo_prolong/runs nemo_prolong torchrun --nproc-per-node 8 scripts/train.py +exp=sft
 #
 # The base brings the driver-side half: CUDA, NCCL, torch, Transformer Engine, apex. Pin it by digest for a cluster.
 ARG BASE_IMAGE=nvcr.io/nvidia/nemo:25.11
