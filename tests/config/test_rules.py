@@ -291,6 +291,7 @@ EIGHT = ("parallelism.ranks_per_node=8", f"{TP}=2", "train.global_batch_size=8")
         (("parallelism.ranks_per_node=4", "train.global_batch_size=4"), 0, 4),
         (EIGHT, 0, 8),
         (EIGHT, 8, 8),
+        (("parallelism.ranks_per_node=2", "train.global_batch_size=4"), 4, 2),
         # Fewer are planned than there are.
         (EIGHT, 16, 8),
         # A layout without a plan takes every GPU.
@@ -315,6 +316,13 @@ def test_a_process_alone_starts_a_rank_for_each_gpu_of_the_plan(overrides, gpus,
             1,
             "parallelism=TP 2 x PP 1 x CP 1: needs a multiple of 2 ranks, and this machine has 1 GPU. "
             f"Start it with: torchrun --nproc-per-node 2 scripts/train.py +exp=mini/stage1 {TP}=2",
+        ),
+        (
+            (EIGHT[0], f"{TP}=2", "parallelism.context_parallel_size=4"),
+            4,
+            "parallelism=TP 2 x PP 1 x CP 4: needs a multiple of 8 ranks, and this machine has 4 GPUs. Start it with: "
+            f"torchrun --nproc-per-node 8 scripts/train.py +exp=mini/stage1 {EIGHT[0]} {TP}=2 "
+            "parallelism.context_parallel_size=4",
         ),
         (
             (*EIGHT[:2], "train.global_batch_size=24"),

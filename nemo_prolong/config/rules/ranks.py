@@ -56,8 +56,9 @@ def ranks_to_start(cfg: RunConfig, gpus: int, overrides: Sequence[str] = ()) -> 
     if parallelism.planned_world_size == 1 == parallelism.model_parallel_size:
         return 1
     ranks = planned if planned > 1 or not gpus else gpus
+    found = f"this machine has {gpus} GPU{'' if gpus == 1 else 's'}"
     if gpus:
-        _check_world(cfg, min(ranks, gpus), f"this machine has {gpus} GPU{'' if gpus == 1 else 's'}", command)
+        _check_world(cfg, min(ranks, gpus), found, command)
     else:
         check_world(cfg, ranks, overrides)
     if parallelism.num_nodes > 1:
@@ -69,7 +70,7 @@ def ranks_to_start(cfg: RunConfig, gpus: int, overrides: Sequence[str] = ()) -> 
     if gpus and gpus < ranks:
         raise ConfigError(
             f"parallelism.ranks_per_node={planned}",
-            f"is planned, and this machine has {gpus} GPU{'' if gpus == 1 else 's'}.",
+            f"is planned, and {found}.",
             f"Set parallelism.ranks_per_node={gpus}, or repair the machine.",
         )
     return ranks
