@@ -44,7 +44,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # With a CUDA build of torch and no GPU, megatron.core cannot be imported unless this is set; it has no other effect here.
 export TORCH_CUDA_ARCH_LIST ?= 9.0
 
-.PHONY: help setup demo test test-layouts test-chaos test-recipe test-interop test-te mutants gpu-check lint format lock clean
+.PHONY: help setup demo test test-layouts test-launch test-chaos test-recipe test-interop test-te mutants gpu-check lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,7 +55,7 @@ demo: setup ## run the whole recipe in miniature, from text to report (about 10 
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
 test: setup lint ## check imports, style and types, then run every test that needs no GPU
-	@pytest=("$(BIN)/python" -m pytest -m "not gpu and not layouts and not recipe" $(PYTEST_ARGS)); \
+	@pytest=("$(BIN)/python" -m pytest -m "not gpu and not layouts and not recipe and not launch" $(PYTEST_ARGS)); \
 	if [[ $(TEST_PROCESSES) == 1 ]]; then echo "tests: pytest"; exec "$${pytest[@]}"; fi; \
 	echo "tests: pytest, $(ENGINE) and the others at the same time"; \
 	"$${pytest[@]}" $(ENGINE) > $(VENV)/test-engine.log 2>&1 & engine=$$!; \
@@ -66,6 +66,9 @@ test: setup lint ## check imports, style and types, then run every test that nee
 
 test-layouts: setup ## compare every (TP, PP, CP, DP) layout on 2 and 4 ranks with one rank (about 10 minutes)
 	@$(BIN)/python -m pytest tests/layouts $(PYTEST_ARGS)
+
+test-launch: setup ## train on two nodes that are emulated, started by torchrun, by Slurm and by the script itself (about 5 minutes)
+	@$(BIN)/python -m pytest -m launch tests/launch $(PYTEST_ARGS)
 
 test-chaos: setup ## kill a run in its save path and at 50 random times, and compare every bit (PROLONG_RANDOM_KILLS=N for more)
 	@PROLONG_RANDOM_KILLS=$${PROLONG_RANDOM_KILLS:-50} $(BIN)/python -m pytest tests/engine/test_checkpoint_kills.py $(PYTEST_ARGS)

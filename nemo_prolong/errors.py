@@ -30,6 +30,8 @@ class ProlongError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    of_one_rank: ClassVar[bool] = False
+    """Whether a rank other than the first prints it too. The first may not have found it."""
 
     def __init__(self, what: str, rule: str, remedy: str) -> None:
         self.what = what
@@ -46,6 +48,12 @@ class ConfigError(ProlongError):
     """A setting is unknown, of the wrong type, or in conflict with another one."""
 
     exit_code = 2
+
+
+class LauncherError(ConfigError):
+    """What a launcher says about this process is incomplete or contradicts itself."""
+
+    of_one_rank = True
 
 
 class DataError(ProlongError):

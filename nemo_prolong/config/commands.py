@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 _TRAIN = "scripts/train.py"
 
@@ -103,20 +103,28 @@ def shell_command(words: Iterable[str]) -> str:
     return " ".join(map(shell_word, words))
 
 
-def train_command(overrides: Sequence[str], ranks_per_node: int = 1, num_nodes: int = 1) -> str:
+def train_command(
+    overrides: Sequence[str],
+    ranks_per_node: int = 1,
+    num_nodes: int = 1,
+    launcher: Literal["torchrun", "srun"] = "torchrun",
+) -> str:
     """Return the command line that trains with these overrides on this many ranks.
 
     Args:
         overrides: What is typed after the script, e.g. ``["+exp=mini/stage1"]``.
         ranks_per_node: GPUs (or CPU processes) per machine.
-        num_nodes: Machines; with more than one, the command is to be run on each of them.
+        num_nodes: Machines; with more than one, the command of torchrun is to be run on each of them.
+        launcher: What starts more than one rank.
 
     >>> train_command(["+exp=mini/stage1"], ranks_per_node=2)
     'torchrun --nproc-per-node 2 scripts/train.py +exp=mini/stage1'
     """
     if num_nodes == ranks_per_node == 1:
-        launcher = ["python"]
+        words = ["python"]
+    elif launcher == "srun":
+        words = ["srun", "--nodes", str(num_nodes), "--ntasks-per-node", str(ranks_per_node), "python"]
     else:
         nodes = ["--nnodes", str(num_nodes)] if num_nodes > 1 else []
-        launcher = ["torchrun", *nodes, "--nproc-per-node", str(ranks_per_node)]
-    return shell_command([*launcher, _TRAIN, *overrides])
+        words = ["torchrun", *nodes, "--nproc-per-node", str(ranks_per_node)]
+    return shell_command([*words, _TRAIN, *overrides])

@@ -56,7 +56,7 @@ def clean_ending(os_errors: type[ProlongError] = ProlongError) -> Iterator[None]
         yield
         sys.stdout.flush()
     except ProlongError as error:
-        _exit(str(error), error.exit_code)
+        _exit(str(error), error.exit_code, error.of_one_rank)
     except KeyboardInterrupt:
         _exit("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -103,8 +103,9 @@ def explained_os_error(error: OSError, kind: type[ProlongError]) -> ProlongError
     return kind(str(error.filename or "output"), f"{reason[0].lower()}{reason[1:]}.", _REMEDIES[error.errno])
 
 
-def _exit(message: str, code: int) -> NoReturn:
-    """Print the message on the first rank only, and exit every rank with the code."""
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
+def _exit(message: str, code: int, any_rank: bool = False) -> NoReturn:
+    """Print the message on the first rank, or on any, and exit every rank with the code."""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    if any_rank or not rank.isdigit() or int(rank) == 0:
         sys.stderr.write(f"{escaped(redact(message))}\n")
     sys.exit(code)

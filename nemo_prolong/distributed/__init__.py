@@ -1,1 +1,1 @@
-"""What ranks tell each other. These are agreements, decisions of rank 0, and the store they meet at."""
+"""Which rank a process is, how ranks are started, and what they tell each other: agreements, decisions of rank 0."""

@@ -23,6 +23,7 @@ from nemo_prolong.config.experiments import declared_script, experiments
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig
 from nemo_prolong.config.schema.prepare import PrepareConfig
 from nemo_prolong.errors import CheckpointError
+from tests.support.launcher_variables import slurm_task, without_launcher
 
 REPOSITORY = CONFIG_DIR.parent
 TRAIN = REPOSITORY / "scripts" / "train.py"
@@ -101,8 +102,8 @@ REFUSALS = {
 def run_train(monkeypatch, tmp_path, capsys):
     """Run scripts/train.py in this process, from another directory; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ.keys() - without_launcher().keys():
+        monkeypatch.delenv(name)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(TRAIN), *arguments])
@@ -138,6 +139,14 @@ def test_other_ranks_exit_silently_with_the_same_code(run_train, monkeypatch):
     assert run_train("+exp=stag2")[2].startswith("+exp=stag2: ")
 
 
+def test_a_rank_that_its_launcher_contradicts_says_so_whatever_its_number():
+    message = "LOCAL_RANK and WORLD_SIZE and LOCAL_WORLD_SIZE and MASTER_ADDR and MASTER_PORT are missing."
+    for rank, text in (("1", f"RANK=1: {message} "), ("x", "RANK=x: is not a whole number. ")):
+        done = start_train(without_launcher() | {"RANK": rank})
+        assert done.returncode == 2
+        assert done.stderr.startswith(text) and len(done.stderr.splitlines()) == 1
+
+
 def test_refusals_are_quick_and_without_traceback_or_torch():
     probe = (
         "import runpy, sys, nemo_prolong.launch.slurm, nemo_prolong.plan.flops\n"
@@ -157,8 +166,34 @@ def test_refusals_are_quick_and_without_traceback_or_torch():
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 
 
+def start_train(environment: dict[str, str], *more: str) -> subprocess.CompletedProcess[str]:
+    """Run scripts/train.py on rows that do not exist, which is refused by every rank before it imports torch."""
+    typed = ["+exp=mini/base", "data.root=/no/such/place", "train.global_batch_size=4", *more]
+    return subprocess.run(
+        [sys.executable, str(TRAIN), *typed], capture_output=True, text=True, cwd="/", env=environment, check=False
+    )
+
+
+def test_ranks_that_the_script_started_refuse_as_one_process_does():
+    done = start_train(without_launcher(), "parallelism.ranks_per_node=2")
+    assert done.returncode == 3
+    assert done.stderr.startswith("data.root=/no/such/place: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_a_task_of_srun_is_a_rank_and_starts_no_others():
+    tasks = [slurm_task(rank, nodes=2, tasks_per_node=1, job=7) for rank in range(2)]
+    # More are planned than there are. The launcher decides.
+    ends = [start_train(without_launcher() | task, "parallelism.ranks_per_node=4") for task in tasks]
+    assert [end.returncode for end in ends] == [3, 3]
+    assert [len(end.stderr.splitlines()) for end in ends] == [1, 0]
+    three = without_launcher() | slurm_task(0, nodes=3, tasks_per_node=1, job=7)
+    assert start_train(three).stderr.startswith(
+        "train.global_batch_size=4: must be a multiple of micro_batch_size * DP"
+    )
+
+
 def plain_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "HYDRA_FULL_ERROR")}
+    return {name: value for name, value in without_launcher().items() if name != "HYDRA_FULL_ERROR"}
 
 
 @pytest.mark.parametrize("script", ["train", "prepare_data", "evaluate", "export", "report", "launch"])

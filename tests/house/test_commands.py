@@ -16,7 +16,7 @@ from hydra._internal.utils import get_args_parser
 
 from nemo_prolong.config.compose import Request
 from nemo_prolong.config.defaults import ENTRY_POINTS
-from nemo_prolong.config.rules import check_world
+from nemo_prolong.config.rules import check_world, ranks_to_start
 from nemo_prolong.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -96,10 +96,15 @@ class Command:
         return f"{self.launcher} scripts/{self.script}.py {shlex.join(self.arguments)}"
 
 
+_COMMAND = re.compile(
+    r"(\$ )?\b(srun[^`\n]* python|python|torchrun[^`\n]*|ft_launcher[^`\n]*) scripts/(\w+)\.py([^\n]*)"
+)
+
+
 def commands_in(text: str) -> Iterator[Command]:
     """Yield every ``LAUNCHER scripts/NAME.py ...`` of a document, in prose, blocks, tables or comments."""
     joined = re.sub(r"\\\n[# ]*", "", text)
-    for match in re.finditer(r"(\$ )?\b(python|torchrun[^`\n]*|ft_launcher[^`\n]*) scripts/(\w+)\.py([^\n]*)", joined):
+    for match in _COMMAND.finditer(joined):
         typed = _END.split(match[4])[0]
         printed = joined[match.end() + 1 :].splitlines()
         refusal = printed[0] if match[1] and printed and printed[0][:2] not in ("$ ", "``") else None
@@ -133,6 +138,9 @@ def run_checks(command: Command) -> None:
         return
     cfg, overrides = request.load()
     ranks = cfg.parallelism.planned_world_size if command.script == "launch" else command.ranks
+    if command.script == "train" and command.launcher == "python":
+        # On a CPU. On GPUs it starts as many or refuses to.
+        ranks = ranks_to_start(cfg, 0, overrides)
     if entry_point == "train" and ranks is not None:
         check_world(cfg, ranks, overrides)
 
@@ -187,8 +195,10 @@ def test_a_command_that_a_script_would_refuse_is_found():
     wrong = Command("python", "train", ("+exp=mini/base", "seq_lenght=4K"))
     assert why_not(wrong) == "seq_lenght=4K: no such key in the configuration. Did you mean seq_length=4K?"
     assert why_not(Command("python", "train", ("+exp=mini/base",), "no.")) == "is not refused with: no."
-    too_few = Command("python", "train", ("+exp=stage1", "parent=hf:DIR"))
-    assert why_not(too_few).startswith("parallelism=TP 4 x PP 1 x CP 2: needs a multiple of 8 ranks, and 1 rank was ")
+    too_few = Command("torchrun --nproc-per-node 4", "train", ("+exp=stage1", "parent=hf:DIR"))
+    assert why_not(too_few).startswith("parallelism=TP 4 x PP 1 x CP 2: needs a multiple of 8 ranks, and 4 ranks were ")
+    one_machine = Command("python", "train", ("+exp=stage2", "parent=runs/stage1"))
+    assert why_not(one_machine).startswith("parallelism=TP 8 x PP 1 x CP 8: needs a multiple of 64 ranks, and 8 ranks")
 
 
 @pytest.mark.parametrize("path", NAMING_COMMANDS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -51,6 +51,16 @@ TARGETS = (
         ),
     ),
     Target(
+        "ranks",
+        (
+            "distributed/rank_environment.py",
+            "distributed/slurm_step.py",
+            "distributed/launched.py",
+            "distributed/devices.py",
+        ),
+        ("distributed/test_launched.py", "distributed/test_devices.py"),
+    ),
+    Target(
         "records",
         ("records/**/*.py",),
         (

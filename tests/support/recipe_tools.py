@@ -23,6 +23,12 @@ _MODEL = (
     "kv_channels=16",
     f"vocab_size={VOCAB_SIZE}",
 )
+TINY = (
+    *(f"model.{setting}" for setting in _MODEL),
+    *(f"train.train_iters={STEPS}", "train.val_check_interval=0", "optim.lr_warmup_iters=2"),
+    *("data.validation=[]", "data.num_workers=0", "checkpoint.save_interval_steps=4"),
+)
+"""What makes a stage of the miniature one for a test."""
 
 
 def write_recipe_data(root: Path) -> Path:
@@ -47,11 +53,7 @@ def write_recipe_data(root: Path) -> Path:
 
 def recipe_command(directory: Path, data: Path, *more: str, ranks: int = 1) -> list[str]:
     """Return the command that trains the tiny recipe with its runs in ``directory/runs`` and exports it."""
-    everywhere = [
-        *(f"runs_dir={directory}/runs", f"data.root={data}", *(f"model.{setting}" for setting in _MODEL)),
-        *(f"train.train_iters={STEPS}", "train.val_check_interval=0", "optim.lr_warmup_iters=2"),
-        *("data.validation=[]", "data.num_workers=0", "checkpoint.save_interval_steps=4"),
-    ]
+    everywhere = [f"runs_dir={directory}/runs", f"data.root={data}", *TINY]
     stages = [
         f"{{exp: mini/{stage}, overrides: ['seq_length={_LENGTHS[stage]}', "
         f"'data.mixture=[{{path: {stage}, proportion: 1.0}}]', 'advertised_context_length=null']}}"

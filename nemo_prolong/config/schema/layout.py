@@ -39,7 +39,7 @@ class ParallelismConfig(Section):
     num_nodes: Parts = 1
     """Machines the stage is planned for."""
     ranks_per_node: Parts = 1
-    """GPUs (or CPU processes) per machine it is planned for."""
+    """GPUs (or CPU processes) per machine it is planned for; what scripts/train.py starts where no launcher does."""
 
     @property
     def model_parallel_size(self) -> int:

@@ -22,8 +22,10 @@ from nemo_prolong.callbacks.watchdog import HangWatchdog
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import RunConfig, Transition
 from nemo_prolong.data.loading import explained_worker_deaths
+from nemo_prolong.distributed.devices import check_devices
 from nemo_prolong.distributed.ending import ending_together
-from nemo_prolong.distributed.rendezvous import decided_by_rank_zero, open_store, rank_and_size, refuse_together
+from nemo_prolong.distributed.rank_environment import RankEnvironment, rank_and_size
+from nemo_prolong.distributed.rendezvous import decided_by_rank_zero, open_store, refuse_together
 from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore
 from nemo_prolong.engine.model.nemo_model import build_model
 from nemo_prolong.engine.training.data_module import PackedDataModule
@@ -90,7 +92,8 @@ def train_stage(cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_c
         parent_checkpoint: Verified checkpoint to take weights (and optimizer state) from when not resuming.
 
     Raises:
-        ConfigError: If the stage needs kernels that do not exist for this device and these versions.
+        ConfigError: If the stage needs kernels that do not exist for this device and these versions, or a rank does not
+            see a GPU for each rank of its machine.
         DataError: If a row cannot be read or does not fit. This and the others on every rank, if on any.
         CheckpointError: If the checkpoint holds something that loading would execute, or saving fails too often.
         DataError: If rows do not fit the stage, or too many steps in a row have no target token.
@@ -105,6 +108,7 @@ def train_stage(cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_c
 def _train(
     cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_checkpoint: Path | None, store: Store
 ) -> StageTotals:
+    check_devices(RankEnvironment.current())
     resume = _rank_zero_path(store, "resume", resume)
     parent_checkpoint = _rank_zero_path(store, "parent_checkpoint", parent_checkpoint)
     opened = resume or parent_checkpoint
