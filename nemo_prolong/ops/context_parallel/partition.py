@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nemo_prolong.ops.attention import AttentionBlock
+from nemo_prolong.ops.row_shapes import few_documents, few_row_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,7 @@ class DocumentPartition:
         rank: int,
         row_multiple: int | None = None,
         device: torch.device | str = "cpu",
+        row_tokens: int | None = None,
     ) -> DocumentPartition:
         """Return the partition of a row.
 
@@ -56,6 +59,8 @@ class DocumentPartition:
             row_multiple: The padded row is extended to a multiple of this by one more document, all padding. It is a
                 multiple of 2 * ``context_parallel_size``, its default.
             device: Where the shards will be.
+            row_tokens: Tokens of every row of the stage. The padded row then is one of few lengths, with one of few
+                numbers of documents (``ops.row_shapes``). None pads as little as can be.
         """
         assert 0 <= rank < context_parallel_size, (rank, context_parallel_size)
         unit = 2 * context_parallel_size
@@ -65,9 +70,13 @@ class DocumentPartition:
         assert boundaries[0] == 0 and (np.diff(boundaries) >= 0).all(), boundaries
         padded = np.concatenate(([0], (-(np.diff(boundaries) // -unit) * unit).cumsum()))
         missing = -padded[-1] % multiple
+        if row_tokens is not None:
+            missing = few_row_tokens(int(padded[-1]), row_tokens, multiple) - padded[-1]
         if missing:
             boundaries = np.append(boundaries, boundaries[-1])
             padded = np.append(padded, padded[-1] + missing)
+        if row_tokens is not None:
+            boundaries, padded = with_empty_documents(boundaries), with_empty_documents(padded)
         return cls(boundaries, padded, context_parallel_size, rank, torch.device(device))
 
     @property
@@ -104,10 +113,10 @@ class DocumentPartition:
         """Return this rank's tokens of ``row`` [..., S], as [..., T] on the partition's device.
 
         Args:
-            row: One value per token in its last dim.
+            row: One value per token in its last dim. What comes after the last document is left out.
             fill: Value of padding.
         """
-        assert row.size(-1) == self.boundaries[-1], (row.shape, int(self.boundaries[-1]))
+        assert row.size(-1) >= self.boundaries[-1], (row.shape, int(self.boundaries[-1]))
         source = self._source.to(row.device)
         return row.index_select(-1, source.clamp(min=0)).masked_fill(source < 0, fill).to(self.device)
 
@@ -228,6 +237,16 @@ class DocumentPartition:
         lengths = np.diff(self.boundaries)
         padded = np.repeat(self.padded_boundaries[:-1], lengths) + _offsets(lengths)
         return self.rank_major_of_padded[torch.from_numpy(padded).to(self.device)]
+
+
+def with_empty_documents(boundaries: NDArray[Any]) -> NDArray[Any]:
+    """Return document boundaries with empty documents at their end, so that rows have few numbers of documents.
+
+    Args:
+        boundaries: [D+1].
+    """
+    documents = len(boundaries) - 1
+    return np.pad(boundaries, (0, few_documents(documents) - documents), mode="edge")
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
