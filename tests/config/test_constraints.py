@@ -13,6 +13,7 @@ import pytest
 from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.rules import check_platform
+from nemo_prolong.config.rules.attention import ASSUMED_PLATFORM, Platform, dotted
 from nemo_prolong.config.rules.constraint_table import (
     EXCHANGES,
     FP8_RECIPES,
@@ -21,7 +22,6 @@ from nemo_prolong.config.rules.constraint_table import (
     te_attentions,
     torch_attentions,
 )
-from nemo_prolong.config.rules.attention import ASSUMED_PLATFORM, Platform, dotted
 from nemo_prolong.config.rules.constraints import (
     CONSTRAINTS,
     attentions,
@@ -297,8 +297,8 @@ BREAKS = {
         "2.12 and cuDNN 9.18.1. Set train.deterministic=false.",
     ),
 }
-# With another exchange than p2p the same stage has masked rows, which 2.14 would refuse first. A cuDNN before 9.5 is too
-# old for more than its offsets.
+# With another exchange than p2p the same stage has masked rows, which 2.14 would refuse first. A cuDNN before 9.5 is
+# too old for more than its offsets.
 NEVER_ALONE = {"fp8_documents", "all_gather_fp8", "cudnn_offsets"}
 
 ALLOWED = {

@@ -1,7 +1,7 @@
 """The environment variables by which Transformer Engine is told which kernels of attention it may take.
 
-Transformer Engine 2.9 reads them when attention runs (``get_attention_backend``), not when it is imported. Megatron sets
-them when a model is built, from ``attention_backend``, and refuses to if they are set to something else.
+Transformer Engine 2.9 reads them when attention runs (``get_attention_backend``), not when it is imported. Megatron
+sets them when a model is built, from ``attention_backend``, and refuses to if they are set to something else.
 """
 
 from __future__ import annotations

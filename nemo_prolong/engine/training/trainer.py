@@ -50,6 +50,8 @@ class StageStrategy(nl.MegatronStrategy):
         """Take what the stage takes from its parent; a Hugging Face directory is read to where its tensors belong."""
         if not isinstance(self.restore_config, HuggingFaceRestore):
             super().selective_restore()
+            if self.restore_config is not None:
+                self._check_restored(f"parent={self.restore_config.path}")
             return
         self.restore_config.load(self.megatron_parallel.sharded_state_dict())
         self._check_restored(f"parent=hf:{self.restore_config.path}")
@@ -60,7 +62,8 @@ class StageStrategy(nl.MegatronStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Load weights, of this run or of a parent."""
         super().load_model_state_dict(checkpoint, strict=strict)
-        self._check_restored(f"parent={self.restore_config.path}" if self.restore_config else "the checkpoint")
+        if self.restore_config is None:
+            self._check_restored("the checkpoint of this run")
 
     def _check_restored(self, what: str) -> None:
         """Refuse weights that are NaN or infinite. What is not restored stays NaN, see ``ExactModelConfig``."""
