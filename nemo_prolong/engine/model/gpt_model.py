@@ -18,6 +18,7 @@ from nemo_prolong.config.schema import RopeScaling
 from nemo_prolong.engine.te.environment import forbid_unfused_kernels, forget_kernels
 from nemo_prolong.engine.training.packed_step import DocumentSeqParams
 from nemo_prolong.ops.linear_cross_entropy import HeadLoss, linear_cross_entropy
+from nemo_prolong.ops.rotary import rotary_factors
 
 
 class ExactLossGPTModel(GPTModel):
@@ -57,7 +58,7 @@ class ExactLossGPTModel(GPTModel):
 
 
 class DocumentPositionsGPTModel(ExactLossGPTModel):
-    """The torch backend's model: RoPE angles are looked up by position, once per forward pass.
+    """The model of both backends: RoPE angles are looked up by position, once per forward pass, with their sines.
 
     Megatron's torch RoPE of packed rows reads the document boundaries back to the host in every layer, and restarts
     positions at a document only if the longest document is shorter than the row, which changes the rounding.
@@ -70,7 +71,7 @@ class DocumentPositionsGPTModel(ExactLossGPTModel):
         return super().forward(*args, packed_seq_params=hidden, **kwargs)
 
     def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return what Megatron does, with the angles of this rank's tokens, [T, 1, C], instead of the whole table.
+        """Return what Megatron does, with the RoPE factors of this rank's tokens instead of the table of angles.
 
         Args:
             input_ids: int64 [1, T].
@@ -79,7 +80,8 @@ class DocumentPositionsGPTModel(ExactLossGPTModel):
             **kwargs: Megatron's.
         """
         decoder_input, table, *rest = super()._preprocess(input_ids, position_ids, *args, **kwargs)
-        return decoder_input, table[:, 0].index_select(0, position_ids.flatten()), *rest
+        angles = table[:, 0].index_select(0, position_ids.flatten())
+        return decoder_input, rotary_factors(angles, self.config.params_dtype), *rest
 
 
 def scaled_frequencies(inv_freq: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
