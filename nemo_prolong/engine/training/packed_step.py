@@ -23,12 +23,11 @@ from nemo_prolong.data.loading import next_batch
 from nemo_prolong.ops.context_parallel import DocumentPartition, with_empty_documents
 from nemo_prolong.ops.linear_cross_entropy import HeadLoss
 from nemo_prolong.ops.token_loss import LossSums, loss_sums, position_buckets
+from nemo_prolong.ops.transfer import to_device
 from nemo_prolong.telemetry.positions import position_starts, starts_on
 
 
-def packed_data_step(
-    dataloader_iter: Iterator[Any], tile_tokens: int = 1, *, few_shapes: bool = False
-) -> RankBatch:
+def packed_data_step(dataloader_iter: Iterator[Any], tile_tokens: int = 1, *, few_shapes: bool = False) -> RankBatch:
     """Return this rank's part of the next micro-batch, on its device.
 
     Where context-parallel ranks share the row, every document is split over them.
@@ -54,11 +53,11 @@ def packed_data_step(
     # On the host, before the boundaries move to the device: looking at them there would make the host wait.
     boundaries = whole.cu_seqlens.numpy() if partition is None else partition.padded_boundaries
     return RankBatch(
-        tokens=here.tokens.to(device, non_blocking=True),
-        labels=here.labels.to(device, non_blocking=True),
-        loss_mask=here.loss_mask.to(device, non_blocking=True),
-        position_ids=here.position_ids.to(device, non_blocking=True),
-        cu_seqlens=here.cu_seqlens.to(device, non_blocking=True),
+        tokens=to_device(here.tokens, device),
+        labels=to_device(here.labels, device),
+        loss_mask=to_device(here.loss_mask, device),
+        position_ids=to_device(here.position_ids, device),
+        cu_seqlens=to_device(here.cu_seqlens, device),
         max_seqlen=bucket_of(here.max_seqlen),
         partition=partition,
         equal_documents=equal_documents(boundaries),

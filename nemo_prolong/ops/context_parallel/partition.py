@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from nemo_prolong.ops.attention import AttentionBlock
 from nemo_prolong.ops.row_shapes import few_documents, few_row_tokens
+from nemo_prolong.ops.transfer import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +98,7 @@ class DocumentPartition:
     @cached_property
     def cu_seqlens(self) -> torch.Tensor:
         """Boundaries of the padded documents, int32 [D+1], of the whole row: what PackedSeqParams wants."""
-        return torch.from_numpy(self.padded_boundaries.astype(np.int32)).to(self.device)
+        return to_device(torch.from_numpy(self.padded_boundaries.astype(np.int32)), self.device)
 
     @cached_property
     def chunk_lengths(self) -> NDArray[np.int64]:
@@ -118,7 +119,7 @@ class DocumentPartition:
         """
         assert row.size(-1) >= self.boundaries[-1], (row.shape, int(self.boundaries[-1]))
         source = self._source.to(row.device)
-        return row.index_select(-1, source.clamp(min=0)).masked_fill(source < 0, fill).to(self.device)
+        return to_device(row.index_select(-1, source.clamp(min=0)).masked_fill(source < 0, fill), self.device)
 
     def split_positions(self, position_ids: torch.Tensor) -> torch.Tensor:
         """Return this rank's part of the positions in the documents; those of padding run on.
@@ -129,8 +130,8 @@ class DocumentPartition:
         Returns:
             [..., T] in the dtype of ``position_ids``, on the partition's device.
         """
-        padding = (self._source < 0).to(self.device)
-        running_on = self._positions.to(self.device, position_ids.dtype)
+        padding = to_device(self._source < 0, self.device)
+        running_on = to_device(self._positions, self.device).to(position_ids.dtype)
         return torch.where(padding, running_on, self.split(position_ids))
 
     def join(self, shards: torch.Tensor) -> torch.Tensor:
@@ -153,7 +154,7 @@ class DocumentPartition:
         chunk, within = np.divmod(offset, chunk_length)
         rank = np.minimum(chunk, 2 * size - 1 - chunk)
         local = np.repeat(self.shard_starts, lengths) + within + np.where(chunk >= size, chunk_length, 0)
-        return torch.from_numpy(rank * self.shard_length + local).to(self.device)
+        return to_device(torch.from_numpy(rank * self.shard_length + local), self.device)
 
     @cached_property
     def padded_of_rank_major(self) -> torch.Tensor:
