@@ -203,8 +203,8 @@ class StepGuard(Callback):
         if loop.rank == 0 and count >= _FREQUENT_SKIPS and count & (count - 1) == 0:
             text = (
                 f"{count} of the last {min(step, _WINDOW_STEPS)} steps were skipped, {self.skipped_steps} of the "
-                f"stage; the last one: {fault}. Look at the rows of these steps. If they are sound, suspect the kernels "
-                "of attention: cuDNN before 9.18 is known for NaN"
+                f"stage; the last one: {fault}. Look at the rows of these steps. If they are sound, suspect the "
+                "kernels of attention: cuDNN before 9.18 is known for NaN"
             )
             log.error("%s", text)
             self.run.record_event(step, "skips_frequent", text)
