@@ -30,6 +30,8 @@ Figures = tuple[float, float]
 
 _SMALLEST_DEVIATION = 0.01
 """Of the mean. A series without noise has no standard deviation to compare with."""
+_FREQUENT_SKIPS, _WINDOW_STEPS = 4, 100
+"""So many skipped steps within so many are said loudly, and again at every doubling. One is chance."""
 _NAMED_ROWS = 4
 """Rows of a step that a message names; a global batch may have hundreds."""
 
@@ -91,6 +93,7 @@ class StepGuard(Callback):
         self.skipped_steps = 0
         self._in_a_row = 0
         self._without_targets = 0
+        self._skipped_at: deque[int] = deque()
         self._sums = torch.zeros(2, dtype=torch.float64)
 
     # A resumed run judges by the same window and goes on counting.
@@ -101,14 +104,16 @@ class StepGuard(Callback):
             "skipped_steps": self.skipped_steps,
             "in_a_row": self._in_a_row,
             "without_targets": self._without_targets,
+            "skipped_at": list(self._skipped_at),
             "taken": [list(figures) for figures in self.detector.taken],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore counters and window."""
         self.skipped_steps, self._in_a_row = state["skipped_steps"], state["in_a_row"]
-        # Checkpoints of earlier versions have no such count.
+        # Checkpoints of earlier versions have neither.
         self._without_targets = state.get("without_targets", 0)
+        self._skipped_at = deque(state.get("skipped_at", []))
         self.detector.taken.clear()
         self.detector.taken.extend((loss, grad_norm) for loss, grad_norm in state["taken"])
 
@@ -180,6 +185,7 @@ class StepGuard(Callback):
         if loop.rank == 0:
             log.warning("step %d is skipped on all ranks: %s", step, fault)
             self.run.record_event(step, "step_skipped", fault)
+        self._warn_of_frequent_skips(loop, step, fault)
         if self._in_a_row >= self.faults.max_skipped_in_a_row:
             raise TrainingError(
                 f"step {step}",
@@ -187,3 +193,18 @@ class StepGuard(Callback):
                 "Continue from the last checkpoint with a lower optim.lr under another name, look at the rows of these "
                 "steps, or raise faults.max_skipped_in_a_row.",
             )
+
+    def _warn_of_frequent_skips(self, loop: TrainingLoop, step: int, fault: str) -> None:
+        """Say that steps are skipped often: kernels that return NaN now and then look like bad rows, and are not."""
+        self._skipped_at.append(step)
+        while self._skipped_at[0] <= step - _WINDOW_STEPS:
+            self._skipped_at.popleft()
+        count = len(self._skipped_at)
+        if loop.rank == 0 and count >= _FREQUENT_SKIPS and count & (count - 1) == 0:
+            text = (
+                f"{count} of the last {min(step, _WINDOW_STEPS)} steps were skipped, {self.skipped_steps} of the "
+                f"stage; the last one: {fault}. Look at the rows of these steps. If they are sound, suspect the "
+                "kernels of attention: cuDNN before 9.18 is known for NaN"
+            )
+            log.error("%s", text)
+            self.run.record_event(step, "skips_frequent", text)

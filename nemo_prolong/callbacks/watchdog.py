@@ -24,7 +24,7 @@ class HangWatchdog(Callback):
 
     The rank that hangs and those that wait for it in a collective look alike from inside. Each writes the stacks of all
     its threads to ``stacks.rankN.txt`` in the run directory, and those differ. A rank that is stopped by SIGSTOP writes
-    nothing. Its file is missing.
+    nothing. Its file is missing. The first rank that reports records the event.
 
     Args:
         hang_seconds: The time. With None nothing is ever ended.
@@ -51,6 +51,9 @@ class HangWatchdog(Callback):
         """Start to watch."""
         self._progress(loop.step)
         self._rank = loop.rank
+        if loop.rank == 0:
+            # Of an earlier start of the run.
+            self.run.hang_file.unlink(missing_ok=True)
         if self.hang_seconds is not None:
             self._ended = threading.Event()
             threading.Thread(
@@ -87,10 +90,23 @@ class HangWatchdog(Callback):
             # The main thread is stuck in a call that no exception reaches.
             os._exit(EXIT_HUNG)
 
+    def _is_first(self, detail: str) -> bool:
+        """Return whether no other rank has reported.
+
+        All give up at about the same time, and a network file system loses lines that many machines append.
+        """
+        try:
+            with self.run.hang_file.open("x") as file:
+                file.write(f"{detail}\n")
+        except FileExistsError:
+            return False
+        return True
+
     def _report(self) -> None:
         stacks = self.run.stacks_file(self._rank)
         detail = f"rank {self._rank} made no progress for {self.hang_seconds:g} s; its stacks are in {stacks.name}"
         log.error("%s", detail)
-        self.run.record_event(self._step, "hang", detail)
+        if self._is_first(detail):
+            self.run.record_event(self._step, "hang", detail)
         with stacks.open("w") as file:
             faulthandler.dump_traceback(file, all_threads=True)

@@ -75,10 +75,10 @@ class RankBatch:
         loss_mask: float32 [1, T].
         position_ids: int64 [1, T].
         cu_seqlens: Document boundaries of the whole row, int32 [D+1]; where context-parallel ranks share the row, of
-            the padded row.
+            the padded row. Documents at the end may be empty.
         max_seqlen: A power of two that no document is longer than; the bound that kernels and tables see.
         partition: Which tokens of the row are here; None where one rank has all of it.
-        equal_documents: Number of documents if all have one length, padding counted; else None.
+        equal_documents: Number of documents if all have one length, padding counted and empty ones not; else None.
         domain: Where the text is from.
         row_tokens: Tokens of the whole row, S.
         real_tokens: Tokens of the whole row without padding.

@@ -1,4 +1,4 @@
-"""What an accelerator can do at most, which is the denominator of MFU.
+"""What an accelerator can do at most. The dense BF16 peak is the denominator of MFU, whatever format computes.
 
 The peaks are those of NVIDIA's data sheets, without sparsity. Where a sheet prints the number with sparsity, half of
 it. The names are the ones that the driver reports.
@@ -7,9 +7,14 @@ it. The names are the ones that the driver reports.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+from nemo_prolong.plan.flops import CONVENTION
 
 TFLOPS = 1e12
+
+MFU_CONVENTION = f"model FLOPs over the dense BF16 peak of the device, in every precision; {CONVENTION}"
+"""What MFU is, in the words that tables and reports print."""
 
 
 class DensePeak(NamedTuple):
@@ -43,22 +48,19 @@ _PEAKS: tuple[tuple[str, DensePeak], ...] = (
     (r"\bL40S\b", DensePeak(91.6 * TFLOPS, 362 * TFLOPS, 733 * TFLOPS)),
 )
 
-_FORMATS = {"fp32": "fp32", "bf16": "bf16", "fp8": "fp8", "fp8_attention": "fp8"}
 
-
-def dense_peak_flops_per_second(device_name: str, compute: str) -> float | None:
+def dense_peak_flops_per_second(device_name: str, number_format: Literal["fp32", "bf16", "fp8"]) -> float | None:
     """Return the dense peak of a device, or None where it is not known.
 
     Args:
         device_name: As ``torch.cuda.get_device_name`` gives it.
-        compute: ``precision.compute``. Under both FP8 precisions the peak is that of FP8, although attention or parts
-            of it run in BF16.
+        number_format: Of the matrix products.
 
     >>> dense_peak_flops_per_second("NVIDIA H100 80GB HBM3", "bf16") / 1e12
     989.4
     """
     for pattern, peak in _PEAKS:
         if re.search(pattern, device_name):
-            value: float | None = getattr(peak, _FORMATS[compute])
+            value: float | None = getattr(peak, number_format)
             return value
     return None

@@ -70,6 +70,11 @@ class RunDirectory:
         """Return where a rank that hangs writes its stacks."""
         return self.path / f"stacks.rank{rank}.txt"
 
+    @property
+    def hang_file(self) -> Path:
+        """What the first rank that hangs leaves, so that the others do not record the hang again."""
+        return self.path / "hang.txt"
+
     # ---- the stage and its configuration ----------------------------------------------------------------------------
 
     @property

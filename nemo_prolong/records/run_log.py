@@ -92,6 +92,7 @@ class StepRecord(_Record):
     model_flops_per_second: int | None = None
     model_flops_per_second_per_rank: int | None = None
     mfu: float | None = None
+    fp8_peak_share: float | None = None
     data_wait_seconds: float | None = None
     checkpoint_seconds: float | None = None
     memory_bytes: int | None = None

@@ -22,6 +22,7 @@ STEP_NAMES = {
     "model_flops_per_second": "perf/model_flops_per_second",
     "model_flops_per_second_per_rank": "perf/model_flops_per_second_per_rank",
     "mfu": "perf/mfu",
+    "fp8_peak_share": "perf/fp8_peak_share",
     "data_wait_seconds": "perf/data_wait_seconds",
     "checkpoint_seconds": "perf/checkpoint_seconds",
     "memory_bytes": "perf/memory_bytes",

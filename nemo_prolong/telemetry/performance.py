@@ -28,13 +28,9 @@ class Performance:
         self._model = cfg.model
         self._row_tokens = cfg.global_batch_tokens
         self._world_size = world_size
-        self._peak = None
+        self._peaks: dict[str, float] = {}
         if device_name is not None:
-            self._peak = dense_peak_flops_per_second(device_name, cfg.precision.compute)
-            if self._peak is None:
-                log.warning(
-                    "MFU is not reported: the dense %s peak of %s is not known", cfg.precision.compute, device_name
-                )
+            self._peaks = _peaks(device_name, cfg.precision.compute)
 
     def figures(self, totals: StepTotals, seconds: float) -> dict[str, float | int]:
         """Return the rates of a step by their keys in ``metrics.jsonl``.
@@ -53,7 +49,17 @@ class Performance:
             "model_flops_per_second": round(flops / seconds),
             "model_flops_per_second_per_rank": round(per_rank),
         }
-        return figures if self._peak is None else {**figures, "mfu": round(per_rank / self._peak, 5)}
+        return figures | {key: round(per_rank / peak, 5) for key, peak in self._peaks.items()}
+
+
+def _peaks(device_name: str, compute: str) -> dict[str, float]:
+    """Return what a rate is compared with, by the key of the share: BF16's peak always, and under FP8 that of FP8."""
+    bf16 = dense_peak_flops_per_second(device_name, "bf16")
+    if bf16 is None:
+        log.warning("MFU is not reported: the dense bf16 peak of %s is not known", device_name)
+        return {}
+    fp8 = dense_peak_flops_per_second(device_name, "fp8") if compute.startswith("fp8") else None
+    return {"mfu": bf16} | ({} if fp8 is None else {"fp8_peak_share": fp8})
 
 
 def device_name() -> str | None:

@@ -50,6 +50,38 @@ def test_the_loss_is_the_mean_over_all_target_tokens(run: RunDirectory) -> None:
     assert list(guard.detector.taken) == [(1.0, 2.5)]
 
 
+def test_skips_that_become_frequent_are_said_loudly(run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
+    guard, loop = new_guard(run, spike_sigmas=None), FakeLoop()
+    bad = {2, 60, 101, 102, 103, 150, 151, 152, 153}
+    for step in range(1, 160):
+        assert take(guard, loop, 1.0, math.nan if step in bad else 1.0) == (step not in bad)
+    loud = [(step, detail) for step, event, detail in events(run) if event == "skips_frequent"]
+    # Step 2 is out of the window at 102, so the fourth in it comes at 103.
+    assert [step for step, _ in loud] == [103, 153]
+    assert loud[1][1] == (
+        "8 of the last 100 steps were skipped, 9 of the stage; the last one: grad norm is nan. Look at the rows of "
+        "these steps. If they are sound, suspect the kernels of attention: cuDNN before 9.18 is known for NaN"
+    )
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
+        detail for _, detail in loud
+    ]
+
+
+def test_frequent_skips_are_counted_over_a_resume_and_told_by_one_rank(run: RunDirectory) -> None:
+    before, after, loop = new_guard(run), new_guard(run), FakeLoop()
+    for _ in range(3):
+        take(before, loop, 1.0, math.nan)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    loop.rank = 1
+    after_on_other = new_guard(run)
+    after_on_other.load_state_dict(before.state_dict())
+    take(after_on_other, loop, 1.0, math.nan)
+    assert "skips_frequent" not in {event for _, event, _ in events(run)}
+    loop.rank, loop.step = 0, 3
+    take(after, loop, 1.0, math.nan)
+    assert [step for step, event, _ in events(run) if event == "skips_frequent"] == [4]
+
+
 def test_losses_of_a_validation_are_no_part_of_the_next_step(run: RunDirectory) -> None:
     guard, loop = new_guard(run), FakeLoop()
     guard.on_losses(loop, [losses(5000.0, 10)])
@@ -119,6 +151,7 @@ def test_a_resumed_run_counts_on_and_judges_by_the_same_window(run: RunDirectory
         "skipped_steps": 2,
         "in_a_row": 2,
         "without_targets": 0,
+        "skipped_at": [6, 7],
         "taken": [[1.0, 1.0], [2.0, 1.0], [3.0, 1.0], [4.0, 1.0]],
     }
 
@@ -138,7 +171,8 @@ def test_a_loaded_window_replaces_the_one_that_was_there(run: RunDirectory) -> N
 
 
 def test_a_new_guard_has_skipped_nothing(run: RunDirectory) -> None:
-    assert new_guard(run).state_dict() == {"skipped_steps": 0, "in_a_row": 0, "without_targets": 0, "taken": []}
+    nothing = {"skipped_steps": 0, "in_a_row": 0, "without_targets": 0, "skipped_at": [], "taken": []}
+    assert new_guard(run).state_dict() == nothing
 
 
 def test_the_loss_is_that_of_all_ranks(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

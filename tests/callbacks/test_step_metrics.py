@@ -313,7 +313,7 @@ def test_mfu_is_logged_where_the_peak_is_known(
 ) -> None:
     monkeypatch.setattr(step_metrics, "device_name", lambda: "NVIDIA H100 80GB HBM3")
     stage = new_stage(precision={"compute": "bf16"}).start()
-    monkeypatch.setattr(stage.metrics._performance, "_peak", 4 * records_flops(stage))
+    monkeypatch.setattr(stage.metrics._performance, "_peaks", {"mfu": 4 * records_flops(stage)})
     with caplog.at_level(logging.INFO):
         stage.step(0.5)
     assert records(run)[0].mfu == 0.5

@@ -32,6 +32,28 @@ def test_a_process_without_progress_writes_stacks_and_ends(tmp_path: Path) -> No
     assert '"step": 7, "event": "hang", "detail": "rank 3 made no progress for 0.1 s;' in event
 
 
+def test_of_ranks_that_hang_together_one_records_it(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    dogs = [watchdog.HangWatchdog(9.0, run) for _ in range(3)]
+    for rank, dog in enumerate(dogs):
+        dog._rank = rank
+        dog._report()
+    assert [event.detail.split(" s;")[0] for event in run.events().records] == ["rank 0 made no progress for 9"]
+    assert sorted(file.name for file in tmp_path.glob("stacks.*")) == [f"stacks.rank{rank}.txt" for rank in range(3)]
+    assert run.hang_file.read_text() == "rank 0 made no progress for 9 s; its stacks are in stacks.rank0.txt\n"
+
+
+@pytest.mark.parametrize(("rank", "is_recorded"), [(0, True), (1, False)])
+def test_rank_zero_forgets_the_hang_of_an_earlier_start(tmp_path: Path, rank: int, is_recorded: bool) -> None:
+    run = RunDirectory(tmp_path)
+    run.hang_file.write_text("rank 5 made no progress\n")
+    dog = watchdog.HangWatchdog(3600.0, run)
+    dog.on_train_start(SimpleNamespace(step=0, rank=rank))
+    dog.on_train_end(SimpleNamespace())
+    dog._report()
+    assert bool(run.events().records) == is_recorded
+
+
 def test_a_file_system_that_hangs_does_not_keep_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunDirectory, "record_event", lambda *args: time.sleep(20))
     monkeypatch.setattr(watchdog, "_REPORT_SECONDS", 0.2)

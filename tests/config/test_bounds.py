@@ -152,7 +152,7 @@ MESSAGES = {
     "data.root=''": "data.root=: must not be empty. "
     "Set data.root=TEXT (directory or s3:// address that holds the packed directories and the tokenizer).",
     "data.cache=''": "data.cache=: must not be empty. Set data.cache=null (local directory for copies of remote and "
-    "compressed shards; null takes ~/.cache/nemo_prolong/shards).",
+    "compressed shards; null takes one in $TMPDIR).",
     "runs_dir=''": "runs_dir=: must not be empty. Set runs_dir=runs (directory that holds the runs).",
     'name="a\nb"': r"name=a\nb: has characters that end a line or control a terminal (use visible ones). "
     "Set name=a-b (directory of the run below runs_dir).",

@@ -22,6 +22,7 @@ from nemo_prolong.errors import CheckpointError
 from nemo_prolong.export.run import export
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint
 from nemo_prolong.records.stage_manifest import StageManifest
+from nemo_prolong.weights.checkpoint_reader import CheckpointReader
 from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
 from nemo_prolong.weights.hf_reader import HuggingFaceReader
 from nemo_prolong.weights.names import pieces
@@ -332,6 +333,57 @@ def test_a_parent_run_with_a_weight_that_is_no_number_is_refused(
     message = r"parent=.*step_00000016: 2 of its weights are NaN or infinite: .*final_layernorm\.weight \(2\)\. Use"
     with pytest.raises(CheckpointError, match=message):
         run_stage(cfg, [])
+
+
+def test_a_weight_that_a_restore_leaves_out_is_refused_by_name(
+    workspace: Workspace, llamas: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nemo_prolong.engine.checkpoint import hf_restore
+    from nemo_prolong.stages.run import run_stage
+
+    fill = hf_restore._fill
+
+    def forget_a_norm(tensor: Any, reader: HuggingFaceReader) -> dict[str, int]:
+        return {} if "mlp.linear_fc1.layer_norm_weight" in tensor.key else fill(tensor, reader)
+
+    monkeypatch.setattr(hf_restore, "_fill", forget_a_norm)
+    cfg = stage_from(workspace, llamas["llama-3"], "of_a_part")
+    message = r"parent=hf:.*: 128 of its weights are NaN or infinite: .*layers\.0\.pre_mlp_layernorm\.weight \(64\), "
+    with pytest.raises(CheckpointError, match=message):
+        run_stage(cfg, [])
+
+
+def test_a_stage_with_a_parent_draws_no_weights(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nemo_prolong.engine.model import gpt_model
+    from nemo_prolong.stages.run import run_stage
+
+    drawn, poisoned = [], []
+    draw, poison = torch.nn.init.normal_, gpt_model._fill_with_nan
+
+    def count(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        drawn.append(tensor.numel())
+        return draw(tensor, *args, **kwargs)
+
+    def poison_and_look(model: torch.nn.Module) -> None:
+        poison(model)
+        poisoned.extend(bool(parameter.isnan().all()) for parameter in model.parameters())
+
+    monkeypatch.setattr(torch.nn.init, "normal_", count)
+    monkeypatch.setattr(gpt_model, "_fill_with_nan", poison_and_look)
+    stages = {"drawn": {"transition": "scratch", "parent": None}, "restored": {"parent": str(workspace.base)}}
+    for name, parent in stages.items():
+        settings = {"stage": "stage1", "transition": "weights", "train": {"train_iters": 1}, "optim": NO_STEP} | parent
+        run_stage(tiny_config(workspace.root / "data", workspace.root, name=f"{name}_weights", **settings), [])
+        assert (sum(drawn) > 10_000, len(poisoned) > 10) == (name == "drawn", name == "restored")
+        drawn.clear()
+    assert all(poisoned)
+    # What was NaN is the parent's, to the last bit: the learning rate is too small to move it.
+    runs = [workspace.root / "restored_weights", workspace.base]
+    before, after = (CheckpointReader(newest_checkpoint(run)) for run in runs)
+    assert set(before.names()) == set(after.names())
+    weights = [name for name in before.names() if name.endswith("weight") and "optimizer" not in name]
+    assert len(weights) > 5
+    assert [name for name in weights if not torch.equal(before.read(name), after.read(name))] == []
 
 
 def test_any_box_of_a_tensor_is_read_as_it_lies_in_the_whole(workspace: Workspace, exported: Path) -> None:

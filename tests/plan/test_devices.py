@@ -38,7 +38,7 @@ LLAMA = ModelConfig.model_validate(yaml.safe_load((CONFIG_DIR / "model" / "llama
     ],
 )
 def test_the_dense_peak_of_a_device_is_that_of_its_data_sheet(name, fp32, bf16, fp8):
-    for compute, expected in (("fp32", fp32), ("bf16", bf16), ("fp8", fp8), ("fp8_attention", fp8)):
+    for compute, expected in (("fp32", fp32), ("bf16", bf16), ("fp8", fp8)):
         peak = dense_peak_flops_per_second(name, compute)
         assert peak == (None if expected is None else pytest.approx(expected * 1e12)), (name, compute)
 
@@ -84,5 +84,18 @@ def test_a_step_becomes_rates_and_an_unknown_device_a_warning(caplog):
         "MFU is not reported: the dense bf16 peak of NVIDIA GeForce RTX 4090 is not known"
     ]
     caplog.clear()
+    for compute, shares in {
+        "fp32": {"mfu"},
+        "fp8": {"mfu", "fp8_peak_share"},
+        "fp8_attention": {"mfu", "fp8_peak_share"},
+    }.items():
+        cfg = cfg.model_copy(update={"precision": type("Precision", (), {"compute": compute})})
+        other = Performance(cfg, "NVIDIA H100 80GB HBM3", world_size=8).figures(totals, seconds=2.0)
+        # One convention for all, so that runs of different precision can be compared.
+        assert other["mfu"] == figures["mfu"]
+        assert {key for key in other if key not in figures or key == "mfu"} == shares
+    assert other["fp8_peak_share"] == pytest.approx(flops / 16 / 1978.9e12, abs=1e-5)
+    a100 = Performance(cfg, "NVIDIA A100-SXM4-80GB", world_size=8).figures(totals, seconds=2.0)
+    assert "mfu" in a100 and "fp8_peak_share" not in a100, "an A100 has no FP8"
     assert "mfu" not in Performance(cfg, None, world_size=8).figures(totals, seconds=2.0)
     assert caplog.records == [], "a CPU is no surprise"

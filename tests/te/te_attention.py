@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 from nemo_prolong.config.schema import ParallelismConfig
 from nemo_prolong.engine.training.packed_step import packed_seq_params
 from nemo_prolong.ops.attention import document_attention
-from nemo_prolong.ops.context_parallel import DocumentPartition
+from nemo_prolong.ops.context_parallel import DocumentPartition, with_empty_documents
 from tests.support.te_layouts import TINY, build, enter, te
 
 HEADS, KEY_HEADS, CHANNELS = 2, 1, 128
@@ -59,6 +60,13 @@ def attention_of(precision, layout: ParallelismConfig | None = None) -> torch.nn
     layout = layout or ParallelismConfig()
     enter(layout, 0, layout.model_parallel_size)
     return build(TINY, 1024, layout, precision).decoder.layers[0].self_attention.core_attention
+
+
+def row_with_empty_documents(lengths: list[int]) -> tuple[list[torch.Tensor], torch.Tensor, Any]:
+    """Return what ``row_of`` does, with the boundaries that the data step of this backend gives."""
+    inputs, bounds, params = row_of(lengths)
+    params.cu_seqlens = torch.from_numpy(with_empty_documents(bounds.numpy()))
+    return inputs, bounds, params
 
 
 def row_of(lengths: list[int]) -> tuple[list[torch.Tensor], torch.Tensor, Any]:
@@ -134,6 +142,38 @@ def test_megatron_builds_the_recipe_of_the_configuration():
         recipe = get_fp8_recipe(attention_of(precision).config)
         assert (type(recipe).__name__, recipe.fp8_dpa, recipe.fp8_mha) == (name, in_attention, False)
     assert (recipe.amax_history_len, recipe.amax_compute_algo, recipe.reduce_amax) == (1024, "max", True)
+
+
+def test_empty_documents_reach_the_attention_and_change_nothing(kernels):
+    inputs, bounds, params = row_with_empty_documents(MIXED)
+    attention = attention_of(te())
+    output = attention(*inputs, None, attn_mask_type=None, attention_bias=None, packed_seq_params=params)
+    assert torch.equal(output, document_attention(*inputs, bounds).flatten(1))
+    (call,) = kernels.calls
+    assert call["cu_seqlens_q"].tolist() == [0, 200, 500, *[512] * 30]
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_a_partition_of_few_shapes_is_the_one_of_transformer_engine(size):
+    from transformer_engine.pytorch.attention.dot_product_attention import context_parallel
+
+    bounds = torch.tensor([0, 1, 700, 703, 703, 1500]).to(torch.int32)
+    for rank in range(size):
+        ours = DocumentPartition.of_row(bounds, size, rank, row_tokens=1500)
+        assert len(ours.cu_seqlens) == 33
+        enter(ParallelismConfig(context_parallel_size=size), rank, size)
+        padded = torch.arange(ours.row_length)
+        theirs, *_ = context_parallel.get_batch_on_this_cp_rank(ours.cu_seqlens, padded, padded, padded)
+        assert theirs.tolist() == ours.padded_of_rank_major[rank * ours.shard_length :][: ours.shard_length].tolist()
+
+
+@pytest.mark.parametrize(("kernels_asked", "variables"), [("auto", "110"), ("cudnn", "010"), ("flash", "100")])
+def test_transformer_engine_is_told_which_kernels_it_may_take(kernels_asked, variables):
+    for precision in (te(), te().model_copy(update={"attention": kernels_asked})):
+        # The second model of a process may be told otherwise.
+        attention_of(precision)
+    names = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
+    assert "".join(os.environ[name] for name in names) == variables
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])

@@ -34,4 +34,4 @@ class DataConfig(Section):
     num_workers: Annotated[int, Field(ge=0, le=128)] = 1
     """Loader processes per rank. A node runs one set for each of its ranks, and 128 already fill it."""
     cache: Name | None = None
-    """Local directory for copies of remote and compressed shards; null takes ``~/.cache/nemo_prolong/shards``."""
+    """Local directory for copies of remote and compressed shards; null takes one in ``$TMPDIR``."""

@@ -160,6 +160,6 @@ class PrepareConfig(Section):
     shard_bytes: Annotated[int, BeforeValidator(parse_size), Field(ge=1024, lt=2**32)] = 64 * 2**20
     """Largest shard. Its rows are found by 32-bit offsets. Smaller than 1K each row would be a file."""
     cache: Name | None = None
-    """Directory for copies of remote and compressed shards; null takes ``~/.cache/nemo_prolong/shards``."""
+    """Directory for copies of remote and compressed shards; null takes one in ``$TMPDIR``."""
     stages: dict[Name, PreparedStage] = Field(default_factory=dict)
     """Stages that train on these rows, for the data card."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,10 +28,25 @@ _GRACE_SECONDS = 30.0
 
 
 def default_cache_directory() -> Path:
-    """Return ``$XDG_CACHE_HOME/nemo_prolong/shards``, below ``~/.cache`` where the variable is unset."""
+    """Return ``$XDG_CACHE_HOME/nemo_prolong/shards``, or where it is unset a directory of the user in ``$TMPDIR``.
+
+    A home directory is often shared by all machines of a cluster. Locks do not work on every such file system, copies
+    would go over the network twice, and a stage needs up to 80 GB.
+
+    Raises:
+        DataError: If the directory in ``$TMPDIR``, which all users may write to, belongs to another user.
+    """
     configured = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
-    return root / "nemo_prolong" / "shards"
+    if os.path.isabs(configured):
+        return Path(configured) / "nemo_prolong" / "shards"
+    ours = Path(tempfile.gettempdir()) / f"nemo_prolong-{os.getuid()}"
+    if ours.exists() and ours.stat().st_uid != os.getuid():
+        raise DataError(
+            f"{ours}",
+            "belongs to another user, who could put other rows there.",
+            "Name a directory of your own on a local disk, as cache= or XDG_CACHE_HOME.",
+        )
+    return ours / "shards"
 
 
 @dataclass(frozen=True)

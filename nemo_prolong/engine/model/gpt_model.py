@@ -15,8 +15,10 @@ from nemo.collections import llm
 from nemo.collections.llm.gpt.model.llama import apply_rope_scaling
 
 from nemo_prolong.config.schema import RopeScaling
+from nemo_prolong.engine.te.environment import forbid_unfused_kernels, forget_kernels
 from nemo_prolong.engine.training.packed_step import DocumentSeqParams
 from nemo_prolong.ops.linear_cross_entropy import HeadLoss, linear_cross_entropy
+from nemo_prolong.ops.rotary import rotary_factors
 
 
 class ExactLossGPTModel(GPTModel):
@@ -56,7 +58,7 @@ class ExactLossGPTModel(GPTModel):
 
 
 class DocumentPositionsGPTModel(ExactLossGPTModel):
-    """The torch backend's model: RoPE angles are looked up by position, once per forward pass.
+    """The model of both backends: RoPE angles are looked up by position, once per forward pass, with their sines.
 
     Megatron's torch RoPE of packed rows reads the document boundaries back to the host in every layer, and restarts
     positions at a document only if the longest document is shorter than the row, which changes the rounding.
@@ -69,7 +71,7 @@ class DocumentPositionsGPTModel(ExactLossGPTModel):
         return super().forward(*args, packed_seq_params=hidden, **kwargs)
 
     def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return what Megatron does, with the angles of this rank's tokens, [T, 1, C], instead of the whole table.
+        """Return what Megatron does, with the RoPE factors of this rank's tokens instead of the table of angles.
 
         Args:
             input_ids: int64 [1, T].
@@ -78,7 +80,8 @@ class DocumentPositionsGPTModel(ExactLossGPTModel):
             **kwargs: Megatron's.
         """
         decoder_input, table, *rest = super()._preprocess(input_ids, position_ids, *args, **kwargs)
-        return decoder_input, table[:, 0].index_select(0, position_ids.flatten()), *rest
+        angles = table[:, 0].index_select(0, position_ids.flatten())
+        return decoder_input, rotary_factors(angles, self.config.params_dtype), *rest
 
 
 def scaled_frequencies(inv_freq: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
@@ -95,6 +98,12 @@ def scaled_frequencies(inv_freq: torch.Tensor, scaling: RopeScaling) -> torch.Te
         high_freq_factor=scaling.high_freq_factor,
         old_context_len=scaling.original_max_position_embeddings,
     )
+
+
+@torch.no_grad()
+def _fill_with_nan(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.fill_(torch.nan)
 
 
 @dataclasses.dataclass
@@ -114,9 +123,17 @@ class ExactModelConfig:
     rope_scaling: RopeScaling | None = None
 
     def configure_model(self, *args: Any, **kwargs: Any) -> GPTModel:
-        """Return the model that NeMo builds, of our class and with our frequencies. Needs ``patches.prepare``."""
+        """Return the model that NeMo builds, of our class and with our frequencies. Needs ``patches.prepare``.
+
+        Without ``perform_initialization`` every parameter is NaN until it is restored, norms too. What a restore leaves
+        out is then found, and not trained.
+        """
+        forget_kernels()
         model = super().configure_model(*args, **kwargs)  # type: ignore[misc]
+        forbid_unfused_kernels()
         assert type(model) is self.model_class, type(model)
+        if not self.perform_initialization:  # type: ignore[attr-defined]
+            _fill_with_nan(model)
         if self.rope_scaling is not None:
             rotary = model.rotary_pos_emb
             rotary.inv_freq = scaled_frequencies(rotary.inv_freq, self.rope_scaling)

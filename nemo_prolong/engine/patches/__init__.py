@@ -19,6 +19,7 @@ from nemo_prolong.engine.patches import (
     optimizer_step,
     process_groups,
     results_queue,
+    rotary,
 )
 from nemo_prolong.engine.patches.patch import Patch, warnings_of_versions
 
@@ -31,6 +32,7 @@ PATCHES: tuple[Patch, ...] = (
     results_queue.PATCH,
     process_groups.PATCH,
     optimizer_step.PATCH,
+    rotary.PATCH,
 )
 """Every patch, in the order of application."""
 

@@ -20,13 +20,14 @@ from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
 from nemo_prolong.data.batch import PackedBatch, RankBatch
 from nemo_prolong.data.loading import next_batch
-from nemo_prolong.ops.context_parallel import DocumentPartition
+from nemo_prolong.ops.context_parallel import DocumentPartition, with_empty_documents
 from nemo_prolong.ops.linear_cross_entropy import HeadLoss
 from nemo_prolong.ops.token_loss import LossSums, loss_sums, position_buckets
+from nemo_prolong.ops.transfer import to_device
 from nemo_prolong.telemetry.positions import position_starts, starts_on
 
 
-def packed_data_step(dataloader_iter: Iterator[Any], tile_tokens: int = 1) -> RankBatch:
+def packed_data_step(dataloader_iter: Iterator[Any], tile_tokens: int = 1, *, few_shapes: bool = False) -> RankBatch:
     """Return this rank's part of the next micro-batch, on its device.
 
     Where context-parallel ranks share the row, every document is split over them.
@@ -34,6 +35,8 @@ def packed_data_step(dataloader_iter: Iterator[Any], tile_tokens: int = 1) -> Ra
     Args:
         dataloader_iter: Gives a ``PackedBatch``, or, as Lightning's does, a tuple that begins with one.
         tile_tokens: Where ranks share the row, it is padded so that each rank's part comes in multiples of twice this.
+        few_shapes: Add empty documents, and padding where ranks share the row, so that kernels see few shapes. No loss
+            changes by a bit.
 
     Raises:
         DataError: If the row could not be read, in a loader process or here.
@@ -42,16 +45,19 @@ def packed_data_step(dataloader_iter: Iterator[Any], tile_tokens: int = 1) -> Ra
     whole = next_batch(dataloader_iter)
     waited = time.perf_counter() - started
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    partition = _partition(whole, device, tile_tokens)
-    here = whole if partition is None else _part_of(whole, partition)
+    partition = _partition(whole, device, tile_tokens, few_shapes)
+    if partition is not None:
+        here = _part_of(whole, partition)
+    else:
+        here = _with_empty_documents(whole) if few_shapes else whole
     # On the host, before the boundaries move to the device: looking at them there would make the host wait.
     boundaries = whole.cu_seqlens.numpy() if partition is None else partition.padded_boundaries
     return RankBatch(
-        tokens=here.tokens.to(device, non_blocking=True),
-        labels=here.labels.to(device, non_blocking=True),
-        loss_mask=here.loss_mask.to(device, non_blocking=True),
-        position_ids=here.position_ids.to(device, non_blocking=True),
-        cu_seqlens=here.cu_seqlens.to(device, non_blocking=True),
+        tokens=to_device(here.tokens, device),
+        labels=to_device(here.labels, device),
+        loss_mask=to_device(here.loss_mask, device),
+        position_ids=to_device(here.position_ids, device),
+        cu_seqlens=to_device(here.cu_seqlens, device),
         max_seqlen=bucket_of(here.max_seqlen),
         partition=partition,
         equal_documents=equal_documents(boundaries),
@@ -71,10 +77,10 @@ def _squared_tokens(batch: PackedBatch) -> int:
 
 
 def bucket_of(max_seqlen: int) -> int:
-    """Return the next power of two: the bound that kernels and tables see instead of the longest document.
+    """Return the next power of two: the bound that tables and kernels see instead of the longest document.
 
-    Every new value costs a table of RoPE angles (256 MiB at 512K), and under Transformer Engine the plan of a cuDNN
-    kernel. There are as many powers of two as doublings of the row, and all their tables together are two of the last.
+    Every new value costs a table of RoPE angles, 256 MiB at 512K. There are as many powers of two as doublings of the
+    row, and all their tables together are two of the last. The graphs of cuDNN's kernels do not depend on it.
 
     >>> bucket_of(1), bucket_of(33_000), bucket_of(65_536)
     (1, 65536, 65536)
@@ -83,19 +89,26 @@ def bucket_of(max_seqlen: int) -> int:
 
 
 def equal_documents(boundaries: np.ndarray[Any, Any]) -> int | None:
-    """Return the number of documents if all have one length, else None.
+    """Return the number of documents if all have one length, else None. Empty ones do not count.
 
     Args:
         boundaries: Document boundaries of the row, int [D+1].
 
-    >>> equal_documents(np.array([0, 4, 8])), equal_documents(np.array([0, 4, 9]))
+    >>> equal_documents(np.array([0, 4, 8, 8])), equal_documents(np.array([0, 4, 9]))
     (2, None)
     """
     lengths = np.diff(boundaries)
+    lengths = lengths[lengths > 0]
     return len(lengths) if (lengths == lengths[0]).all() else None
 
 
-def _partition(batch: PackedBatch, device: torch.device, tile_tokens: int) -> DocumentPartition | None:
+def _with_empty_documents(batch: PackedBatch) -> PackedBatch:
+    return replace(batch, cu_seqlens=torch.from_numpy(with_empty_documents(batch.cu_seqlens.numpy())))
+
+
+def _partition(
+    batch: PackedBatch, device: torch.device, tile_tokens: int, few_shapes: bool
+) -> DocumentPartition | None:
     """Return how context-parallel ranks share the row; None where there is one rank."""
     size = parallel_state.get_context_parallel_world_size()
     if size == 1:
@@ -103,7 +116,12 @@ def _partition(batch: PackedBatch, device: torch.device, tile_tokens: int) -> Do
     # Sequence parallelism splits what a rank has once more.
     row_multiple = 2 * tile_tokens * size * parallel_state.get_tensor_model_parallel_world_size()
     rank = parallel_state.get_context_parallel_rank()
-    return DocumentPartition.of_row(batch.cu_seqlens, size, rank, row_multiple, device)
+    if not few_shapes:
+        return DocumentPartition.of_row(batch.cu_seqlens, size, rank, row_multiple, device)
+    row_tokens = batch.tokens.shape[1]
+    # The padding of a short row makes room for that of its documents.
+    documents = batch.cu_seqlens[:-1] if batch.real_tokens < row_tokens else batch.cu_seqlens
+    return DocumentPartition.of_row(documents, size, rank, row_multiple, device, row_tokens)
 
 
 def _part_of(batch: PackedBatch, partition: DocumentPartition) -> PackedBatch:

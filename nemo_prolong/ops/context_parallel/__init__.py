@@ -5,6 +5,6 @@ Split a row with ``DocumentPartition``, give every rank its tokens, and replace 
 """
 
 from nemo_prolong.ops.context_parallel.attention import context_parallel_attention
-from nemo_prolong.ops.context_parallel.partition import DocumentPartition
+from nemo_prolong.ops.context_parallel.partition import DocumentPartition, with_empty_documents
 
-__all__ = ["DocumentPartition", "context_parallel_attention"]
+__all__ = ["DocumentPartition", "context_parallel_attention", "with_empty_documents"]

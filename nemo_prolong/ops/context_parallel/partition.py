@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nemo_prolong.ops.attention import AttentionBlock
+from nemo_prolong.ops.row_shapes import few_documents, few_row_tokens
+from nemo_prolong.ops.transfer import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,7 @@ class DocumentPartition:
         rank: int,
         row_multiple: int | None = None,
         device: torch.device | str = "cpu",
+        row_tokens: int | None = None,
     ) -> DocumentPartition:
         """Return the partition of a row.
 
@@ -56,6 +60,8 @@ class DocumentPartition:
             row_multiple: The padded row is extended to a multiple of this by one more document, all padding. It is a
                 multiple of 2 * ``context_parallel_size``, its default.
             device: Where the shards will be.
+            row_tokens: Tokens of every row of the stage. The padded row then is one of few lengths, with one of few
+                numbers of documents (``ops.row_shapes``). None pads as little as can be.
         """
         assert 0 <= rank < context_parallel_size, (rank, context_parallel_size)
         unit = 2 * context_parallel_size
@@ -65,9 +71,13 @@ class DocumentPartition:
         assert boundaries[0] == 0 and (np.diff(boundaries) >= 0).all(), boundaries
         padded = np.concatenate(([0], (-(np.diff(boundaries) // -unit) * unit).cumsum()))
         missing = -padded[-1] % multiple
+        if row_tokens is not None:
+            missing = few_row_tokens(int(padded[-1]), row_tokens, multiple) - padded[-1]
         if missing:
             boundaries = np.append(boundaries, boundaries[-1])
             padded = np.append(padded, padded[-1] + missing)
+        if row_tokens is not None:
+            boundaries, padded = with_empty_documents(boundaries), with_empty_documents(padded)
         return cls(boundaries, padded, context_parallel_size, rank, torch.device(device))
 
     @property
@@ -88,7 +98,7 @@ class DocumentPartition:
     @cached_property
     def cu_seqlens(self) -> torch.Tensor:
         """Boundaries of the padded documents, int32 [D+1], of the whole row: what PackedSeqParams wants."""
-        return torch.from_numpy(self.padded_boundaries.astype(np.int32)).to(self.device)
+        return to_device(torch.from_numpy(self.padded_boundaries.astype(np.int32)), self.device)
 
     @cached_property
     def chunk_lengths(self) -> NDArray[np.int64]:
@@ -104,12 +114,12 @@ class DocumentPartition:
         """Return this rank's tokens of ``row`` [..., S], as [..., T] on the partition's device.
 
         Args:
-            row: One value per token in its last dim.
+            row: One value per token in its last dim. What comes after the last document is left out.
             fill: Value of padding.
         """
-        assert row.size(-1) == self.boundaries[-1], (row.shape, int(self.boundaries[-1]))
+        assert row.size(-1) >= self.boundaries[-1], (row.shape, int(self.boundaries[-1]))
         source = self._source.to(row.device)
-        return row.index_select(-1, source.clamp(min=0)).masked_fill(source < 0, fill).to(self.device)
+        return to_device(row.index_select(-1, source.clamp(min=0)).masked_fill(source < 0, fill), self.device)
 
     def split_positions(self, position_ids: torch.Tensor) -> torch.Tensor:
         """Return this rank's part of the positions in the documents; those of padding run on.
@@ -120,8 +130,8 @@ class DocumentPartition:
         Returns:
             [..., T] in the dtype of ``position_ids``, on the partition's device.
         """
-        padding = (self._source < 0).to(self.device)
-        running_on = self._positions.to(self.device, position_ids.dtype)
+        padding = to_device(self._source < 0, self.device)
+        running_on = to_device(self._positions, self.device).to(position_ids.dtype)
         return torch.where(padding, running_on, self.split(position_ids))
 
     def join(self, shards: torch.Tensor) -> torch.Tensor:
@@ -144,7 +154,7 @@ class DocumentPartition:
         chunk, within = np.divmod(offset, chunk_length)
         rank = np.minimum(chunk, 2 * size - 1 - chunk)
         local = np.repeat(self.shard_starts, lengths) + within + np.where(chunk >= size, chunk_length, 0)
-        return torch.from_numpy(rank * self.shard_length + local).to(self.device)
+        return to_device(torch.from_numpy(rank * self.shard_length + local), self.device)
 
     @cached_property
     def padded_of_rank_major(self) -> torch.Tensor:
@@ -228,6 +238,16 @@ class DocumentPartition:
         lengths = np.diff(self.boundaries)
         padded = np.repeat(self.padded_boundaries[:-1], lengths) + _offsets(lengths)
         return self.rank_major_of_padded[torch.from_numpy(padded).to(self.device)]
+
+
+def with_empty_documents(boundaries: NDArray[Any]) -> NDArray[Any]:
+    """Return document boundaries with empty documents at their end, so that rows have few numbers of documents.
+
+    Args:
+        boundaries: [D+1].
+    """
+    documents = len(boundaries) - 1
+    return np.pad(boundaries, (0, few_documents(documents) - documents), mode="edge")
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -115,7 +115,7 @@ class RunWatch:
             "tokens/s": f"{rate:,.0f}",
             "tokens/s and rank": f"{rate / self.manifest.world_size:,.0f}",
             "seconds a step": f"{seconds / len(recent):.3g}",
-            "MFU": numbers.percent(_mean(recent, "mfu")),
+            "MFU (BF16 peak)": numbers.percent(_mean(recent, "mfu")),
             "model TFLOP/s and rank": _tera(_mean(recent, "model_flops_per_second_per_rank")),
             "waiting for rows": _share(recent, "data_wait_seconds", seconds),
             "waiting for checkpoints": _share(recent, "checkpoint_seconds", seconds),

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nemo_prolong.config.schema import ReportConfig, Stage
+from nemo_prolong.plan.devices import MFU_CONVENTION
 from nemo_prolong.report import numbers
 from nemo_prolong.report.pages import Tile, render_page
 from nemo_prolong.report.svg import NUM_STYLES
@@ -54,6 +55,7 @@ def render(lineage: Lineage, cfg: ReportConfig) -> str:
         domains=telemetry_tables.domain_table(lineage.stages),
         positions=telemetry_tables.position_table(lineage.stages),
         performance=telemetry_tables.performance_table(lineage.stages),
+        mfu_convention=MFU_CONVENTION,
         events=telemetry_tables.events_table(lineage.stages),
         perplexity=tables.perplexity_table(models),
         recall=tables.recall_table(models),

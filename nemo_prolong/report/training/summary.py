@@ -56,6 +56,7 @@ def summarize_stage(stage: StageRun) -> dict[str, Any]:
         "wall_seconds": stage.wall_seconds,
         "peak_memory_bytes": max(memory, default=None),
         "mfu": finite(median_of(stage.steps, "mfu")),
+        "fp8_peak_share": finite(median_of(stage.steps, "fp8_peak_share")),
         "goodput": finite(stage.goodput.fraction) if stage.goodput else None,
         "skipped_steps": stage.steps[-1].skipped_steps if stage.steps else 0,
         "events": event_counts(stage),

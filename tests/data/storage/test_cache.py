@@ -3,6 +3,7 @@
 import hashlib
 import mmap
 import os
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -222,10 +223,28 @@ def test_a_directory_that_cannot_be_written_is_named(store, tmp_path):
         ShardCache(tmp_path / "cache").get(store.put("a.mds", CONTENT), len(CONTENT), {})
 
 
-def test_the_default_directory_follows_xdg(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", "/home/somebody")
+def test_the_default_directory_follows_xdg_and_is_not_at_home(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", "/local/scratch")
+    monkeypatch.setattr(os, "getuid", lambda: 1234)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert ShardCache().directory == tmp_path / "nemo_prolong" / "shards"
     for ignored in ("", "relative/path"):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert default_cache_directory() == Path("/home/somebody/.cache/nemo_prolong/shards")
+        assert default_cache_directory() == Path("/local/scratch/nemo_prolong-1234/shards")
+
+
+def test_a_directory_of_another_user_in_the_place_of_ours_is_refused(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    directory = default_cache_directory()
+    directory.mkdir(parents=True)
+    assert default_cache_directory() == directory
+    uid = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+    (tmp_path / f"nemo_prolong-{uid + 1}").mkdir()
+    with pytest.raises(DataError) as refusal:
+        default_cache_directory()
+    assert str(refusal.value) == (
+        f"{tmp_path}/nemo_prolong-{uid + 1}: belongs to another user, who could put other rows there. Name a directory "
+        "of your own on a local disk, as cache= or XDG_CACHE_HOME."
+    )

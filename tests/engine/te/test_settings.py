@@ -22,7 +22,7 @@ def found() -> dict[str, Any]:
 def test_bf16_leaves_fp8_off(found):
     settings = found["settings"][BF16]
     assert settings["model"]["fp8"] is settings["plugin"]["fp8"] is None
-    assert (settings["layers"], settings["data_step"], settings["bf16"]) == ("te_layer_spec", "packed_data_step", True)
+    assert (settings["layers"], settings["data_step"], settings["bf16"]) == ("te_layer_spec", "te_data_step", True)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,26 @@ def test_rows_under_fp8_are_multiples_of_its_tile(found):
         (total, part, documents), equal = found["padded"][number]
         assert total == -(-(4 + 700 + 4) // tile) * tile and part == total // 2 and documents is None
         assert equal == [1024, 512, 1]
+
+
+def test_rows_are_described_by_few_numbers_of_documents(found):
+    for number in (BF16, TENSORWISE, BLOCKWISE, ATTENTION):
+        assert found["documents"][number] == [32, 32]
+
+
+def test_empty_documents_change_no_bit_of_loss_and_gradient(found):
+    plain, few = found["losses"]
+    assert plain["documents"] == 5 and few["documents"] == 32
+    assert plain["loss"] == few["loss"] > 0 and plain["gradients"] == few["gradients"]
+
+
+def test_sines_and_cosines_are_computed_once_in_a_forward_pass(found):
+    # Of 2 layers, each of which has queries and keys, and is computed twice.
+    assert [case["cosines"] for case in found["losses"]] == [1, 1]
+
+
+def test_kernels_of_attention_are_what_megatron_calls_them(found):
+    assert found["attention_backends"] == {"auto": "auto", "cudnn": "fused", "flash": "flash"}
 
 
 def test_the_strategy_asks_for_hierarchical_groups(found):

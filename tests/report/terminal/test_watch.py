@@ -46,7 +46,7 @@ def test_a_frame_holds_the_figures_of_the_last_steps(run):
     assert fact(text, "validation loss") == f"{records(run)[-1]['val_loss']:.3f}"
     rate = sum(step["real_tokens"] for step in recent) / sum(step["step_seconds"] for step in recent)
     assert fact(text, "tokens/s") == f"{rate:,.0f}"
-    assert (fact(text, "MFU"), fact(text, "skipped steps")) == ("31%", "1")
+    assert (fact(text, "MFU (BF16 peak)"), fact(text, "skipped steps")) == ("31%", "1")
     assert fact(text, "waiting for rows") == "2.0% of step time"
     assert fact(text, "memory") == "1.3 GiB" and "307" in fact(text, "model TFLOP/s and rank")
 
@@ -132,7 +132,7 @@ def test_records_of_an_earlier_version_are_shown_in_part(run):
     steps = [{key: record[key] for key in kept} for record in records(run) if "loss" in record]
     (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     text = text_of(RunWatch(run))
-    assert fact(text, "MFU") == "\u2013" and "loss by position" not in text
+    assert fact(text, "MFU (BF16 peak)") == "\u2013" and "loss by position" not in text
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path):

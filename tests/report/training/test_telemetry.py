@@ -71,7 +71,7 @@ def test_speed_waits_and_goodput_are_held_to_the_configuration(tree, stages):
     steps = records(tree.runs[0])
     share = sum(step["target_tokens"] for step in steps) / sum(step["row_tokens"] for step in steps)
     assert facts["target tokens in a row"] == f"{100 * share:.1f}%"
-    assert facts["MFU"] == "31%" and facts["model TFLOP/s and rank"] == "307"
+    assert facts["MFU (BF16 peak)"] == "31%" and facts["model TFLOP/s and rank"] == "307"
     assert facts["waiting for rows, of step time"] == "2%"
     assert (facts["restarts"], facts["skipped steps"], facts["checkpoints saved"]) == ("1", "1", "1")
     useful = sum(step["step_seconds"] for step in steps if step["step"] != 15)
@@ -113,7 +113,11 @@ def test_a_run_of_an_earlier_version_has_a_shorter_report(tree):
     page, _ = write_report(tree.config())
     text = Page(page.read_text("utf-8")).text
     assert "loss by position" not in text and "loss by domain" not in text and "Events" not in text
-    assert "Speed, waits and goodput" in text and "MFU \u2013" not in text
+    assert (
+        "MFU: model FLOPs over the dense BF16 peak of the device, in every precision; causal, per document, forward + "
+        "2 x backward, no recomputation. Goodput:"
+    ) in text
+    assert "Speed, waits and goodput" in text and "MFU (BF16 peak) \u2013" not in text
 
 
 def test_events_that_cannot_be_read_are_counted_and_said(tree):
