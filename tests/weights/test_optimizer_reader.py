@@ -119,7 +119,8 @@ def test_a_run_that_is_saved_nowhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as refusal:
         read(saved.checkpoint, (0, 0), (6, 4), 3, 24)
     assert str(refusal.value) == (
-        f"{tmp_path}: the checkpoint does not hold all of {MATRIX} (0 of 21 elements are there). Use another checkpoint."
+        f"{tmp_path}: the checkpoint does not hold all of {MATRIX} (0 of 21 elements are there). "
+        "Use another checkpoint."
     )
 
 

@@ -21,8 +21,9 @@ from nemo_prolong.engine.checkpoint.megatron_io import StageCheckpointIO
 from nemo_prolong.engine.checkpoint.non_finite import check_parameters
 from nemo_prolong.engine.checkpoint.optimizer_state import SHARDING, fill_shards, initialize_moments, without_shards
 from nemo_prolong.engine.model.nemo_model import params_dtype
-from nemo_prolong.engine.patches.process_groups import hierarchical_context_parallel
+from nemo_prolong.engine.patches.process_groups import group_settings
 from nemo_prolong.engine.te.fp8 import mixed_precision
+from nemo_prolong.plan.time_limits import group_timeout_seconds
 
 _SHARDING_TYPE = "distrib_optim_sharding_type"
 """Key of Megatron's metadata, which is there with the distributed optimizer only."""
@@ -42,9 +43,12 @@ class StageStrategy(nl.MegatronStrategy):
     hierarchical_context_parallel_sizes: list[int] | None = None
     """See ``ParallelismConfig``; set before the process groups are formed."""
 
+    group_timeout_seconds: float | None = None
+    """Timeout of every process group, set before they are formed; None leaves it to the libraries."""
+
     def setup_distributed(self) -> None:
         """Form the process groups; seed the random states that sequence parallelism asks for."""
-        with hierarchical_context_parallel(self.hierarchical_context_parallel_sizes):
+        with group_settings(self.hierarchical_context_parallel_sizes, self.group_timeout_seconds):
             super().setup_distributed()
         if not torch.cuda.is_available():
             # NeMo seeds them where there is a GPU only. Nothing is drawn from them: Llama has no dropout.
@@ -136,6 +140,8 @@ def build_strategy(cfg: RunConfig, store: Store, restore: RestoreConfig | None =
     )
     strategy.store = store
     strategy.hierarchical_context_parallel_sizes = parallelism.hierarchical_context_parallel_sizes
+    if cfg.faults.hang_seconds is not None:
+        strategy.group_timeout_seconds = group_timeout_seconds(cfg.faults.hang_seconds)
     return strategy
 
 
