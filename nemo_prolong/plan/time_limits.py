@@ -50,7 +50,7 @@ LEAST_HANG_SECONDS = 1800
 """A file system that stalls for minutes is no hang, however short the steps are."""
 
 LEAST_SIGNAL_SECONDS = 120
-"""Slurm may send a signal up to 60 seconds later than asked."""
+"""However short a step and a save are, ranks need time to end and the job to be requeued."""
 
 GROUP_MARGIN_SECONDS = 120
 """From the end of ``hang_seconds`` to the timeout of the groups. The watchdog takes up to 31 seconds of it."""

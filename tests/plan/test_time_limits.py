@@ -100,8 +100,8 @@ def test_what_is_set_by_hand_is_kept() -> None:
     [
         (
             "faults.hang_seconds=446.5",
-            "faults.hang_seconds=446.5: a step is planned at 1m50s and a save at 1m57s, and ranks that are well may need "
-            "three steps and a save. Set faults.hang_seconds=1800, or null to have it follow from them. If steps are "
+            "faults.hang_seconds=446.5: a step is planned at 1m50s and a save at 1m57s, and ranks that are well may "
+            "need three steps and a save. Set faults.hang_seconds=1800, or null to have it follow from them. If steps are "
             "shorter than planned, say so with faults.planned_step_seconds.",
         ),
         (
@@ -159,7 +159,7 @@ def test_a_job_too_short_for_its_own_save_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refusal:
         with_job_limits(config("stage2", step, "cluster.time_limit=00:17:00"), run)
     assert str(refusal.value) == (
-        "cluster.time_limit=00:17:00: a job needs 10m00s to start, 1m50s for a step, and is asked to stop 5m43s before "
+        "cluster.time_limit=00:17:00: a job needs 10m00s to start, 1m50s for a step, and is asked to stop 5m44s before "
         "its end. Set cluster.time_limit=00:18:00 or longer, or say with faults.planned_step_seconds how long a step "
         "takes."
     )
@@ -167,5 +167,5 @@ def test_a_job_too_short_for_its_own_save_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stop_that_slurm_cannot_announce_so_early_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="and Slurm asks 65535 s before at most. Plan more ranks"):
+    with pytest.raises(ConfigError, match=r"and Slurm asks 65535 s before at most\. Plan more ranks"):
         with_job_limits(config("stage2", "faults.planned_step_seconds=66000"), RunDirectory(tmp_path / "none"))
