@@ -101,8 +101,8 @@ def test_what_is_set_by_hand_is_kept() -> None:
         (
             "faults.hang_seconds=446.5",
             "faults.hang_seconds=446.5: a step is planned at 1m50s and a save at 1m57s, and ranks that are well may "
-            "need three steps and a save. Set faults.hang_seconds=1800, or null to have it follow from them. If steps are "
-            "shorter than planned, say so with faults.planned_step_seconds.",
+            "need three steps and a save. Set faults.hang_seconds=1800, or null to have it follow from them. If steps "
+            "are shorter than planned, say so with faults.planned_step_seconds.",
         ),
         (
             "cluster.signal_seconds=226",
