@@ -140,6 +140,12 @@ def test_losses_after_a_resume_on_other_ranks_are_the_same(run: str, runs: Path)
 
 
 @pytest.mark.parametrize("run", ["dp4"])
+def test_a_stage_says_its_time_limits_when_it_starts(run: str, runs: Path) -> None:
+    said = "asked to stop 120 s before the end of a job, hang after 1800 s, process groups time out after 1920 s"
+    assert said in (runs / run / "tiny" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("run", ["dp4"])
 def test_every_rank_saves_the_elements_it_keeps_and_gathers_none(run: str, runs: Path) -> None:
     weights = runs / run / "tiny" / "checkpoints" / f"step_{SAVED_STEP:08d}" / "weights"
     metadata = FileSystemReader(weights).read_metadata()
