@@ -116,7 +116,7 @@ class OptimizerStateReader:
         self._entries = {
             key: entry
             for key, entry in metadata.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata) and key.startswith("optimizer.")
+            if isinstance(entry, TensorStorageMetadata)
         }
         self._extra: dict[str, dict[str, Any]] = getattr(metadata, "mcore_data", None) or {}
         self._saved: dict[str, dict[int | None, list[_SavedRun]]] = {}

@@ -6,6 +6,7 @@ import io
 import itertools
 import pickle
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,21 @@ def test_every_layout_reads_what_every_other_has_written(
                 assert torch.equal(found, expected[start:stop])
 
 
+def test_no_more_is_read_at_once_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor, read_bytes = torch.randn(LAYERS, 64, 8), []
+    saved = Saved(tmp_path, tensor, (1, 1), 1)
+    exactly = optimizer_reader.read_exactly
+
+    def noting(file: FileIO, block: torch.Tensor) -> None:
+        read_bytes.append(block.nbytes)
+        exactly(file, block)
+
+    monkeypatch.setattr(optimizer_reader, "read_exactly", noting)
+    monkeypatch.setattr(optimizer_reader, "BLOCK_BYTES", 640)
+    assert torch.equal(read(saved.checkpoint, (0, 0), (64, 8), 0, 512), tensor[1].flatten())
+    assert read_bytes == [640, 640, 640, 128]
+
+
 def test_rows_beyond_a_smaller_vocabulary_are_zero(tmp_path: Path) -> None:
     tensor = torch.randn(LAYERS, 6, 4)
     saved = Saved(tmp_path, tensor, (2, 1), 3)
@@ -149,7 +165,7 @@ def test_a_chunk_of_another_length_than_noted_is_refused(tmp_path: Path) -> None
         torch.Size((1, 0, 0, 0)), torch.Size((1, 1, 1, 18))
     )
     path.write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CheckpointError, match="holds a chunk in another form"):
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp holds a chunk in another form than \.metadata says"):
         read(saved.checkpoint, (0, 0), (6, 3), 0, 18)
 
 
