@@ -7,6 +7,8 @@ from nemo_prolong.config.cli import hydra_script, typed_config_flags
 from nemo_prolong.config.rules import check_world
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.launch.slurm import render_sbatch
+from nemo_prolong.plan.time_limits import with_job_limits
+from nemo_prolong.records.run_directory import RunDirectory
 
 DESCRIPTION = """\
 Print a Slurm job for one stage. It takes what scripts/train.py takes; the group cluster says where it runs, the group
@@ -21,6 +23,7 @@ EXAMPLES = [
 def run(cfg: RunConfig, overrides: list[str]) -> None:
     """Print the job for the planned number of ranks."""
     check_world(cfg, cfg.parallelism.planned_world_size, overrides)
+    cfg = with_job_limits(cfg, RunDirectory(cfg.run_dir))
     sys.stdout.write(render_sbatch(cfg, [*typed_config_flags(), *overrides], Path.cwd()))
 
 

@@ -16,7 +16,7 @@ _FREE = ("runs_dir", "parallelism", "tracker", "checkpoint", "cluster", "resume"
 _FREE_WITHIN = {
     "data": ("num_workers", "cache"),
     "train": ("log_every_n_steps", "val_check_interval", "limit_val_batches"),
-    "faults": ("max_skipped_in_a_row", "max_steps_without_targets", "hang_seconds"),
+    "faults": ("max_skipped_in_a_row", "max_steps_without_targets", "hang_seconds", "planned_step_seconds"),
 }
 """What has no part in which rows are trained on, nor in what they do to the weights."""
 

@@ -14,8 +14,9 @@ from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.rules import check_platform
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.distributed.rank_environment import rank_and_size
-from nemo_prolong.errors import EXIT_PREEMPTED, DataError
+from nemo_prolong.errors import EXIT_PREEMPTED, ConfigError, DataError
 from nemo_prolong.logs import run_logging
+from nemo_prolong.plan.time_limits import TimeLimits, check_time_limits, time_limits
 from nemo_prolong.records.checkpoint.manifest import step_of
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.run_log import StepRecord
@@ -38,8 +39,8 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         overrides: What the user typed, for the record.
 
     Raises:
-        ConfigError: If kernels the stage needs do not exist here, the package of a tracker is not installed, or the
-            parent cannot be used.
+        ConfigError: If kernels the stage needs do not exist here, the package of a tracker is not installed, the
+            parent cannot be used, or a time limit is too short for a step and a save.
         DataError: If the data is missing or does not fit, or too many steps in a row have no target token.
         CheckpointError: If the parent is missing, or the run directory holds another run.
         TrainingError: If too many steps in a row would have harmed the model.
@@ -49,6 +50,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
     run = RunDirectory(cfg.run_dir)
     start = check_files(cfg, run, rank)
     _check_kernels(cfg)
+    limits = _time_limits(cfg, run, world_size)
     if rank == 0 and start.run is None:
         _check_tokenizer_loads(cfg)
     check_packages(cfg.tracker)
@@ -63,8 +65,9 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         _record_start(run, start, cfg, world_size)
     with run_logging(run.log_file(rank), console=rank == 0):
         _announce(cfg, start, manifest)
+        _announce_limits(cfg, limits)
         # Importing NeMo takes seconds and prints a page. Nothing above needs it.
-        totals = engine.train_stage(cfg, run, resume=start.resume, parent_checkpoint=start.parent_checkpoint)
+        totals = engine.train_stage(limits.apply_to(cfg), run, start.resume, start.parent_checkpoint)
         if rank == 0:
             finished = _finished(manifest, cfg, totals)
             run.write_manifest(finished)
@@ -97,6 +100,31 @@ def _check_kernels(cfg: RunConfig) -> None:
     """Refuse a stage whose kernels this machine has not, or its environment forbids. Needs torch, but not NeMo."""
     check_platform(cfg, engine.current_platform())
     raise_all(engine.environment_findings(cfg))
+
+
+def _time_limits(cfg: RunConfig, run: RunDirectory, world_size: int) -> TimeLimits:
+    """Return the limits of the stage; refuse those that contradict what is planned. Needs torch.
+
+    Limits that contradict what was measured are a warning. The run has got on with them so far.
+
+    Raises:
+        ConfigError: If limits that were set by hand are too short.
+    """
+    from nemo_prolong.telemetry.performance import device_name
+
+    limits = time_limits(cfg, world_size, run, device_name())
+    if not limits.measured:
+        check_time_limits(cfg, limits)
+    return limits
+
+
+def _announce_limits(cfg: RunConfig, limits: TimeLimits) -> None:
+    """Say the limits, and where they contradict what was measured."""
+    log.info("time limits: %s", limits.sentence())
+    try:
+        check_time_limits(cfg, limits)
+    except ConfigError as error:
+        log.warning("%s", error)
 
 
 def _check_tokenizer_loads(cfg: RunConfig) -> None:

@@ -8,6 +8,8 @@ where they belong. Whether they are the right ones is for the checkpoint's own h
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -18,12 +20,19 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-_BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 8 * 2**20
 """Read at once where the destination is not contiguous."""
 
 
-class _Chunk(NamedTuple):
-    """A saved piece of a tensor: whether it is contiguous and unchanged, and where its data lies in the file."""
+class Chunk(NamedTuple):
+    """A saved piece of a tensor.
+
+    Attributes:
+        plain: Whether its data is contiguous and unchanged.
+        shape: Shape.
+        dtype: Dtype.
+        data_offset: First byte of its data in the file.
+    """
 
     plain: bool
     shape: torch.Size
@@ -40,28 +49,38 @@ class DirectReader(FileSystemReader):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self._chunks: dict[MetadataIndex, _Chunk] = {}
+        self._chunks: dict[MetadataIndex, Chunk] = {}
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Read what the plan asks for; see ``FileSystemReader``. Several threads may call it at once."""
         left = [item for item in plan.items if not self._read_directly(item, planner)]
         return super().read_data(LoadPlan(left), planner)
 
+    @contextmanager
+    def opened(self, index: MetadataIndex) -> Iterator[tuple[FileIO, Chunk]]:
+        """Open the file that holds a saved piece of a tensor, and say where in it the piece lies.
+
+        Raises:
+            OSError, RuntimeError, UnpicklingError: If the file is missing or damaged.
+        """
+        info = self.storage_data[index]
+        with open(os.path.join(self.path, info.relative_path), "rb", buffering=0) as file:
+            chunk = self._chunks.get(index)
+            if chunk is None:
+                chunk = self._chunks[index] = self._describe(file, info)
+            yield file, chunk
+
     def _read_directly(self, item: ReadItem, planner: LoadPlanner) -> bool:
         """Read one item; return whether its chunk was of the kind that can be read so."""
-        info = self.storage_data[item.storage_index]
-        with open(os.path.join(self.path, info.relative_path), "rb", buffering=0) as file:
-            chunk = self._chunks.get(item.storage_index)
-            if chunk is None:
-                chunk = self._chunks[item.storage_index] = self._describe(file, info)
+        with self.opened(item.storage_index) as (file, chunk):
             if not chunk.plain or not _is_row_range(item, chunk.shape):
                 return False
             file.seek(chunk.data_offset + _first_element(item, chunk.shape) * chunk.dtype.itemsize)
             _read_into(file, planner.resolve_tensor(item).detach(), chunk.dtype)
         return True
 
-    def _describe(self, file: IO[bytes], info: Any) -> _Chunk:
-        nothing = _Chunk(False, torch.Size(), torch.uint8, 0)
+    def _describe(self, file: IO[bytes], info: Any) -> Chunk:
+        nothing = Chunk(False, torch.Size(), torch.uint8, 0)
         if info.transform_descriptors:
             return nothing
         # A tensor on the meta device has no data; its storage knows where in the archive that lies.
@@ -69,7 +88,7 @@ class DirectReader(FileSystemReader):
         in_archive = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
         if in_archive is None or not tensor.dim() or tensor.storage_offset() or not tensor.is_contiguous():
             return nothing
-        return _Chunk(True, tensor.shape, tensor.dtype, info.offset + in_archive)
+        return Chunk(True, tensor.shape, tensor.dtype, info.offset + in_archive)
 
 
 def _is_row_range(item: ReadItem, shape: torch.Size) -> bool:
@@ -97,16 +116,21 @@ def _read_into(file: FileIO, destination: torch.Tensor, dtype: torch.dtype) -> N
     while destination.dim() > 2 and len(destination) == 1:
         destination = destination[0]
     if destination.dtype == dtype and destination.is_contiguous():
-        _read_exactly(file, destination)
+        read_exactly(file, destination)
         return
     row_bytes = max(1, destination[:1].numel() * dtype.itemsize)
-    for part in destination.split(max(1, _BLOCK_BYTES // row_bytes)):
+    for part in destination.split(max(1, BLOCK_BYTES // row_bytes)):
         block = torch.empty(part.shape, dtype=dtype)
-        _read_exactly(file, block)
+        read_exactly(file, block)
         part.copy_(block)
 
 
-def _read_exactly(file: FileIO, tensor: torch.Tensor) -> None:
+def read_exactly(file: FileIO, tensor: torch.Tensor) -> None:
+    """Fill a contiguous tensor on the CPU with the file's next bytes.
+
+    Raises:
+        OSError: If the file ends before.
+    """
     rest = tensor.reshape(-1).view(torch.uint8).numpy().data.cast("B")
     while rest:
         count = file.readinto(rest)

@@ -164,7 +164,8 @@ MESSAGES = {
     "Set cluster.time_limit=04:00:00 (wall time of one job, HH:MM:SS or D-HH:MM:SS; the stage goes on in the next "
     "job).",
     "faults.hang_seconds=1e-9": "faults.hang_seconds=1e-09: must be at least 1.0. Set faults.hang_seconds=1.0 (time "
-    "without the end of a step, a validation or a save after which a rank ends itself; null never does).",
+    "without the end of a step, a validation or a save after which a rank ends itself; null follows from the longest "
+    "step).",
     "model.rotary_base=nan": "model.rotary_base=NaN: must be a finite number. "
     "Set model.rotary_base=X (roPE base (Hugging Face: rope_theta)).",
     "seed=18446744073709551616": "seed=18446744073709551616: must be less than 9223372036854775808. "

@@ -145,7 +145,7 @@ MESSAGES = [
         "mini/base",
         ["cluster.signal_seconds=7200", "cluster.time_limit=1:00:00"],
         "cluster.signal_seconds=7200: a job of cluster.time_limit=1:00:00 would be asked to stop before it begins. "
-        "Set cluster.signal_seconds=120, or a longer cluster.time_limit, such as 04:00:00.",
+        "Set cluster.signal_seconds=null, or a longer cluster.time_limit, such as 04:00:00.",
     ),
     ("mini/base", ["name=''"], "name=: must not be empty. Set name=TEXT (directory of the run below runs_dir)."),
     (

@@ -16,14 +16,20 @@ from nemo_prolong.engine.patches import PATCHES, prepare
 from nemo_prolong.records.run_directory import RunDirectory
 from tests.support.tiny import tiny_config
 
+HANG_SECONDS = 5000.0
+"""More than a timeout that any library chooses."""
+
 
 def check(data: Path, runs: Path, without: str | None) -> None:
     """Do all that the patches are for."""
     prepare(without=without)
     step_on_a_nan(gated=without != "optimizer_step")
-    had_hierarchical_groups = watch_groups()
+    groups = watch_groups()
     train_and_resume(data, runs)
-    assert had_hierarchical_groups[-1], "no hierarchical groups were formed"
+    had_hierarchical_groups, timeouts = groups[-1]
+    assert had_hierarchical_groups, "no hierarchical groups were formed"
+    # The world group's is NeMo's doing, and it is one of them.
+    assert timeouts == {HANG_SECONDS + 120.0}, f"groups time out after {timeouts} s"
     assert not multiprocessing.active_children(), "a save left a process behind"
 
 
@@ -52,14 +58,22 @@ def step_on_a_nan(gated: bool) -> None:
     assert not stepped and len(norms) == 1 and bool((weight == 1).all()), (stepped, norms, weight)
 
 
-def watch_groups() -> list[bool]:
-    """Return what will hold whether there were hierarchical groups whenever Megatron's groups are dissolved."""
+def watch_groups() -> list[tuple[bool, set[float]]]:
+    """Return what will hold, whenever Megatron's groups are dissolved, whether hierarchical ones were among them, and
+    the timeouts in seconds of all groups, that of the world too.
+    """
+    import torch
     from megatron.core import parallel_state
 
     dissolve, seen = parallel_state.destroy_model_parallel, []
 
     def watched() -> None:
-        seen.append(parallel_state.get_hierarchical_context_parallel_groups(check_initialized=False) is not None)
+        hierarchical = parallel_state.get_hierarchical_context_parallel_groups(check_initialized=False) is not None
+        backends = [
+            group._get_backend(torch.device("cpu")) for group in torch.distributed.distributed_c10d._world.pg_map
+        ]
+        assert len(backends) > 5
+        seen.append((hierarchical, {backend.options._timeout.total_seconds() for backend in backends}))
         dissolve()
 
     parallel_state.destroy_model_parallel = watched
@@ -75,6 +89,7 @@ def train_and_resume(data: Path, runs: Path) -> None:
         train={"train_iters": 4},
         checkpoint={"save_interval_steps": 2},
         precision={"compute": "fp32", "recompute": recompute},
+        faults={"hang_seconds": HANG_SECONDS},
     )
     cfg = with_a_hierarchy_of_one_rank(cfg)
     resumed = cfg.model_copy(update={"name": "resumed"})

@@ -11,32 +11,16 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint import load as load_distributed
 
 from tests.support.launches import TWO_RANK_LAYOUTS, run_program
+from tests.support.saved_state import MASTERS, read_tensors
 from tests.support.tiny import DOCUMENT_LENGTHS, SEQ_LENGTH, read_metrics
 
 SCORE_PROGRAM = "tests.engine.score_program"
 
-MASTERS = "optimizer.state.param"
-
 
 def checkpoint(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:08d}" / "weights"
-
-
-def read_tensors(directory: Path, part: str) -> dict[str, torch.Tensor]:
-    """Return the tensors whose key starts with ``part``: module, optimizer.state.exp_avg, ..."""
-    metadata = FileSystemReader(directory).read_metadata().state_dict_metadata
-    state = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in metadata.items()
-        if key.startswith(part + ".module.")
-        or (part == "module" and key.startswith("module.") and hasattr(entry, "size"))
-    }
-    load_distributed(state, storage_reader=FileSystemReader(directory), no_dist=True)
-    return state
 
 
 def adam_groups(directory: Path) -> list[dict[str, Any]]:
@@ -92,7 +76,7 @@ def test_bf16_trains_as_fp32_and_keeps_fp32_weights_and_moments(one_rank_runs: P
     assert {tensor.dtype for tensor in (*masters.values(), *moments.values())} == {torch.float32}
     assert len(masters) == len(weights) > 5
     for name, master in masters.items():
-        assert torch.equal(weights[name.removeprefix(f"{MASTERS}.")], master.to(torch.bfloat16))
+        assert torch.equal(weights[name], master.to(torch.bfloat16))
 
 
 def test_a_bf16_transition_takes_the_fp32_weights(one_rank_runs: Path) -> None:

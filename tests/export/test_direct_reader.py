@@ -169,14 +169,14 @@ def test_gaps_are_filled_block_by_block(
     numbers = torch.arange(24, dtype=torch.float32).view(shape)
     (tmp_path / "numbers").write_bytes(numbers.numpy().tobytes())
     found: list[int] = []
-    read = direct_reader._read_exactly
+    read = direct_reader.read_exactly
 
     def noting(file: Any, tensor: torch.Tensor) -> None:
         found.append(tensor.numel())
         read(file, tensor)
 
-    monkeypatch.setattr(direct_reader, "_read_exactly", noting)
-    monkeypatch.setattr(direct_reader, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(direct_reader, "read_exactly", noting)
+    monkeypatch.setattr(direct_reader, "BLOCK_BYTES", block_bytes)
     wide = torch.full((*shape[:-1], 2 * shape[-1]), torch.nan)
     with open(tmp_path / "numbers", "rb", buffering=0) as file:
         direct_reader._read_into(file, wide[..., : shape[-1]], torch.float32)

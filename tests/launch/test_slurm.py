@@ -21,6 +21,8 @@ from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.load import load
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.launch.slurm import render_sbatch
+from nemo_prolong.plan.time_limits import with_job_limits
+from nemo_prolong.records.run_directory import RunDirectory
 
 GOLDEN = Path(__file__).with_name("stage2.sbatch")
 TYPED = ["+exp=stage2", "parent=runs/stage 1", "cluster.partition=h100", "cluster.time_limit=12:00:00"]
@@ -31,7 +33,8 @@ CHECKOUT = str(CONFIG_DIR.parent)
 
 def render(*overrides: str, directory: Path = Path("/projects/long context")) -> str:
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return render_sbatch(load(compose("train", list(overrides)), RunConfig), overrides, directory)
+        cfg = load(compose("train", list(overrides)), RunConfig)
+    return render_sbatch(with_job_limits(cfg, RunDirectory(cfg.run_dir)), overrides, directory)
 
 
 def directives(job: str) -> list[list[str]]:

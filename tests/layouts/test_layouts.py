@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint import load as load_distributed
 
 from nemo_prolong.data.dataset import PackedRowDataset, ValidationRowDataset
 from tests.support import oracle
@@ -28,6 +26,7 @@ from tests.support.layouts import (
     VALIDATION_DOCUMENTS,
     stage_config,
 )
+from tests.support.saved_state import read_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(180 * (len(LAYOUTS) + 1))]
 
@@ -44,16 +43,7 @@ _ADAM_KEEPS = 0.1
 @cache
 def tensors(checkpoint: Path, part: str) -> dict[str, torch.Tensor]:
     """Return the gathered tensors of a part of a checkpoint: module, optimizer.state.exp_avg, ..., by model name."""
-    directory = checkpoint / "weights"
-    entries = FileSystemReader(directory).read_metadata().state_dict_metadata
-    prefix = "module." if part == "module" else f"{part}.module."
-    state = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in entries.items()
-        if key.startswith(prefix) and hasattr(entry, "size")
-    }
-    load_distributed(state, storage_reader=FileSystemReader(directory), no_dist=True)
-    return {key.removeprefix(prefix).removeprefix("module."): value for key, value in state.items()}
+    return read_tensors(checkpoint / "weights", part)
 
 
 def records(run: Path, key: str) -> list[float]:

@@ -127,15 +127,13 @@ def _schedule(cfg: RunConfig) -> list[ConfigError]:
 
 
 def _job(cfg: RunConfig) -> list[ConfigError]:
-    """Check that a job has time before it is asked to stop."""
-    days, _, clock = cfg.cluster.time_limit.rpartition("-")
-    hours, minutes, seconds = map(int, clock.split(":"))
-    limit_seconds = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-    if cfg.cluster.signal_seconds < limit_seconds:
+    """Check that a job has time before it is asked to stop; ``plan.time_limits`` knows how much it needs."""
+    cluster = cfg.cluster
+    if cluster.signal_seconds is None or cluster.signal_seconds < cluster.time_limit_seconds:
         return []
-    rule = f"a job of cluster.time_limit={cfg.cluster.time_limit} would be asked to stop before it begins."
-    remedy = "Set cluster.signal_seconds=120, or a longer cluster.time_limit, such as 04:00:00."
-    return [ConfigError(f"cluster.signal_seconds={cfg.cluster.signal_seconds}", rule, remedy)]
+    rule = f"a job of cluster.time_limit={cluster.time_limit} would be asked to stop before it begins."
+    remedy = "Set cluster.signal_seconds=null, or a longer cluster.time_limit, such as 04:00:00."
+    return [ConfigError(f"cluster.signal_seconds={cluster.signal_seconds}", rule, remedy)]
 
 
 RUN_RULES: tuple[Callable[[RunConfig], list[ConfigError]], ...] = (

@@ -107,9 +107,12 @@ class FaultsConfig(Section):
     max_steps_without_targets: Count = 8
     """Steps in a row of whose rows no token has a loss, after which training stops. Such a step is skipped. One may
     happen where few rows make a step; in a stage of fewer steps all of them are too many."""
-    hang_seconds: Annotated[float, Field(ge=1.0, le=1e7)] | None = 1800.0
-    """Time without the end of a step, a validation or a save after which a rank ends itself; null never does. Below 1
-    an ordinary step would be taken for a hang."""
+    hang_seconds: Annotated[float, Field(ge=1.0, le=1e7)] | None = None
+    """Time without the end of a step, a validation or a save after which a rank ends itself; null follows from the
+    longest step. Below 1 an ordinary step would be taken for a hang."""
+    planned_step_seconds: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
+    """The longest step, from which the time limits follow until the run has measured its own; null plans it from
+    FLOPs."""
 
 
 class ClusterConfig(Section):
@@ -121,10 +124,18 @@ class ClusterConfig(Section):
     """Slurm account to charge; null leaves it to the cluster."""
     time_limit: Annotated[Text, Field(pattern=r"^(\d+-)?\d{1,3}:\d{2}:\d{2}$")] = "04:00:00"
     """Wall time of one job, HH:MM:SS or D-HH:MM:SS; the stage goes on in the next job."""
-    signal_seconds: Annotated[int, Field(gt=0, le=65535)] = 120
-    """How long before the end of a job the stage is asked to save and stop; Slurm takes 65535 at most."""
+    signal_seconds: Annotated[int, Field(gt=0, le=65535)] | None = None
+    """How long before the end of a job the stage is asked to save and stop; null follows from the longest step and a
+    save. Slurm takes 65535 at most."""
     container_image: Name | None = None
     """Image for pyxis; null runs on the host."""
+
+    @property
+    def time_limit_seconds(self) -> int:
+        """``time_limit`` in seconds."""
+        days, _, clock = self.time_limit.rpartition("-")
+        hours, minutes, seconds = map(int, clock.split(":"))
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 class ResumeConfig(Section):

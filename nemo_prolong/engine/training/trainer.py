@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,30 +19,37 @@ from nemo_prolong.distributed.rank_environment import RankEnvironment
 from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore
 from nemo_prolong.engine.checkpoint.megatron_io import StageCheckpointIO
 from nemo_prolong.engine.checkpoint.non_finite import check_parameters
-from nemo_prolong.engine.checkpoint.optimizer_state import initialize_moments
+from nemo_prolong.engine.checkpoint.optimizer_state import SHARDING, fill_shards, initialize_moments, without_shards
 from nemo_prolong.engine.model.nemo_model import params_dtype
-from nemo_prolong.engine.patches.process_groups import hierarchical_context_parallel
+from nemo_prolong.engine.patches.process_groups import group_settings
 from nemo_prolong.engine.te.fp8 import mixed_precision
 from nemo_prolong.engine.training.launched_rank import LaunchedRank
+from nemo_prolong.plan.time_limits import group_timeout_seconds
+
+_SHARDING_TYPE = "distrib_optim_sharding_type"
+"""Key of Megatron's metadata, which is there with the distributed optimizer only."""
 
 _STATE_OF_THE_STAGE = ("lr", "initial_lr", "max_lr", "min_lr", "weight_decay", "betas", "eps")
 
 
 class StageStrategy(nl.MegatronStrategy):
-    """Megatron's strategy with four differences.
+    """Megatron's strategy with five differences.
 
     Optimizer state brings no hyperparameters along, neither a parent's nor this run's own. Moments, fp32 weights and
     the step counter of Adam are taken. Learning rate, decay and betas are those of the configuration. It can be saved
-    before the first step. Megatron's random states exist on CPU too. The groups of hierarchical context parallelism are
-    formed.
+    before the first step. A save gathers none of it, and a load reads on each rank what the rank keeps. Megatron's
+    random states exist on CPU too. The groups of hierarchical context parallelism are formed.
     """
 
     hierarchical_context_parallel_sizes: list[int] | None = None
     """See ``ParallelismConfig``; set before the process groups are formed."""
 
+    group_timeout_seconds: float | None = None
+    """Timeout of every process group, set before they are formed; None leaves it to the libraries."""
+
     def setup_distributed(self) -> None:
         """Form the process groups; seed the random states that sequence parallelism asks for."""
-        with hierarchical_context_parallel(self.hierarchical_context_parallel_sizes):
+        with group_settings(self.hierarchical_context_parallel_sizes, self.group_timeout_seconds):
             super().setup_distributed()
         if not torch.cuda.is_available():
             # NeMo seeds them where there is a GPU only. Nothing is drawn from them: Llama has no dropout.
@@ -70,20 +78,41 @@ class StageStrategy(nl.MegatronStrategy):
         """Refuse weights that are NaN or infinite. What is not restored stays NaN, see ``ExactModelConfig``."""
         check_parameters(self.megatron_parallel.named_parameters(), what)
 
+    @property
+    def sharded_state_dict_metadata(self) -> dict[str, Any]:
+        """How state is sharded in a save, see ``engine.checkpoint.optimizer_state``."""
+        metadata: dict[str, Any] = super().sharded_state_dict_metadata
+        return {**metadata, _SHARDING_TYPE: SHARDING} if _SHARDING_TYPE in metadata else metadata
+
     def optimizer_sharded_state_dict(self, is_loading: bool = False, metadata: Any = None) -> Any:
-        """Return Megatron's description of the optimizer state, see ``MegatronStrategy``."""
-        if not is_loading:
-            for optimizer in self.optimizers:
-                initialize_moments(optimizer.mcore_optimizer)
-        return super().optimizer_sharded_state_dict(is_loading=is_loading, metadata=metadata)
+        """Return Megatron's description of the optimizer state, see ``MegatronStrategy``.
+
+        With ``is_loading`` it is without the shards, which ``load_optimizer_state_dict`` reads.
+        """
+        if is_loading:
+            return without_shards(super().optimizer_sharded_state_dict(is_loading=True))
+        for optimizer in self.optimizers:
+            initialize_moments(optimizer.mcore_optimizer)
+        return super().optimizer_sharded_state_dict(metadata=metadata)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
+        """Load a checkpoint without the shards of the optimizer, see ``MegatronStrategy``."""
+        self._loaded_from = Path(checkpoint_path)
+        loaded: dict[str, Any] = super().load_checkpoint(checkpoint_path, selective_restore=selective_restore)
+        return loaded
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any], selective_restore: bool = False) -> None:
         """Load optimizer state, of this run or, with ``selective_restore``, of a parent."""
+        if not self.should_restore_optimizer_states(selective_restore=selective_restore):
+            return
         kept = [_hyperparameters(group) for optimizer in self.optimizers for group in optimizer.param_groups]
+        checkpoint = {**checkpoint, "optimizer": [without_shards(state) for state in checkpoint["optimizer"]]}
         super().load_optimizer_state_dict(checkpoint, selective_restore=selective_restore)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, hyperparameters in zip(groups, kept, strict=True):
             group.update(hyperparameters)
+        if _SHARDING_TYPE in self.sharded_state_dict_metadata:
+            fill_shards(self.optimizer_sharded_state_dict(), self._loaded_from)
 
 
 def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
@@ -118,13 +147,13 @@ def build_strategy(cfg: RunConfig, store: Store, restore: RestoreConfig | None =
         # The checkpoint writer completes its saves itself, in the background too.
         ckpt_async_save=False,
         checkpoint_io=StageCheckpointIO(parallel_load=on_gpu),
-        # The next stage may have another TP, PP or CP, and takes the optimizer state with it.
-        ckpt_optim_fully_reshardable=True,
         restore_config=restore,
         replace_progress_bar=False,
     )
     strategy.store = store
     strategy.hierarchical_context_parallel_sizes = parallelism.hierarchical_context_parallel_sizes
+    if cfg.faults.hang_seconds is not None:
+        strategy.group_timeout_seconds = group_timeout_seconds(cfg.faults.hang_seconds)
     return strategy
 
 

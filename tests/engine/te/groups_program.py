@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_prolong.engine.patches import prepare
-from nemo_prolong.engine.patches.process_groups import hierarchical_context_parallel
+from nemo_prolong.engine.patches.process_groups import group_settings
 from tests.support.fork_ranks import run_ranks
 
 RANKS = 4
@@ -22,7 +22,7 @@ def form_groups(output: Path, rank: int) -> None:
     from megatron.core import parallel_state
 
     dist.init_process_group("gloo")
-    with hierarchical_context_parallel([2, 2]):
+    with group_settings([2, 2], 90.0):
         parallel_state.initialize_model_parallel(context_parallel_size=4)
     found = {"ranks": [], "sums": [], "cp": dist.get_process_group_ranks(parallel_state.get_context_parallel_group())}
     for group in parallel_state.get_hierarchical_context_parallel_groups():
