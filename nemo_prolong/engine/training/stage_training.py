@@ -28,6 +28,7 @@ from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore
 from nemo_prolong.engine.model.nemo_model import build_model
 from nemo_prolong.engine.training.data_module import PackedDataModule
 from nemo_prolong.engine.training.lightning_loop import lightning_callbacks
+from nemo_prolong.engine.training.recompute import with_recompute
 from nemo_prolong.engine.training.trainer import build_trainer
 from nemo_prolong.errors import ProlongError
 from nemo_prolong.records.run_directory import RunDirectory
@@ -128,7 +129,7 @@ def _train(
     callbacks.stop.listen()
     try:
         with _first_error(), explained_worker_deaths():
-            trainer.fit(build_model(cfg), datamodule=data, ckpt_path=str(resume) if resume else None)
+            trainer.fit(build_model(with_recompute(cfg, store)), datamodule=data, ckpt_path=str(resume) if resume else None)
     finally:
         callbacks.stop.restore()
     totals = callbacks.totals(trainer.global_step)
