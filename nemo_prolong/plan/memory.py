@@ -126,8 +126,8 @@ def choose_recompute(cfg: RunConfig, world_size: int, device_bytes: int) -> Reco
     name = chosen or "every layer"
     plans = ", ".join(f"{other} {total / 1e9:.1f}" for other, total in totals.items())
     sentence = (
-        f"computes {name} again in the backward pass: of {device_bytes / 1e9:.1f} GB a rank, of which {MARGIN:.0%} stay "
-        f"free, the plan needs {plans} (arithmetic, not measured)"
+        f"computes {name} again in the backward pass: of {device_bytes / 1e9:.1f} GB a rank, of which {MARGIN:.0%} "
+        f"stay free, the plan needs {plans} (arithmetic, not measured)"
     )
     return RecomputeChoice(_CANDIDATES[name], chosen is not None, sentence)
 

@@ -16,7 +16,8 @@ from tests.engine.overlap_program import RANKS, SPOILED_STEP
 from tests.support.launches import run_program
 from tests.support.tiny import read_metrics
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+TIMEOUT_SECONDS = 1200
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(TIMEOUT_SECONDS)]
 
 STEPS = 5
 FIRST_SAVE = SPOILED_STEP
@@ -74,7 +75,7 @@ def runs(workspace: Path, make_config: Callable[..., Any]) -> Path:
     jobs.append(job("resumed", {"parallelism": OVERLAP}, saved(workspace / "overlap" / "dp2", FIRST_SAVE)))
     path = workspace / "overlaps.json"
     path.write_text(json.dumps(jobs))
-    run_program([sys.executable, "-m", "tests.engine.overlap_program", str(path)], timeout_seconds=600)
+    run_program([sys.executable, "-m", "tests.engine.overlap_program", str(path)], timeout_seconds=TIMEOUT_SECONDS)
     return workspace / "overlap"
 
 

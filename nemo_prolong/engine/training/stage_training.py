@@ -126,10 +126,11 @@ def _train(
         )
     hooks = lightning_callbacks(callbacks, cfg, run)
     trainer = build_trainer(cfg, hooks, validate=data.validates, store=store, restore=restore)
+    model = build_model(with_recompute(cfg, store))
     callbacks.stop.listen()
     try:
         with _first_error(), explained_worker_deaths():
-            trainer.fit(build_model(with_recompute(cfg, store)), datamodule=data, ckpt_path=str(resume) if resume else None)
+            trainer.fit(model, datamodule=data, ckpt_path=str(resume) if resume else None)
     finally:
         callbacks.stop.restore()
     totals = callbacks.totals(trainer.global_step)
