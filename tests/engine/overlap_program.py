@@ -1,8 +1,9 @@
-"""Two ranks that train with and without overlaps; ``overlap_program.py JOBS.json`` forks them once per job.
+"""Two ranks that train with and without overlaps; ``overlap_program.py JOBS.json OUTPUT`` forks them once per job.
 
-A job is ``{"config": RunConfig, "resume": checkpoint or null}``. The gradient of step ``SPOILED_STEP`` is no number on
-rank 1, so that all ranks skip the step. Every rank writes ``weights.rankN.json`` into the run directory: a hash of its
-weights at the end of each step, and after the validation that follows it.
+The file has ``{"jobs": [...], "stages": {name: RunConfig}}``. What ``overlap_settings`` finds for the stages is written
+to OUTPUT. A job is ``{"config": RunConfig, "resume": checkpoint or null}``. The gradient of step ``SPOILED_STEP`` is no
+number on rank 1, so that all ranks skip the step. Every rank writes ``weights.rankN.json`` into the run directory: a
+hash of its weights at the end of each step, and after the validation that follows it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,9 @@ def run(job: dict[str, Any], rank: int) -> None:
     if rank == 1:
         FAULTS["nan"]({"step": SPOILED_STEP}, rank)
     train_stage(cfg, RunDirectory(run_dir), Path(job["resume"]) if job["resume"] else None, None)
+    # Everything is saved, and taking NeMo apart takes longer than these stages.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def main() -> None:
@@ -59,8 +64,12 @@ def main() -> None:
 
     prepare()
     import nemo_prolong.engine.training.stage_training  # noqa: F401 - imports NeMo, before the forks
+    from tests.engine.overlap_settings import found
 
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    asked = json.loads(Path(sys.argv[1]).read_text())
+    stages = {name: RunConfig(**values) for name, values in asked["stages"].items()}
+    Path(sys.argv[2]).write_text(json.dumps(found(stages)))
+    for job in asked["jobs"]:
         log = f"{RunConfig(**job['config']).run_dir}.log"
         Path(log).parent.mkdir(exist_ok=True)
         if any(run_ranks(functools.partial(run, job), RANKS, log)):

@@ -53,6 +53,20 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
 """By name: a stage without overlaps, and changes that leave every bit of it as it is."""
 
 
+TP2 = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "tp_comm_overlap": True}
+STAGES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "off": {"parallelism": NO_OVERLAP},
+    "gradients": {"parallelism": {"overlap_param_gather": False}},
+    "whole_optimizer": {"optim": {"use_distributed_optimizer": False}},
+    "buckets": {"parallelism": {"ddp_bucket_size": 1_000_000}},
+    "userbuffers": {"precision": {"compute": "bf16"}, "parallelism": TP2},
+    "userbuffers_fp8": {"precision": {"compute": "fp8"}, "parallelism": TP2},
+    "auto": {"precision": {"compute": "bf16", "recompute": {"recompute_granularity": "auto"}}},
+}
+"""Stages of which the program says what the engine is told."""
+
+
 @pytest.fixture(scope="module")
 def runs(workspace: Path, make_config: Callable[..., Any]) -> Path:
     """The directory of all runs, with one that resumes a checkpoint of ``dp2`` with overlaps."""
@@ -73,10 +87,19 @@ def runs(workspace: Path, make_config: Callable[..., Any]) -> Path:
     ]
     jobs += [job(name, changes) for name, (_, changes) in SAME.items()]
     jobs.append(job("resumed", {"parallelism": OVERLAP}, saved(workspace / "overlap" / "dp2", FIRST_SAVE)))
-    path = workspace / "overlaps.json"
-    path.write_text(json.dumps(jobs))
-    run_program([sys.executable, "-m", "tests.engine.overlap_program", str(path)], timeout_seconds=TIMEOUT_SECONDS)
-    return workspace / "overlap"
+    stages = {name: make_config(**changes).model_dump(mode="json") for name, changes in STAGES.items()}
+    path, directory = workspace / "overlaps.json", workspace / "overlap"
+    path.write_text(json.dumps({"jobs": jobs, "stages": stages}))
+    directory.mkdir()
+    command = [sys.executable, "-m", "tests.engine.overlap_program", str(path), str(directory / "settings.json")]
+    run_program(command, timeout_seconds=TIMEOUT_SECONDS)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def settings(runs: Path) -> dict[str, Any]:
+    """What the engine is told for ``STAGES``."""
+    return json.loads((runs / "settings.json").read_text())
 
 
 def saved(run_dir: Path, step: int) -> Path:
@@ -134,3 +157,55 @@ def test_a_skipped_step_leaves_the_weights_of_the_step_before(runs: Path) -> Non
 def test_a_run_goes_on_with_overlaps_from_a_save_without(runs: Path) -> None:
     for key in ("loss", "val_loss"):
         assert texts(runs / "resumed", key) == texts(runs / "dp2", key, after_step=FIRST_SAVE)
+
+
+def test_megatron_is_told_which_overlaps_are_on(settings: dict[str, Any]) -> None:
+    expected = {
+        "default": (True, True, None),
+        "off": (False, False, None),
+        "gradients": (True, False, None),
+        "whole_optimizer": (True, False, None),
+        "buckets": (True, True, 1_000_000),
+    }
+    names = ("overlap_grad_reduce", "overlap_param_gather", "bucket_size")
+    told = settings["exchange"]
+    assert {stage: tuple(told[stage][name] for name in names) for stage in expected} == expected
+    assert not any(stage["align_param_gather"] for stage in told.values())
+
+
+def test_gradients_are_fused_with_transformer_engine_or_a_kernel(settings: dict[str, Any]) -> None:
+    refusal = (
+        "precision.gradient_accumulation_fusion=true: the torch backend needs apex's kernel "
+        "fused_weight_gradient_mlp_cuda for it, which is not installed here. Set "
+        "precision.gradient_accumulation_fusion=null, or precision.backend=te, which has a kernel of its own."
+    )
+    assert settings["fusion"] == {
+        "te None": True,
+        "te True": True,
+        "te False": False,
+        "torch None": False,
+        "torch True": refusal,
+        "torch False": False,
+    }
+
+
+def test_buffers_between_tp_ranks_have_the_size_of_a_row(settings: dict[str, Any]) -> None:
+    assert settings["tp_comm_overlap"] == [False, True]
+    common = {"shape": [64, 64], "tp_size": 2, "bootstrap_backend": "nccl", "freed": True}
+    assert settings["userbuffers"] == [
+        common | {"quantization_modes": ["none"]},
+        common | {"quantization_modes": ["fp8"]},
+    ]
+
+
+def test_auto_is_what_the_plan_chooses_and_the_stage_says_so(settings: dict[str, Any]) -> None:
+    (large, small, torch_backend, by_hand) = settings["recompute"]
+    nothing = dict.fromkeys(FULL | {"recompute_modules": None}) | {"distribute_saved_activations": False}
+    assert large[0] == by_hand[0] == nothing and by_hand[1] == []
+    assert small[0] == torch_backend[0] == nothing | FULL
+    assert large[1][0].startswith("INFO computes nothing again in the backward pass: of 80.0 GB a rank, of which 10% ")
+    # 4 GB of these 4.5 GB are what CUDA and NCCL take, and less than 10% is left free.
+    assert small[1][0].startswith("WARNING computes every layer again in the backward pass: of 4.5 GB a rank, ")
+    assert torch_backend[1] == [
+        "INFO computes every layer again in the backward pass: what the torch backend keeps is not planned"
+    ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 
 from nemo_prolong.config.compose import CONFIG_DIR
@@ -156,3 +158,31 @@ def test_the_choice_is_said_with_its_numbers() -> None:
         "computes nothing again in the backward pass: of 80.0 GB a rank, of which 10% stay free, the plan needs "
         "nothing 67.2, mlp 43.3, every layer 32.9 (arithmetic, not measured)"
     )
+
+
+PRESETS = {
+    "h100_8_tp4_cp2": ("stage1", NOTHING, 8),
+    "h100_64_tp4_cp2": ("stage1", NOTHING, 64),
+    "h100_64_tp8_cp8": ("stage2", NOTHING, 64),
+    "h100_64_tp4_cp16": ("stage2", NOTHING, 64),
+}
+
+
+def test_every_layout_file_says_what_the_plan_needs() -> None:
+    files = {file.stem: file.read_text() for file in Path(CONFIG_DIR, "parallelism").glob("h100_*.yaml")}
+    assert files.keys() == PRESETS.keys()
+    for name, (experiment_name, recompute, world_size) in PRESETS.items():
+        degrees = yaml.safe_load(files[name])
+        cfg = stage(experiment_name, degrees["tensor_model_parallel_size"], degrees["context_parallel_size"])
+        planned_gb = planned_memory(cfg, recompute, world_size).total / GB
+        sentence = f"# Planned memory of a rank: {planned_gb:.0f} of 80 GB in BF16, nothing computed again in the "
+        assert sentence in files[name], name
+
+
+def test_the_documentation_shows_the_plan() -> None:
+    text = (CONFIG_DIR.parent / "docs" / "precision.md").read_text()
+    for (name, world_size, tp, cp), _ in TABLE.items():
+        cfg = stage(name, tp, cp)
+        plans = [planned_memory(cfg, recompute, world_size) for recompute in (NOTHING, MLP, EVERY_LAYER)]
+        figures = " | ".join([f"{plans[0].state / GB:.1f}", *(f"{plan.total / GB:.0f}" for plan in plans)])
+        assert f" | {figures} | " in text, (name, world_size, tp, cp, figures)

@@ -14,8 +14,7 @@ def _build_the_head_without_apex() -> None:
 PATCH = Patch(
     "fused_gradients",
     "Megatron's LM head refuses gradient accumulation fusion where apex's kernel is missing. The layers of Transformer "
-    "Engine have their own, and the product of our head is not Megatron's. The torch backend, whose layers need apex's, "
-    "is refused before a model is built",
+    "Engine have their own, and the product of our head is not Megatron's. What needs apex's kernel is refused earlier",
     _build_the_head_without_apex,
     MEGATRON,
     after_import=True,

@@ -126,10 +126,10 @@ def _train(
         )
     hooks = lightning_callbacks(callbacks, cfg, run)
     trainer = build_trainer(cfg, hooks, validate=data.validates, store=store, restore=restore)
-    model = build_model(with_recompute(cfg, store))
     callbacks.stop.listen()
     try:
         with _first_error(), explained_worker_deaths():
+            model = build_model(with_recompute(cfg, store))
             trainer.fit(model, datamodule=data, ckpt_path=str(resume) if resume else None)
     finally:
         callbacks.stop.restore()
