@@ -57,16 +57,16 @@ class ParallelismConfig(Section):
         """Ranks that hold one copy of the model: TP x PP x CP."""
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
 
+    @property
+    def planned_world_size(self) -> int:
+        """Ranks the stage is planned for."""
+        return self.num_nodes * self.ranks_per_node
+
     def gathers_params_early(self, use_distributed_optimizer: bool) -> bool:
         """Return whether weights are gathered during the forward pass, see ``overlap_param_gather``."""
         if self.overlap_param_gather is not None:
             return self.overlap_param_gather
         return self.overlap_grad_reduce and use_distributed_optimizer
-
-    @property
-    def planned_world_size(self) -> int:
-        """Ranks the stage is planned for."""
-        return self.num_nodes * self.ranks_per_node
 
 
 class RecomputeConfig(Section):
