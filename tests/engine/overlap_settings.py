@@ -33,7 +33,7 @@ def found(stages: dict[str, RunConfig]) -> dict[str, Any]:
         "userbuffers": [buffers_of(stages[name]) for name in ("userbuffers", "userbuffers_fp8")],
         "recompute": [
             recomputed(stages["auto"], ASSUMED_PLATFORM, 80_000_000_000),
-            recomputed(stages["auto"], ASSUMED_PLATFORM, 4_500_000_000),
+            recomputed(stages["auto"], ASSUMED_PLATFORM, 4_400_000_000),
             recomputed(stages["auto"], Platform(), 0),
             recomputed(stages["default"], ASSUMED_PLATFORM, 80_000_000_000),
         ],
