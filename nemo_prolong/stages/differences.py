@@ -15,6 +15,7 @@ from nemo_prolong.records.stage_manifest import SettingChange
 _FREE = ("runs_dir", "parallelism", "tracker", "checkpoint", "cluster", "resume")
 _FREE_WITHIN = {
     "data": ("num_workers", "cache"),
+    "precision": ("recompute",),
     "train": ("log_every_n_steps", "val_check_interval", "limit_val_batches"),
     "faults": ("max_skipped_in_a_row", "max_steps_without_targets", "hang_seconds", "planned_step_seconds"),
 }

@@ -8,6 +8,8 @@ from nemo_prolong.config.rules import check
 from nemo_prolong.errors import ConfigError
 
 PP = "parallelism.pipeline_model_parallel_size"
+UNIFORM = [f"precision.recompute.recompute_{key}" for key in ("granularity=full", "method=uniform")]
+ONE_LAYER = ["precision.recompute.recompute_num_layers=1"]
 
 MESSAGES = [
     (
@@ -97,7 +99,7 @@ MESSAGES = [
     ),
     (
         "mini/base",
-        ["precision=bf16", "model.num_layers=4", f"{PP}=2", "precision.recompute.recompute_num_layers=4"],
+        ["model.num_layers=4", f"{PP}=2", *UNIFORM, "precision.recompute.recompute_num_layers=4"],
         "precision.recompute.recompute_num_layers=4: full needs 1 to 2 layers (those of a pipeline stage). "
         "Set precision.recompute.recompute_num_layers=2.",
     ),
@@ -119,7 +121,7 @@ MESSAGES = [
     ),
     (
         "mini/base",
-        ["precision=bf16", "model.num_layers=4", "precision.recompute.recompute_num_layers=3"],
+        ["model.num_layers=4", *UNIFORM, "precision.recompute.recompute_num_layers=3"],
         "precision.recompute.recompute_num_layers=3: uniform needs a divisor of the 4 layers of a stage: Megatron "
         "counts past the last one. Set precision.recompute.recompute_num_layers=2.",
     ),
@@ -163,20 +165,20 @@ MESSAGES = [
     ),
     (
         "mini/base",
-        ["precision=bf16", "precision.recompute.distribute_saved_activations=true"],
+        [*UNIFORM, *ONE_LAYER, "precision.recompute.distribute_saved_activations=true"],
         "precision.recompute.distribute_saved_activations=true: splits them over the TP ranks, and TP is 1. "
         "Set precision.recompute.distribute_saved_activations=false.",
     ),
     (
         "stage2",
-        ["precision.recompute.distribute_saved_activations=true"],
+        [*UNIFORM, *ONE_LAYER, "precision.recompute.distribute_saved_activations=true"],
         "precision.recompute.distribute_saved_activations=true: sequence parallel splits them already, and Megatron "
         "refuses both. Set precision.recompute.distribute_saved_activations=false.",
     ),
     (
         "stage2",
         ["precision.offload.cpu_offloading=true", "precision.offload.cpu_offloading_num_layers=8"],
-        "precision.offload.cpu_offloading=true: Megatron does not offload with recompute_granularity=full. "
+        "precision.offload.cpu_offloading=true: Megatron does not offload with recompute_granularity=auto. "
         "Set precision.offload.cpu_offloading=false precision.offload.cpu_offloading_num_layers=0, or "
         "precision.recompute.recompute_granularity=null.",
     ),

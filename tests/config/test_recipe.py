@@ -170,7 +170,7 @@ def test_a_full_size_stage_has_the_numbers_of_the_recipe(stage, load_run):
     assert (cfg.optim.adam_beta1, cfg.optim.adam_beta2, cfg.optim.adam_eps) == (0.9, 0.95, 1e-8)
     assert (cfg.optim.weight_decay, cfg.optim.clip_grad) == (0.1, 1.0)
     assert (cfg.stage, cfg.transition, cfg.data.apply_instruct_masks) == (Stage(stage), transition, masks)
-    assert cfg.precision.compute == "bf16" and cfg.precision.recompute.recompute_granularity == "full"
+    assert cfg.precision.compute == "bf16" and cfg.precision.recompute.recompute_granularity == "auto"
     assert (cfg.checkpoint.save_interval_steps, cfg.data.num_workers) == (save, 1)
 
 

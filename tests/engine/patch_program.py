@@ -24,6 +24,7 @@ def check(data: Path, runs: Path, without: str | None) -> None:
     """Do all that the patches are for."""
     prepare(without=without)
     step_on_a_nan(gated=without != "optimizer_step")
+    build_a_head_with_fused_gradients()
     groups = watch_groups()
     train_and_resume(data, runs)
     had_hierarchical_groups, timeouts = groups[-1]
@@ -56,6 +57,28 @@ def step_on_a_nan(gated: bool) -> None:
     parallel_state.destroy_model_parallel()
     torch.distributed.destroy_process_group()
     assert not stepped and len(norms) == 1 and bool((weight == 1).all()), (stepped, norms, weight)
+
+
+def build_a_head_with_fused_gradients() -> None:
+    """Build an LM head as beside layers of Transformer Engine, which add gradients to their buffers themselves."""
+    import torch
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import ColumnParallelLinear
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from nemo_prolong.engine.inference import start_single_process
+
+    start_single_process()
+    config = TransformerConfig(
+        num_layers=1,
+        hidden_size=8,
+        num_attention_heads=1,
+        use_cpu_initialization=True,
+        gradient_accumulation_fusion=True,
+    )
+    ColumnParallelLinear(8, 16, config=config, init_method=torch.nn.init.zeros_, bias=False)
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
 
 
 def watch_groups() -> list[tuple[bool, set[float]]]:

@@ -162,6 +162,17 @@ def test_the_manifest_keeps_start_parent_and_changes_once(make_config):
     assert continued(once, once, 2, [change]).changes == [change]
 
 
+def test_overlaps_and_recomputation_may_differ_without_a_word(make_config, make_run):
+    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    run_dir = make_run(make_config(precision={"recompute": full}), "running", (2,))
+    overlaps = {"overlap_grad_reduce": False, "overlap_param_gather": False}
+    for recompute in ({}, {"recompute_granularity": "auto"}):
+        start = start_of(make_config(precision={"recompute": recompute}, parallelism=overlaps))
+        assert (start.resume, start.changes) == (checkpoint_directory(run_dir, 2), ())
+    fused = make_config(precision={"recompute": full, "gradient_accumulation_fusion": True})
+    assert "precision.gradient_accumulation_fusion (None -> True)" in refusal(CheckpointError, fused)
+
+
 # Configurations of earlier versions.
 
 

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from nemo_prolong.config.compose import CONFIG_DIR
 from nemo_prolong.config.load import load
 from nemo_prolong.config.schema import KernelBackend, RunConfig
+from nemo_prolong.plan.memory import ASSUMED_DEVICE_BYTES, EVERY_LAYER, choose_recompute
 from tests.support.te_layouts import build, enter, sharded, te
 
 EXPERIMENTS = [
@@ -40,14 +41,16 @@ def experiment(name: str, *overrides: str) -> RunConfig:
 def te_model(cfg: RunConfig, rank: int) -> torch.nn.Module:
     """Return the model of one rank of the world that the experiment is planned for."""
     enter(cfg.parallelism, rank, cfg.parallelism.planned_world_size)
-    precision = cfg.precision.model_copy(update={"backend": KernelBackend.TE})
+    recompute = choose_recompute(cfg, cfg.parallelism.planned_world_size, ASSUMED_DEVICE_BYTES).recompute
+    precision = cfg.precision.model_copy(update={"backend": KernelBackend.TE, "recompute": recompute})
     return build(cfg.model, cfg.seq_length, cfg.parallelism, precision)
 
 
 def torch_model(cfg: RunConfig, rank: int) -> torch.nn.Module:
     """Return the same rank's model of the torch backend."""
     enter(cfg.parallelism, rank, cfg.parallelism.planned_world_size)
-    precision = cfg.precision.model_copy(update={"backend": KernelBackend.TORCH, "compute": "bf16"})
+    changes = {"backend": KernelBackend.TORCH, "compute": "bf16", "recompute": EVERY_LAYER}
+    precision = cfg.precision.model_copy(update=changes)
     return build(cfg.model, cfg.seq_length, cfg.parallelism, precision)
 
 

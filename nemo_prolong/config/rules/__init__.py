@@ -15,6 +15,7 @@ from nemo_prolong.config.rules.attention import Platform
 from nemo_prolong.config.rules.constraints import constraint_findings
 from nemo_prolong.config.rules.evaluate import evaluate_findings
 from nemo_prolong.config.rules.memory import memory_findings
+from nemo_prolong.config.rules.overlap import overlap_findings
 from nemo_prolong.config.rules.prepare import PREPARE_RULES
 from nemo_prolong.config.rules.ranks import check_world, ranks_to_start
 from nemo_prolong.config.rules.run import RUN_RULES
@@ -51,7 +52,8 @@ def check_platform(cfg: RunConfig, platform: Platform) -> None:
     Raises:
         ConfigError: If something the stage needs does not exist there; all reasons in one message.
     """
-    raise_all([*constraint_findings(cfg, platform), *memory_findings(cfg, platform)])
+    found = [*constraint_findings(cfg, platform), *memory_findings(cfg, platform), *overlap_findings(cfg, platform)]
+    raise_all(found)
 
 
 def findings(cfg: Section) -> list[ConfigError]:

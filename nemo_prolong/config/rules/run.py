@@ -11,6 +11,7 @@ from nemo_prolong.config.commands import typed
 from nemo_prolong.config.keys import all_keys, nearest_key
 from nemo_prolong.config.rules.layout import LAYOUT_RULES
 from nemo_prolong.config.rules.memory import memory_findings
+from nemo_prolong.config.rules.overlap import overlap_findings
 from nemo_prolong.config.rules.precision import precision_findings
 from nemo_prolong.config.schema import RunConfig, Stage, Transition
 from nemo_prolong.errors import ConfigError
@@ -150,5 +151,6 @@ RUN_RULES: tuple[Callable[[RunConfig], list[ConfigError]], ...] = (
     *LAYOUT_RULES,
     precision_findings,
     memory_findings,
+    overlap_findings,
 )
 """Rules of a stage, in the order in which they are reported."""

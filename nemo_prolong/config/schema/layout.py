@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nemo_prolong.config.schema.base import Parts, Section
+from nemo_prolong.config.schema.base import Count, Parts, Section
 
 CpCommType = Literal["p2p", "all_gather", "a2a", "a2a+p2p"]
 """How context-parallel ranks exchange keys and values, in Megatron's words."""
@@ -40,6 +40,17 @@ class ParallelismConfig(Section):
     """Exchange between CP ranks. Transformer Engine 2.9 masks documents with p2p only."""
     hierarchical_context_parallel_sizes: list[Parts] | None = None
     """With a2a+p2p: ranks that exchange heads, and ranks of the ring around them; their product is CP."""
+    overlap_grad_reduce: bool = True
+    """Reduce gradients over the DP x CP ranks, bucket by bucket, while the backward pass computes the others."""
+    overlap_param_gather: bool | None = None
+    """Gather updated weights from the DP x CP ranks, bucket by bucket, while the next forward pass computes. It needs
+    overlap_grad_reduce, which cuts the buckets, and the distributed optimizer. null is on where both are."""
+    ddp_bucket_size: Count | None = None
+    """Parameters from which on a bucket of these overlaps is full. null is Megatron's choice, the larger of 40,000,000
+    and 1,000,000 for each rank of DP."""
+    tp_comm_overlap: bool = False
+    """Exchange between TP ranks in pieces while a matrix product computes, in buffers of Transformer Engine. Off by
+    default: the buffers have the size of one row exactly, and rows of several CP ranks differ in theirs."""
     num_nodes: Parts = 1
     """Machines the stage is planned for."""
     ranks_per_node: Parts = 1
@@ -55,12 +66,19 @@ class ParallelismConfig(Section):
         """Ranks the stage is planned for."""
         return self.num_nodes * self.ranks_per_node
 
+    def gathers_params_early(self, use_distributed_optimizer: bool) -> bool:
+        """Return whether weights are gathered during the forward pass, see ``overlap_param_gather``."""
+        if self.overlap_param_gather is not None:
+            return self.overlap_param_gather
+        return self.overlap_grad_reduce and use_distributed_optimizer
+
 
 class RecomputeConfig(Section):
     """What is computed again in the backward pass instead of kept."""
 
-    recompute_granularity: Literal["full", "selective"] | None = None
-    """full computes whole layers again, selective the modules of recompute_modules."""
+    recompute_granularity: Literal["auto", "full", "selective"] | None = None
+    """full computes whole layers again, selective the modules of recompute_modules. auto takes the least that fits
+    into the memory of the device by the plan of ``plan.memory``: nothing, the MLP, or every layer."""
     recompute_method: Literal["uniform", "block"] | None = None
     """With full: every block of layers, or only the first ones of each pipeline stage."""
     recompute_num_layers: Parts | None = None
@@ -92,5 +110,8 @@ class PrecisionConfig(Section):
     attention: AttentionKernels = "auto"
     """Kernels of Transformer Engine's attention. auto is its own choice, which is cuDNN on Hopper and Blackwell. flash
     is flash-attn, whose deterministic backward pass needs memory that is linear in the tokens."""
+    gradient_accumulation_fusion: bool | None = None
+    """Have the product that makes a weight's gradient add it to the gradient buffer, in fp32. null does so with
+    Transformer Engine, which can. The torch backend needs a kernel of apex for it, fused_weight_gradient_mlp_cuda."""
     recompute: RecomputeConfig = RecomputeConfig()
     offload: OffloadConfig = OffloadConfig()

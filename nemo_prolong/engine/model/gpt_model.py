@@ -45,6 +45,7 @@ class ExactLossGPTModel(GPTModel):
             return super()._postprocess(hidden_states, *args, labels=labels, loss_mask=loss_mask, **kwargs)
         assert loss_mask is not None and hidden_states.size(1) == len(labels) == 1, (hidden_states.shape, labels.shape)
         head = self.output_layer
+        _before_forward(head)
         return linear_cross_entropy(
             hidden_states.squeeze(1),
             self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else head.weight,
@@ -55,6 +56,16 @@ class ExactLossGPTModel(GPTModel):
             sequence_parallel=head.sequence_parallel,
             accumulate_into_main_grad=True,
         )
+
+
+def _before_forward(module: torch.nn.Module) -> None:
+    """Run what is to run before a module that is not called itself.
+
+    With ``overlap_param_gather`` Megatron waits there for the weights of the module. Without this the LM head would
+    read those of the step before, and the next gather would find this one unfinished.
+    """
+    for hook in module._forward_pre_hooks.values():
+        hook(module, ())
 
 
 class DocumentPositionsGPTModel(ExactLossGPTModel):

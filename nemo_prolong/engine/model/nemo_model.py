@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ from nemo_prolong.engine.training.packed_step import ExactLossReduction, packed_
 from nemo_prolong.engine.training.schedule import WarmupCosine
 from nemo_prolong.errors import ConfigError
 
+_APEX_KERNEL = "fused_weight_gradient_mlp_cuda"
+"""What Megatron's own linear layers import for gradient accumulation fusion."""
+
 _NEMO_CONFIGS = {"LlamaConfig": LlamaConfig, "Llama3Config8B": Llama3Config8B}
 
 # Fused kernels of CUDA, apex and Transformer Engine; without them Megatron runs the same formulas in torch.
@@ -38,7 +42,6 @@ _TORCH_FIELDS: dict[str, Any] = {
     "bias_activation_fusion": False,
     "bias_dropout_fusion": False,
     "cross_entropy_loss_fusion": False,
-    "gradient_accumulation_fusion": False,
     "masked_softmax_fusion": False,
     "persist_layer_norm": False,
 }
@@ -95,7 +98,7 @@ def build_nemo_config(
         restored: Weights come from a parent or a checkpoint. None are drawn, which takes a rank minutes at full size.
 
     Raises:
-        ConfigError: If the class cannot be had.
+        ConfigError: If the class cannot be had, or a kernel that is asked for.
     """
     if model.nemo_config not in _NEMO_CONFIGS:
         raise ConfigError(
@@ -122,10 +125,29 @@ def build_nemo_config(
         variable_seq_lengths=parallelism.context_parallel_size > 1 and parallelism.pipeline_model_parallel_size > 1,
         # There are no experts, but Megatron refuses its own default together with rows of different lengths.
         moe_token_dispatcher_type="alltoall",  # noqa: S106 - no password
+        tp_comm_overlap=parallelism.tp_comm_overlap,
+        gradient_accumulation_fusion=_fuses_gradient_accumulation(precision, backend),
         **precision.recompute.model_dump(),
         **precision.offload.model_dump(),
         **(te_fields(precision) if backend is KernelBackend.TE else _TORCH_FIELDS),
     )
+
+
+def _fuses_gradient_accumulation(precision: PrecisionConfig, backend: KernelBackend) -> bool:
+    """Return whether products add gradients to the gradient buffer themselves.
+
+    Raises:
+        ConfigError: If the torch backend is to do it, and the kernel it needs is not installed.
+    """
+    if backend is KernelBackend.TE:
+        return precision.gradient_accumulation_fusion is not False
+    if precision.gradient_accumulation_fusion and find_spec(_APEX_KERNEL) is None:
+        raise ConfigError(
+            "precision.gradient_accumulation_fusion=true",
+            f"the torch backend needs apex's kernel {_APEX_KERNEL} for it, which is not installed here.",
+            "Set precision.gradient_accumulation_fusion=null, or precision.backend=te, which has a kernel of its own.",
+        )
+    return bool(precision.gradient_accumulation_fusion)
 
 
 def _architecture(model: ModelConfig) -> dict[str, Any]:

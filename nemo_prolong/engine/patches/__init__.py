@@ -15,6 +15,7 @@ import torch
 from nemo_prolong.engine.patches import (
     adam,
     cuda_on_cpu,
+    fused_gradients,
     model_class,
     optimizer_step,
     process_groups,
@@ -29,6 +30,7 @@ PATCHES: tuple[Patch, ...] = (
     *cuda_on_cpu.PATCHES,
     adam.PATCH,
     model_class.PATCH,
+    fused_gradients.PATCH,
     results_queue.PATCH,
     process_groups.PATCH,
     optimizer_step.PATCH,

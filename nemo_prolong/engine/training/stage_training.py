@@ -30,6 +30,7 @@ from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore
 from nemo_prolong.engine.model.nemo_model import build_model
 from nemo_prolong.engine.training.data_module import PackedDataModule
 from nemo_prolong.engine.training.lightning_loop import lightning_callbacks
+from nemo_prolong.engine.training.recompute import with_recompute
 from nemo_prolong.engine.training.trainer import build_trainer
 from nemo_prolong.errors import ProlongError
 from nemo_prolong.records.run_directory import RunDirectory
@@ -130,9 +131,9 @@ def _train(
     hooks = lightning_callbacks(callbacks, cfg, run)
     trainer = build_trainer(cfg, hooks, validate=data.validates, store=store, restore=restore)
     callbacks.stop.listen()
-    model = build_model(cfg, restored=opened is not None or restore is not None)
     try:
         with _first_error(), explained_worker_deaths():
+            model = build_model(with_recompute(cfg, store), restored=opened is not None or restore is not None)
             trainer.fit(model, datamodule=data, ckpt_path=str(resume) if resume else None)
     finally:
         callbacks.stop.restore()

@@ -23,6 +23,7 @@ from nemo_prolong.engine.checkpoint.optimizer_state import SHARDING, fill_shards
 from nemo_prolong.engine.model.nemo_model import params_dtype
 from nemo_prolong.engine.patches.process_groups import group_settings
 from nemo_prolong.engine.te.fp8 import mixed_precision
+from nemo_prolong.engine.te.userbuffers import UserBuffers
 from nemo_prolong.engine.training.launched_rank import LaunchedRank
 from nemo_prolong.plan.time_limits import group_timeout_seconds
 
@@ -136,14 +137,7 @@ def build_strategy(cfg: RunConfig, store: Store, restore: RestoreConfig | None =
         sequence_parallel=parallelism.sequence_parallel,
         pipeline_dtype=params_dtype(cfg.precision),
         process_group_backend="nccl" if on_gpu else "gloo",
-        ddp=DistributedDataParallelConfig(
-            # It would end one rank; the step guard has all of them skip the step.
-            check_for_nan_in_grad=False,
-            # Gradients are sums until the end of the step, where they are divided by the target tokens of all ranks.
-            average_in_collective=False,
-            grad_reduce_in_fp32=True,
-            use_distributed_optimizer=cfg.optim.use_distributed_optimizer,
-        ),
+        ddp=_gradient_exchange(cfg),
         # The checkpoint writer completes its saves itself, in the background too.
         ckpt_async_save=False,
         checkpoint_io=StageCheckpointIO(parallel_load=on_gpu),
@@ -155,6 +149,24 @@ def build_strategy(cfg: RunConfig, store: Store, restore: RestoreConfig | None =
     if cfg.faults.hang_seconds is not None:
         strategy.group_timeout_seconds = group_timeout_seconds(cfg.faults.hang_seconds)
     return strategy
+
+
+def _gradient_exchange(cfg: RunConfig) -> DistributedDataParallelConfig:
+    """Return how gradients and weights travel between the DP x CP ranks."""
+    parallelism, is_sharded = cfg.parallelism, cfg.optim.use_distributed_optimizer
+    return DistributedDataParallelConfig(
+        # It would end one rank; the step guard has all of them skip the step.
+        check_for_nan_in_grad=False,
+        # Gradients are sums until the end of the step, where they are divided by the target tokens of all ranks.
+        average_in_collective=False,
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=is_sharded,
+        overlap_grad_reduce=parallelism.overlap_grad_reduce,
+        overlap_param_gather=parallelism.gathers_params_early(is_sharded),
+        # Stages of a pipeline gather at the same time with this, which Megatron starts for virtual stages alone.
+        align_param_gather=False,
+        bucket_size=parallelism.ddp_bucket_size,
+    )
 
 
 def build_trainer(
@@ -189,7 +201,7 @@ def build_trainer(
         limit_val_batches=_validation_micro_batches(cfg, place.world_size) if validate else 0,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, *([UserBuffers(cfg)] if cfg.parallelism.tp_comm_overlap else [])],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
