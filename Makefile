@@ -3,7 +3,7 @@
 # TEST_PROCESSES (of make test: 2, or 1 to name tests in PYTEST_ARGS),
 # LOCK_ARGS (--upgrade takes newer versions; without it the locked ones stay where they still fit),
 # PYTHON312 (a Python 3.12, for test-te and test-image),
-# TE_EXTENSION (for these two: a wheel of transformer-engine-torch, which test-te compiles otherwise),
+# TE_EXTENSION (for these two: a wheel of transformer-engine-torch; test-te compiles it otherwise),
 # MUTANTS_ARGS (what `python -m tests.mutants --help` lists),
 # GPU_PYTHON (the Python of a machine with a GPU) and GPU_CHECK_ARGS, for gpu-check.
 
@@ -90,8 +90,11 @@ test-te: $(TE)/.installed ## build full-size Transformer Engine models without a
 # A mount namespace is made, which takes root. The layers stay, and the next run takes the stand-in of the base from them.
 test-image: lint-image setup ## run the steps of the Dockerfile over a stand-in of its base, as root (12 GB, about 10 minutes)
 	@$(FIND_PYTHON312) \
+	if [[ ! -f "$(TE_EXTENSION)" ]]; then \
+		echo "error: the stand-in of the base needs a wheel of transformer-engine-torch, TE_EXTENSION=FILE.whl." >&2; \
+		echo "After make test-te: $(TE)/bin/python -m pip wheel --no-deps --no-build-isolation $(TE_EXTENSION)" >&2; exit 1; fi; \
 	$(BIN)/python -m tests.image --folder $(IMAGE) --python "$$("$$python" -c "import sys; print(sys.executable)")" \
-		$(if $(filter %.whl,$(TE_EXTENSION)),--te-extension $(TE_EXTENSION))
+		--te-extension="$(TE_EXTENSION)"
 
 mutants: setup ## change the code in small ways, one at a time, and list the changes that no test notices (an hour)
 	@nice $(BIN)/python -m tests.mutants $(MUTANTS_ARGS)

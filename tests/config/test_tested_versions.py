@@ -37,6 +37,7 @@ def test_a_version_within_the_bounds_is_no_problem(component, found):
         ("torch", "2.9.0a0+50eac811a6.nv25.9", "torch is 2.9.0a0+50eac811a6.nv25.9, below 2.10.0a0. pyproject.toml"),
         ("cudnn", "9.13.1", "cuDNN is 9.13.1, below 9.18.0. Before 9.18 the backward pass"),
         ("transformer_engine", "2.10.0+769ed778", "Transformer Engine is 2.10.0+769ed778, not below 2.10."),
+        ("python", "3.13", "Python is 3.13, not below 3.13. requirements/gpu-py312.lock is for 3.12."),
         ("transformer_engine", None, "Transformer Engine is not there. Megatron-core 0.15.3 asks for 2.9,"),
         ("nccl", "unknown", "NCCL says its version is 'unknown', which is none. torch 2.10"),
     ],

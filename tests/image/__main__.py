@@ -11,6 +11,7 @@ hash over such a base, and that another uid can use the result. It does not show
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -40,6 +41,27 @@ CHECKS: dict[str, list[str]] = {
     "its card can be written": ["touch", "docs/verification/written", "runs/written", "data/written"],
 }
 """What is shown -> the command of the container, run through its entrypoint as ``ANYONE``."""
+
+
+# An interpreter below root's home is the base's, so every user must reach it.
+STAND_IN = """
+ln -sf {python} /usr/local/bin/python
+ln -sf {python} /usr/local/bin/python3
+for folder in $(python -c 'import pathlib, sys; print(*pathlib.Path(sys.base_prefix).parents)'); do
+  chmod a+x "$folder"
+done
+install="python -m pip install -q --no-deps --no-compile --ignore-installed"
+$install --require-hashes -r /te.lock
+nvidia=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia
+ln -sfn lib "$nvidia/cu13/lib64"
+ln -sf libcudart.so.13 "$nvidia/cu13/lib/libcudart.so"
+$install {extension}
+ln -sfn "$nvidia/cu13" /usr/local/cuda
+mkdir -p /opt/nvidia
+printf '#!/bin/bash\\nexec "$@"\\n' > /opt/nvidia/nvidia_entrypoint.sh
+chmod +x /opt/nvidia/nvidia_entrypoint.sh
+"""
+"""What is done to the file system of this machine to make it stand for the base image."""
 
 
 class Build:
@@ -102,7 +124,7 @@ class Build:
         (self.rootfs.path / self.folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
 
 
-def stand_in(folder: Path, python: Path, extension: str | None, environment: dict[str, str]) -> None:
+def stand_in(folder: Path, python: Path, extension: Path, environment: dict[str, str]) -> None:
     """Make the layer that stands for the base image, unless it is there: torch and what belongs to it."""
     lock = ROOT / "requirements" / "te.lock"
     made_of = hashlib.sha256(lock.read_bytes() + f"{python} {extension}".encode()).hexdigest()
@@ -111,24 +133,11 @@ def stand_in(folder: Path, python: Path, extension: str | None, environment: dic
         return
     for layer in ("base", "base.work"):
         shutil.rmtree(folder / layer, ignore_errors=True)
-    rootfs = Rootfs(folder, [], "base")
+    rootfs = Rootfs(folder, "base")
     try:
         rootfs.copy(lock.parent, [lock.name], "/")
-        install = ["python", "-m", "pip", "install", "-q", "--no-deps", "--ignore-installed"]
-        script = [
-            f"ln -sf {python} /usr/local/bin/python && ln -sf {python} /usr/local/bin/python3",
-            # An interpreter below root's home is the base's: it must be there for every user.
-            "for folder in $(python -c 'import pathlib, sys; print(*pathlib.Path(sys.base_prefix).parents)'); "
-            "do chmod a+x $folder; done",
-            " ".join([*install, "--require-hashes", "-r", f"/{lock.name}"]),
-            " ".join([*install, extension]) if extension else "true",
-            "cuda=$(python -c 'import sysconfig; print(sysconfig.get_path(\"purelib\"))')/nvidia/cu13",
-            "ln -sfn lib $cuda/lib64; test -e $cuda/lib/libcudart.so || ln -s libcudart.so.13 $cuda/lib/libcudart.so",
-            "ln -sfn $cuda /usr/local/cuda",
-            "mkdir -p /opt/nvidia && printf '#!/bin/bash\\nexec \"$@\"\\n' > /opt/nvidia/nvidia_entrypoint.sh",
-            "chmod +x /opt/nvidia/nvidia_entrypoint.sh",
-        ]
-        result = rootfs.run(["bash", "-euc", "\n".join(script)], environment)
+        script = STAND_IN.format(python=python, extension=extension)
+        result = rootfs.run(["bash", "-euc", script], environment)
     finally:
         rootfs.close()
     if result.returncode:
@@ -136,7 +145,7 @@ def stand_in(folder: Path, python: Path, extension: str | None, environment: dic
     stamp.write_text(made_of)
 
 
-def build_and_check(folder: Path, python: Path, extension: str | None) -> int:
+def build_and_check(folder: Path, python: Path, extension: Path) -> int:
     """Build over a fresh layer, run the checks, and return how many failed."""
     network = {name: value for name, value in os.environ.items() if name.startswith(NETWORK)}
     system = {"PATH": f"/usr/local/cuda/bin:{SYSTEM_PATH}", "PIP_BREAK_SYSTEM_PACKAGES": "1", "LANG": "C.UTF-8"}
@@ -144,14 +153,16 @@ def build_and_check(folder: Path, python: Path, extension: str | None) -> int:
     timed("stand-in of the base", lambda: stand_in(folder, python, extension, network | system))
     for layer in ("image", "image.work"):
         shutil.rmtree(folder / layer, ignore_errors=True)
-    rootfs = Rootfs(folder, ["base"], "image")
+    base = Rootfs(folder, "base")
+    rootfs = Rootfs(folder, "image", below=base.path)
     try:
         build = Build(rootfs, {"PATH": system["PATH"], "LANG": "C.UTF-8"}, network)
         for instruction in instructions((ROOT / "Dockerfile").read_text()):
-            timed(str(instruction)[:100], lambda instruction=instruction: build.do(instruction))
+            timed(str(instruction)[:100], functools.partial(build.do, instruction))
         return sum(not passes(build, *check) for check in CHECKS.items())
     finally:
         rootfs.close()
+        base.close()
 
 
 def timed(title: str, action: Callable[[], None]) -> None:
@@ -174,15 +185,13 @@ def main() -> int:
     """Run in a mount namespace of its own; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, required=True, help="a Python 3.12 of this machine")
-    parser.add_argument(
-        "--te-extension", help="wheel of transformer-engine-torch; Transformer Engine is not loaded without"
-    )
+    parser.add_argument("--te-extension", type=Path, required=True, help="a wheel of transformer-engine-torch")
     parser.add_argument("--folder", type=Path, default=ROOT / ".venv-image", help="where the layers lie")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.inside:
         return subprocess.call(["unshare", "--mount", sys.executable, "-m", "tests.image", *sys.argv[1:], "--inside"])
-    failed = build_and_check(options.folder.resolve(), options.python.resolve(), options.te_extension)
+    failed = build_and_check(options.folder.resolve(), options.python.resolve(), options.te_extension.resolve())
     print(f"{len(CHECKS) - failed} passed, {failed} failed")
     return 1 if failed else 0
 

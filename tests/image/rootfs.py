@@ -13,17 +13,16 @@ class Rootfs:
 
     Args:
         folder: Where the layers lie, on a file system that can hold them (ext4 or xfs, no overlay).
-        layers: Names of the layers below ``layer``, the lowest first.
         layer: Name of the layer that is written.
+        below: What it lies over: ``/``, or the ``path`` of another that is mounted.
     """
 
-    def __init__(self, folder: Path, layers: Sequence[str], layer: str) -> None:
-        self.path = folder / "mounted"
+    def __init__(self, folder: Path, layer: str, below: Path = Path("/")) -> None:
+        self.path = folder / f"{layer}.mounted"
         upper, work = folder / layer, folder / f"{layer}.work"
         for made in (self.path, upper, work):
             made.mkdir(parents=True, exist_ok=True)
-        lower = ":".join([*(str(folder / name) for name in reversed(layers)), "/"])
-        options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        options = f"lowerdir={below},upperdir={upper},workdir={work}"
         _call("mount", "-t", "overlay", "overlay", "-o", options, str(self.path))
         for kernel in ("proc", "dev"):
             _call("mount", "--rbind", f"/{kernel}", str(self.path / kernel))
