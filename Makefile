@@ -92,7 +92,7 @@ test-image: lint-image setup ## run the steps of the Dockerfile over a stand-in 
 	@$(FIND_PYTHON312) \
 	if [[ ! -f "$(TE_EXTENSION)" ]]; then \
 		echo "error: the stand-in of the base needs a wheel of transformer-engine-torch, TE_EXTENSION=FILE.whl." >&2; \
-		echo "After make test-te: $(TE)/bin/python -m pip wheel --no-deps --no-build-isolation $(TE_EXTENSION)" >&2; exit 1; fi; \
+		echo "After make test-te: $(TE)/bin/python -m pip wheel --no-deps --no-build-isolation -r requirements/te-extension.txt" >&2; exit 1; fi; \
 	$(BIN)/python -m tests.image --folder $(IMAGE) --python "$$("$$python" -c "import sys; print(sys.executable)")" \
 		--te-extension="$(TE_EXTENSION)"
 
