@@ -2,7 +2,8 @@
 # Variables: PYTHON (a Python 3.11), TORCH_PIP_ARGS (such as an index with CPU wheels of torch), PYTEST_ARGS,
 # TEST_PROCESSES (of make test: 2, or 1 to name tests in PYTEST_ARGS),
 # LOCK_ARGS (--upgrade takes newer versions; without it the locked ones stay where they still fit),
-# PYTHON312 (a Python 3.12, for test-te), TE_EXTENSION (a wheel of transformer-engine-torch, which is compiled otherwise),
+# PYTHON312 (a Python 3.12, for test-te and test-image),
+# TE_EXTENSION (for these two: a wheel of transformer-engine-torch; test-te compiles it otherwise),
 # MUTANTS_ARGS (what `python -m tests.mutants --help` lists),
 # GPU_PYTHON (the Python of a machine with a GPU) and GPU_CHECK_ARGS, for gpu-check.
 
@@ -32,11 +33,14 @@ INSTALLED := $(VENV)/.installed
 INTEROP := .venv-interop
 TRANSFORMERS5 := .venv-transformers5
 TE := .venv-te
+IMAGE := .venv-image
+IMAGE_TOOLS := .venv-image-tools
+SBOM := build/sbom.cdx.json
 # Half of the time. Tests of exchanges fork, so nothing before them in their process may join a process group.
 ENGINE := tests/engine tests/ops
 TE_CUDA := $(CURDIR)/$(TE)/lib/python3.12/site-packages/nvidia
 LOCKS := requirements/bootstrap.lock requirements/cpu.lock requirements/gpu-py312.lock requirements/interop.lock \
-	requirements/te.lock \
+	requirements/te.lock requirements/image.lock requirements/image-tools.lock \
 	requirements/transformers5.lock
 
 # What runs inside the environment must not see another one.
@@ -44,7 +48,8 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # With a CUDA build of torch and no GPU, megatron.core cannot be imported unless this is set; it has no other effect here.
 export TORCH_CUDA_ARCH_LIST ?= 9.0
 
-.PHONY: help setup demo test test-layouts test-launch test-chaos test-recipe test-interop test-te mutants gpu-check lint format lock clean
+.PHONY: help setup demo test test-layouts test-launch test-chaos test-recipe test-interop test-te test-image mutants gpu-check \
+  lint lint-image sbom format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +91,15 @@ test-interop: $(INTEROP)/.installed $(TRANSFORMERS5)/.installed setup ## MDS aga
 test-te: $(TE)/.installed ## build full-size Transformer Engine models without a GPU, in an environment of its own (6 GB)
 	@CUDA_HOME=$(TE_CUDA)/cu13 $(TE)/bin/python -m pytest -c tests/te/pytest.ini tests/te $(PYTEST_ARGS)
 
+# A mount namespace is made, which takes root. The layers stay, and the next run takes the stand-in of the base from them.
+test-image: lint-image setup ## run the steps of the Dockerfile over a stand-in of its base, as root (12 GB, about 10 minutes)
+	@$(FIND_PYTHON312) \
+	if [[ ! -f "$(TE_EXTENSION)" ]]; then \
+		echo "error: the stand-in of the base needs a wheel of transformer-engine-torch, TE_EXTENSION=FILE.whl." >&2; \
+		echo "After make test-te: $(TE)/bin/python -m pip wheel --no-deps --no-build-isolation -r requirements/te-extension.txt" >&2; exit 1; fi; \
+	$(BIN)/python -m tests.image --folder $(IMAGE) --python "$$("$$python" -c "import sys; print(sys.executable)")" \
+		--te-extension="$(TE_EXTENSION)"
+
 mutants: setup ## change the code in small ways, one at a time, and list the changes that no test notices (an hour)
 	@nice $(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
@@ -99,6 +113,17 @@ lint: setup ## check import direction, style, formatting, types and YAML
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/yamllint --strict .
+
+lint-image: $(IMAGE_TOOLS)/.installed ## check the Dockerfile with hadolint and the scripts of the image with shellcheck
+	@echo "lint-image: hadolint, shellcheck"
+	@$(IMAGE_TOOLS)/bin/hadolint Dockerfile
+	@$(IMAGE_TOOLS)/bin/shellcheck docker/entrypoint.sh docker/torchrun
+
+sbom: $(IMAGE_TOOLS)/.installed ## write build/sbom.cdx.json, what the image installs with every hash (CycloneDX 1.6, validated)
+	@mkdir -p $(dir $(SBOM))
+	@cat requirements/gpu-py312.lock requirements/image.lock | PYTHONWARNINGS=ignore $(IMAGE_TOOLS)/bin/cyclonedx-py requirements \
+		--pyproject pyproject.toml --output-reproducible --sv 1.6 --validate -o $(SBOM) -
+	@echo "sbom: $(SBOM)"
 
 format: setup ## rewrite the sources in the project's format
 	@$(BIN)/ruff check --quiet --fix . || true
@@ -120,9 +145,11 @@ lock: $(BOOTSTRAPPED) ## resolve the dependencies again and write requirements/*
 		--override requirements/transformers5.overrides.txt -o requirements/transformers5.lock
 	@$(COMPILE) requirements/te.in --python-version 3.12 --constraint requirements/gpu-py312.lock \
 		--override requirements/te.overrides.txt -o requirements/te.lock
+	@$(COMPILE) requirements/image.in --python-version 3.12 --no-deps -o requirements/image.lock
+	@$(COMPILE) requirements/image-tools.in --python-version 3.11 -o requirements/image-tools.lock
 
 clean: ## delete every environment and every cache; runs/ and data/ stay
-	@rm -rf $(VENV) $(INTEROP) $(TRANSFORMERS5) $(TE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(INTEROP) $(TRANSFORMERS5) $(TE) $(IMAGE) $(IMAGE_TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Python of the right version, then the installer: uv installs the lock four times as fast as pip.
@@ -174,14 +201,26 @@ $(TRANSFORMERS5)/.installed: $(BOOTSTRAPPED) requirements/transformers5.lock req
 		-r requirements/torch.txt
 	@touch $@
 
+# Sets python to a Python 3.12.
+define FIND_PYTHON312
+python=; for candidate in $(PYTHON312) python3.12 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bin/python3.12; do \
+	if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2> /dev/null; \
+	then python=$$candidate; break; fi; done; \
+if [[ -z $$python ]]; then \
+	echo "error: no Python 3.12. Name one with PYTHON312=/path/to/python3.12." >&2; exit 1; fi;
+endef
+
+$(IMAGE_TOOLS)/.installed: $(BOOTSTRAPPED) requirements/image-tools.lock
+	@echo "lint-image: $(IMAGE_TOOLS) with requirements/image-tools.lock"
+	@$(BIN)/python -m venv --clear $(IMAGE_TOOLS)
+	@$(IMAGE_TOOLS)/bin/python -m pip -qq --disable-pip-version-check install --no-deps --require-hashes \
+		-r requirements/image-tools.lock
+	@touch $@
+
 # The lock of the container, with what the container brings itself: the CUDA build of torch and Transformer Engine. Its
 # torch extension has no wheel and is compiled unless TE_EXTENSION names one; that takes nvcc, headers are the packages'.
 $(TE)/.installed: $(BOOTSTRAPPED) requirements/gpu-py312.lock requirements/te.lock requirements/te-extension.txt
-	@python=; for candidate in $(PYTHON312) python3.12 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bin/python3.12; do \
-		if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2> /dev/null; \
-		then python=$$candidate; break; fi; done; \
-	if [[ -z $$python ]]; then \
-		echo "error: no Python 3.12. Name one: make PYTHON312=/path/to/python3.12 test-te" >&2; exit 1; fi; \
+	@$(FIND_PYTHON312) \
 	echo "test-te: $(TE) with $$("$$python" --version)"; \
 	"$$python" -m venv --clear $(TE)
 	@for lock in gpu-py312 te; do \

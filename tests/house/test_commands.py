@@ -231,12 +231,3 @@ def test_setup_without_a_python_3_11_says_what_to_install(tmp_path):
     assert result.returncode == 2
     assert "error: no Python 3.11 (tried python9, python3.11, python3)." in result.stderr
     assert "make PYTHON=/path/to/python3.11 setup" in result.stderr
-
-
-def test_the_image_installs_the_lock_by_hash_and_is_not_root():
-    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
-    text = "\n".join(lines)
-    assert "--no-deps --require-hashes -r requirements/gpu-py312.lock" in text
-    assert "python docker/smoke.py --lock requirements/gpu-py312.lock" in text
-    assert [line for line in lines if line.startswith("USER")][-1] == "USER prolong"
-    assert not re.search(r"^ENTRYPOINT", text, flags=re.MULTILINE)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nemo_prolong.config.tested_versions import TESTED_VERSIONS
+
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
 LOCKS = ["bootstrap.lock", "cpu.lock", "gpu-py312.lock", "interop.lock", "transformers5.lock"]
@@ -62,7 +64,7 @@ def test_both_platforms_run_the_same_versions():
     assert {name: (cpu[name], gpu[name]) for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]} == {}
 
 
-@pytest.mark.parametrize("lock", [*LOCKS, "te.lock"])
+@pytest.mark.parametrize("lock", [*LOCKS, "te.lock", "image.lock", "image-tools.lock"])
 def test_every_pin_has_a_hash_and_no_line_names_a_host(lock):
     text = (REQUIREMENTS / lock).read_text()
     entries = re.split(r"\n(?=[a-z0-9])", text)[1:]
@@ -74,6 +76,11 @@ def test_every_pin_has_a_hash_and_no_line_names_a_host(lock):
 def test_no_lock_holds_what_the_platform_brings(lock):
     foreign = [name for name in locked(lock) if name in CONTAINERS_OWN or re.match(r"nvidia-cu|nvidia-nccl", name)]
     assert foreign == []
+
+
+def test_the_image_brings_the_cudnn_of_the_tested_versions():
+    version = locked("image.lock")["nvidia-cudnn-cu13"]
+    assert TESTED_VERSIONS["cudnn"].is_tested(version.rpartition(".")[0])
 
 
 def test_hydra_is_the_release_that_closes_the_hole():

@@ -1,0 +1,1 @@
+"""Builds the image without a container engine, as far as that goes. See ``__main__``."""
