@@ -2,6 +2,7 @@
 
 from nemo_prolong.config.cli import hydra_script
 from nemo_prolong.config.schema import EvaluateConfig
+from nemo_prolong.distributed.launched import refuse_several_ranks
 from nemo_prolong.errors import CheckpointError
 
 DESCRIPTION = """\
@@ -17,6 +18,7 @@ EXAMPLES = [
 
 def run(cfg: EvaluateConfig, overrides: list[str]) -> None:
     """Evaluate; torch is imported only here."""
+    refuse_several_ranks("scripts/evaluate.py")
     from nemo_prolong.evaluate.run import evaluate
 
     evaluate(cfg)

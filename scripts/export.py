@@ -2,6 +2,7 @@
 
 from nemo_prolong.config.cli import hydra_script
 from nemo_prolong.config.schema import ExportConfig
+from nemo_prolong.distributed.launched import refuse_several_ranks
 from nemo_prolong.errors import ExportError
 
 DESCRIPTION = """\
@@ -17,6 +18,7 @@ EXAMPLES = [
 
 def run(cfg: ExportConfig, overrides: list[str]) -> None:
     """Export; torch is imported only here."""
+    refuse_several_ranks("scripts/export.py")
     from nemo_prolong.export.run import export
 
     export(cfg)

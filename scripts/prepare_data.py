@@ -4,6 +4,7 @@ import sys
 
 from nemo_prolong.config.cli import hydra_script
 from nemo_prolong.config.schema.prepare import PrepareConfig
+from nemo_prolong.distributed.launched import refuse_several_ranks
 from nemo_prolong.errors import DataError
 
 DESCRIPTION = """\
@@ -21,6 +22,7 @@ EXAMPLES = [
 
 def run(cfg: PrepareConfig, overrides: list[str]) -> None:
     """Prepare; heavy imports happen only here."""
+    refuse_several_ranks("scripts/prepare_data.py")
     from nemo_prolong.data.preparation.manifest import command_line
     from nemo_prolong.data.preparation.run import prepare
     from nemo_prolong.logs import console_logging

@@ -2,6 +2,7 @@
 
 from nemo_prolong.config.cli import hydra_script, typed_config_dir
 from nemo_prolong.config.schema.recipe import RecipeConfig
+from nemo_prolong.distributed.launched import refuse_several_ranks
 from nemo_prolong.errors import CheckpointError
 
 DESCRIPTION = """\
@@ -17,6 +18,7 @@ EXAMPLES = [
 
 def run(cfg: RecipeConfig, overrides: list[str]) -> None:
     """Run what is left of the recipe; NeMo is imported in its children only."""
+    refuse_several_ranks("scripts/recipe.py")
     from nemo_prolong.export.run import check_planned
     from nemo_prolong.logs import console_logging
     from nemo_prolong.stages.recipe_run import run_recipe

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable
 
 from torch.distributed import HashStore, PrefixStore, Store, rendezvous
 
+from nemo_prolong.distributed.rank_environment import rank_and_size
 from nemo_prolong.errors import CheckpointError
 
 _POLL_SECONDS = 0.02
-
-
-def rank_and_size() -> tuple[int, int]:
-    """Return this rank and the number of ranks, before there are process groups."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def open_store() -> Store:

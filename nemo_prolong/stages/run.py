@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from nemo_prolong.config.addresses import tokenizer_directory
 from nemo_prolong.config.commands import shell_command
 from nemo_prolong.config.rules import check_platform
 from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.distributed.rank_environment import rank_and_size
 from nemo_prolong.errors import EXIT_PREEMPTED, DataError
 from nemo_prolong.logs import run_logging
 from nemo_prolong.records.checkpoint.manifest import step_of
@@ -44,7 +44,7 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         TrainingError: If too many steps in a row would have harmed the model.
         SystemExit: With ``EXIT_PREEMPTED``, on every rank, if a signal asked to stop. The state is saved.
     """
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = rank_and_size()
     run = RunDirectory(cfg.run_dir)
     start = check_files(cfg, run, rank)
     _check_kernels(cfg)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_prolong.config.compose import CONFIG_DIR
-from nemo_prolong.config.rules import check, check_world, findings, world_size_from_environment
+from nemo_prolong.config.rules import check, check_world, findings, ranks_to_start
 from nemo_prolong.config.rules.layout import nearest_divisor, nearest_multiple
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig
 from nemo_prolong.errors import ConfigError
@@ -267,11 +267,67 @@ def test_ranks_that_divide_the_batch_need_no_layout(world_size, load_run):
     check_world(load_run("+exp=mini/stage1", "train.global_batch_size=4"), world_size)
 
 
+# Ranks that a process starts itself.
+
+EIGHT = ("parallelism.ranks_per_node=8", f"{TP}=2", "train.global_batch_size=8")
+"""A plan of 8 ranks, of which 2 hold the model."""
+
+
 @pytest.mark.parametrize(
-    ("environment", "ranks"), [({}, 1), ({"WORLD_SIZE": "4"}, 4), ({"SLURM_NTASKS": "8"}, 8), ({"WORLD_SIZE": ""}, 1)]
+    ("overrides", "gpus", "ranks"),
+    [
+        ((), 0, 1),
+        ((), 1, 1),
+        # It is planned for one rank, whatever else the machine has.
+        ((), 8, 1),
+        (("parallelism.ranks_per_node=4", "train.global_batch_size=4"), 0, 4),
+        (EIGHT, 0, 8),
+        (EIGHT, 8, 8),
+        # Fewer are planned than there are.
+        (EIGHT, 16, 8),
+        # A layout without a plan takes every GPU.
+        ((f"{TP}=2", "train.global_batch_size=2"), 4, 4),
+    ],
 )
-def test_the_number_of_ranks_is_what_the_launcher_says(environment, ranks):
-    assert world_size_from_environment(environment) == ranks
+def test_a_process_alone_starts_a_rank_for_each_gpu_of_the_plan(overrides, gpus, ranks, load_run):
+    assert ranks_to_start(load_run("+exp=mini/stage1", *overrides), gpus) == ranks
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "message"),
+    [
+        (
+            (f"{TP}=2",),
+            0,
+            "parallelism=TP 2 x PP 1 x CP 1: needs a multiple of 2 ranks, and 1 rank was started. "
+            f"Start it with: torchrun --nproc-per-node 2 scripts/train.py +exp=mini/stage1 {TP}=2",
+        ),
+        (
+            (f"{TP}=2",),
+            1,
+            "parallelism=TP 2 x PP 1 x CP 1: needs a multiple of 2 ranks, and this machine has 1 GPU. "
+            f"Start it with: torchrun --nproc-per-node 2 scripts/train.py +exp=mini/stage1 {TP}=2",
+        ),
+        (
+            (*EIGHT[:2], "train.global_batch_size=24"),
+            6,
+            "parallelism.ranks_per_node=8: is planned, and this machine has 6 GPUs. "
+            "Set parallelism.ranks_per_node=6, or repair the machine.",
+        ),
+        (
+            (*EIGHT[:2], "parallelism.num_nodes=2", "train.global_batch_size=8"),
+            8,
+            "parallelism.num_nodes=2: several machines are planned, and this command was started on one without a "
+            "launcher. Start it on each with: torchrun --nnodes 2 --nproc-per-node 8 scripts/train.py +exp=mini/stage1 "
+            f"{EIGHT[0]} {TP}=2 parallelism.num_nodes=2 train.global_batch_size=8, or set parallelism.num_nodes=1.",
+        ),
+    ],
+)
+def test_a_process_alone_refuses_what_does_not_fit_its_machine(overrides, gpus, message, load_run):
+    typed = ["+exp=mini/stage1", *overrides]
+    with pytest.raises(ConfigError) as refusal:
+        ranks_to_start(load_run(*typed), gpus, typed)
+    assert str(refusal.value) == message
 
 
 # Other scripts.

@@ -17,6 +17,7 @@ import pytest
 from nemo_prolong.config.compose import compose
 from nemo_prolong.config.schema.recipe import RecipeConfig
 from nemo_prolong.data.storage.remote import read_bytes
+from nemo_prolong.distributed import processes
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError, ExportError
 from nemo_prolong.export.run import check_planned
 from nemo_prolong.files import write_json_atomically
@@ -292,7 +293,7 @@ def test_the_code_of_a_failed_part_ends_the_recipe(code, expected, make_recipe, 
 
 
 def test_several_ranks_get_what_torchrun_would_give_them(make_recipe, parts, monkeypatch):
-    monkeypatch.setattr(recipe_run, "_SECONDS_AFTER_FIRST_FAILURE", 0.5)
+    monkeypatch.setattr(processes, "_SECONDS_AFTER_FIRST_FAILURE", 0.5)
     (parts / "behaviour").write_text(json.dumps({"0": "wait", "1": 4}))
     assert code_of(make_recipe("ranks=2")) == 4
     environments = [started(parts, rank)[0][3] for rank in ("0", "1")]

@@ -13,9 +13,9 @@ from typing import Any
 from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.rules.constraints import Platform, constraint_findings
 from nemo_prolong.config.rules.evaluate import evaluate_findings
-from nemo_prolong.config.rules.layout import check_world, world_size_from_environment
 from nemo_prolong.config.rules.memory import memory_findings
 from nemo_prolong.config.rules.prepare import PREPARE_RULES
+from nemo_prolong.config.rules.ranks import check_world, ranks_to_start
 from nemo_prolong.config.rules.run import RUN_RULES
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig, Section
 from nemo_prolong.config.schema.base import MissingValueError
@@ -28,7 +28,7 @@ _RULES: dict[type[Section], Sequence[Callable[[Any], Iterable[ConfigError]]]] = 
     EvaluateConfig: (evaluate_findings,),
 }
 
-__all__ = ["check", "check_platform", "check_world", "findings", "platform_findings", "world_size_from_environment"]
+__all__ = ["check", "check_platform", "check_world", "findings", "platform_findings", "ranks_to_start"]
 
 
 def check(cfg: Section) -> None:

@@ -6,11 +6,8 @@ Each function returns the errors it finds. None looks at files or devices.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from nemo_prolong.config.commands import train_command
-from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.schema import RunConfig, Transition
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.units import exact_tokens
@@ -18,51 +15,9 @@ from nemo_prolong.units import exact_tokens
 _MAX_DEGREE = 64
 """Largest degree offered as a remedy."""
 
-_RANKS_PER_NODE = 8
-"""GPUs of a usual node, when the configuration plans none."""
 
-
-def check_world(cfg: RunConfig, world_size: int, overrides: Sequence[str] = ()) -> None:
-    """Check that the ranks that were started can hold the layout and share the global batch.
-
-    Args:
-        cfg: A checked configuration.
-        world_size: Ranks that were started.
-        overrides: What was typed, for the command in the remedy.
-
-    Raises:
-        ConfigError: If TP x PP x CP does not divide ``world_size``, or the global batch does not divide over DP.
-    """
-    parallelism = cfg.parallelism
-    needed = parallelism.model_parallel_size
-    if world_size % needed:
-        degrees = (
-            f"TP {parallelism.tensor_model_parallel_size} x PP {parallelism.pipeline_model_parallel_size} "
-            f"x CP {parallelism.context_parallel_size}"
-        )
-        ranks = "rank was" if world_size == 1 else "ranks were"
-        raise ConfigError(
-            f"parallelism={degrees}",
-            f"needs a multiple of {needed} ranks, and {world_size} {ranks} started.",
-            f"Start it with: {_command_for(cfg, overrides)}",
-        )
-    raise_all(_global_batch(cfg, world_size))
-
-
-def world_size_from_environment(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the ranks that torchrun or srun started; 1 for a plain process."""
-    return int(environment.get("WORLD_SIZE") or environment.get("SLURM_NTASKS") or 1)
-
-
-def _command_for(cfg: RunConfig, overrides: Sequence[str]) -> str:
-    parallelism, needed = cfg.parallelism, cfg.parallelism.model_parallel_size
-    if parallelism.planned_world_size % needed == 0:
-        return train_command(overrides, parallelism.ranks_per_node, parallelism.num_nodes)
-    num_nodes = math.ceil(needed / _RANKS_PER_NODE)
-    return train_command(overrides, math.ceil(needed / num_nodes), num_nodes)
-
-
-def _global_batch(cfg: RunConfig, world_size: int) -> list[ConfigError]:
+def global_batch_findings(cfg: RunConfig, world_size: int) -> list[ConfigError]:
+    """Check that the global batch divides over the data-parallel ranks."""
     data_parallel_size = world_size // cfg.parallelism.model_parallel_size
     rows = cfg.train.micro_batch_size * data_parallel_size
     if cfg.train.global_batch_size % rows == 0:
@@ -79,7 +34,7 @@ def _planned_world(cfg: RunConfig) -> list[ConfigError]:
     if planned == 1:
         return []
     if planned % needed == 0:
-        return _global_batch(cfg, planned)
+        return global_batch_findings(cfg, planned)
     ranks = nearest_multiple(planned, needed)
     per_node = parallelism.ranks_per_node
     fix = (

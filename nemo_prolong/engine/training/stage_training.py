@@ -23,7 +23,8 @@ from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.schema import RunConfig, Transition
 from nemo_prolong.data.loading import explained_worker_deaths
 from nemo_prolong.distributed.ending import ending_together
-from nemo_prolong.distributed.rendezvous import decided_by_rank_zero, open_store, rank_and_size, refuse_together
+from nemo_prolong.distributed.rank_environment import rank_and_size
+from nemo_prolong.distributed.rendezvous import decided_by_rank_zero, open_store, refuse_together
 from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore
 from nemo_prolong.engine.model.nemo_model import build_model
 from nemo_prolong.engine.training.data_module import PackedDataModule

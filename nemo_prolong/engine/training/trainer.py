@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 from torch.distributed import Store
 
 from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.distributed.rank_environment import RankEnvironment
 from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore
 from nemo_prolong.engine.checkpoint.megatron_io import StageCheckpointIO
 from nemo_prolong.engine.checkpoint.non_finite import check_parameters
@@ -22,6 +22,7 @@ from nemo_prolong.engine.checkpoint.optimizer_state import initialize_moments
 from nemo_prolong.engine.model.nemo_model import params_dtype
 from nemo_prolong.engine.patches.process_groups import hierarchical_context_parallel
 from nemo_prolong.engine.te.fp8 import mixed_precision
+from nemo_prolong.engine.training.launched_rank import LaunchedRank
 
 _STATE_OF_THE_STAGE = ("lr", "initial_lr", "max_lr", "min_lr", "weight_decay", "betas", "eps")
 
@@ -134,19 +135,18 @@ def build_trainer(
         restore: See ``build_strategy``.
     """
     on_gpu = torch.cuda.is_available()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    options: dict[str, Any] = {}
+    place = RankEnvironment.current()
+    plugins: list[Any] = [LaunchedRank(place)]
     if params_dtype(cfg.precision) == torch.bfloat16:
-        options["plugins"] = mixed_precision(cfg.precision)
+        plugins.append(mixed_precision(cfg.precision))
     return nl.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
-        devices=local_world_size,
-        num_nodes=world_size // local_world_size,
+        devices=place.local_world_size,
+        num_nodes=place.num_nodes,
         strategy=build_strategy(cfg, store, restore),
         max_steps=cfg.train.train_iters,
         val_check_interval=cfg.train.val_check_interval if validate else None,
-        limit_val_batches=_validation_micro_batches(cfg, world_size) if validate else 0,
+        limit_val_batches=_validation_micro_batches(cfg, place.world_size) if validate else 0,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
@@ -156,7 +156,7 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=cfg.run_dir,
-        **options,
+        plugins=plugins,
     )
 
 
