@@ -55,7 +55,7 @@ def no_go(name: str, what: str, why: str, remedy: str) -> Finding:
 
 def refused(name: str, error: ProlongError) -> Finding:
     """Return an error that the stage would be refused with, as a finding."""
-    return no_go(name, error.what, error.rule, error.remedy)
+    return no_go(name, f"{error.what}: {error.rule}", "scripts/train.py ends with the same words.", error.remedy)
 
 
 def is_go(findings: Iterable[Finding]) -> bool:

@@ -27,7 +27,12 @@ print(json.dumps({
 """
 
 
-DISTRIBUTIONS = {"transformer_engine": "transformer-engine", "flash_attn": "flash-attn", "apex": "apex", "torch": "torch"}
+DISTRIBUTIONS = {
+    "transformer_engine": "transformer-engine",
+    "flash_attn": "flash-attn",
+    "apex": "apex",
+    "torch": "torch",
+}
 """Components of ``config.tested_versions`` that are Python packages, and the names they are installed under."""
 
 _OURS = "nemo-prolong"

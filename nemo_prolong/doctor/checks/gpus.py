@@ -197,7 +197,10 @@ def _slow(driver: NvidiaFacts, cfg: RunConfig | None) -> Finding:
         tp = cfg.parallelism.tensor_model_parallel_size
         why = f"TP {tp} exchanges every layer's activations over PCIe, about a tenth as fast as NVLink."
     return warning(
-        "nvlink", what, why, "Use SXM nodes, or keep tensor parallelism within GPUs that are joined (nvidia-smi topo -m)."
+        "nvlink",
+        what,
+        why,
+        "Use SXM nodes, or keep tensor parallelism within GPUs that are joined (nvidia-smi topo -m).",
     )
 
 

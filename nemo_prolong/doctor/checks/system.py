@@ -129,15 +129,15 @@ def _fabric(machine: Machine, cfg: RunConfig | None) -> list[Finding]:
                 "Mount /dev/infiniband into the container, use nodes with a fabric, or install your cloud's NCCL plugin.",
             )
         )
-    elif not machine.ports:
-        found.append(good("fabric", "no InfiniBand or RoCE adapter; one node needs none."))
-    if down:
+    elif not active:
+        found.append(good("fabric", "no InfiniBand or RoCE port is active; one node needs none."))
+    if down and several:
         names = ", ".join(f"{port.device}:{port.port} ({port.state})" for port in down)
         found.append(
             warning(
                 "fabric_ports",
                 f"{counted(len(down), 'port')} of {len(machine.ports)} not active: {names}.",
-                "Ranks of this node share the others, so the whole job is slower." if several else "Nothing uses them here.",
+                "Ranks of this node share the others, so the whole job is slower.",
                 "Have them looked at (ibstat), or name the good ones in NCCL_IB_HCA.",
             )
         )
