@@ -16,8 +16,8 @@ from nemo_prolong.doctor import nvidia, software
 from nemo_prolong.doctor.facts import FabricPort, Limits, Machine, Volume
 from nemo_prolong.doctor.finding import Finding
 from nemo_prolong.doctor.nvidia import RunCommand
-from nemo_prolong.doctor.software import Packages
 from nemo_prolong.doctor.probing import Probe, run_command, values
+from nemo_prolong.doctor.software import Packages
 
 _NO_LIMITS = Limits(None, None, None, None)
 _NO_PACKAGES = Packages({}, {})
