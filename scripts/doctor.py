@@ -12,9 +12,9 @@ from nemo_prolong.doctor.report import as_json, show
 from nemo_prolong.errors import EXIT_NO_GO, CheckpointError
 
 DESCRIPTION = """\
-Look whether this machine can run a stage: driver, GPUs, versions, links, limits, disks, data, tokenizer, parent, tokens,
-clocks. It takes what scripts/train.py takes, trains nothing and changes nothing. Without +exp=NAME the machine alone is
-looked at. Exit code 0 is go, 7 is no go. Warnings cost something and stop nothing. In a job, srun it on every node."""
+Look whether this machine can run a stage: driver, GPUs, versions, links, limits, disks, data, tokenizer, parent,
+tokens, clocks. It takes what scripts/train.py takes, trains nothing and changes nothing. Without +exp=NAME it looks at
+the machine alone. Exit code 0 is go, 7 is no go. Warnings cost something and stop nothing."""
 
 EXAMPLES = [
     "python scripts/doctor.py                                          # this machine alone",

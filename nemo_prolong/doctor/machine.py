@@ -43,7 +43,7 @@ class Host:
             Probe("topology", "nvidia-smi topo -m", lambda: self.run(nvidia.TOPOLOGY)),
             Probe("fabric", "/sys/class/infiniband", partial(read_ports, self.root)),
             Probe("limits", "the limits of this process", partial(read_limits, self.root)),
-            Probe("shared_memory", "/dev/shm", partial(read_shared_memory, self.root)),
+            Probe("shared_memory", "the file system of shared memory", partial(read_shared_memory, self.root)),
             Probe("memory", "/proc/meminfo", partial(read_available_memory, self.root)),
             Probe("packages", "the list of installed packages", software.read_packages),
         ]

@@ -72,7 +72,7 @@ def _wanted(cfg: RunConfig) -> Iterator[tuple[str, tuple[str, ...], str, str]]:
             "S3",
             _AWS_SOURCES,
             "Shards cannot be read unless the machine itself may read the bucket (an instance role).",
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or AWS_NO_SIGN_REQUEST=yes if it is public.",
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or for a public bucket AWS_NO_SIGN_REQUEST.",
         )
     if root.startswith("hf://"):
         yield (

@@ -167,9 +167,7 @@ def _tokenizer(cfg: RunConfig, data: DataManifestFile) -> Iterator[Finding]:
     except ProlongError as error:
         yield refused("tokenizer", error)
         return
-    known = (
-        "is that of the rows" if data.tokenizer_sha256 else "is there; the rows do not say which they were made with"
-    )
+    known = "is that of the rows" if data.tokenizer_sha256 else "is there, and the rows do not name theirs"
     chat = ", and generation can stop where its chat template ends turns" if cfg.data.apply_instruct_masks else ""
     yield good("tokenizer", f"{tokenizer_directory(cfg.data)} {known}{chat}.")
 

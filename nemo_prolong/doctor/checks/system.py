@@ -23,7 +23,7 @@ def system_findings(machine: Machine, cfg: RunConfig | None, ranks_here: int = 1
     Args:
         machine: The node.
         cfg: The stage, or None to look at the machine alone.
-        ranks_here: Ranks that a launcher has started on this node. With several, Slurm may give each its own processors.
+        ranks_here: Ranks that a launcher has started on this node. Slurm may give each its own processors.
     """
     found = [_shared_memory(machine, cfg), *_limits(machine.limits, machine, cfg), _cpus(machine, cfg, ranks_here)]
     if cfg is not None:
@@ -38,7 +38,7 @@ def _shared_memory(machine: Machine, cfg: RunConfig | None) -> Finding:
     why = "Loader processes hand over rows there, and NCCL its buffers; a full one ends them with SIGBUS."
     if volume is None:
         return no_go("shared_memory", "there is no /dev/shm.", why, remedy)
-    room = f"/dev/shm has {format_bytes(volume.free_bytes)} free of {format_bytes(volume.total_bytes)}"
+    room = f"{volume.path} has {format_bytes(volume.free_bytes)} free of {format_bytes(volume.total_bytes)}"
     if volume.free_bytes < needed:
         return no_go("shared_memory", f"{room}, the stage takes up to {format_bytes(needed)}.", why, remedy)
     if volume.total_bytes <= _DOCKER_SHARED_BYTES:
@@ -126,7 +126,7 @@ def _fabric(machine: Machine, cfg: RunConfig | None) -> list[Finding]:
                 "fabric",
                 "no InfiniBand or RoCE port is active." if down else "there is no InfiniBand or RoCE adapter.",
                 "NCCL then talks TCP between nodes, ten times slower or worse: context parallelism across nodes waits.",
-                "Mount /dev/infiniband into the container, use nodes with a fabric, or install your cloud's NCCL plugin.",
+                "Mount /dev/infiniband into the container, use nodes with a fabric, or your cloud's plugin of NCCL.",
             )
         )
     elif not active:
