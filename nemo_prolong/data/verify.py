@@ -95,13 +95,14 @@ def _is_cached(reader: MdsReader, shard: ShardEntry) -> bool:
 def _check_shard(reader: MdsReader, shard: ShardEntry, entry: dict[str, Any]) -> bool:
     """Compare the hash of one shard with the manifest's, failing that the index's; return whether either has one."""
     file = shard.packed or shard.raw
-    expected = entry.get("shards", {}).get(file.name, {}).get("sha256") or file.hashes.get("sha256")
+    in_manifest = entry.get("shards", {}).get(file.name, {}).get("sha256")
+    expected = in_manifest or file.hashes.get("sha256")
     path = Path(reader.directory, file.name)
     if expected is None or not path.is_file():
         return False
     found = digest_file(path).sha256
     if found != expected:
-        raise _changed(reader, file.name, found, expected)
+        raise _changed(reader, file.name, found, f"{'the manifest' if in_manifest else 'its index'} says {expected}")
     return True
 
 
@@ -137,13 +138,13 @@ def _differences(reader: MdsReader, entry: dict[str, Any]) -> Iterator[DataError
     for name in sorted(files.keys() & known.keys()):
         found, expected = _shard_sha256(reader, files[name]), known[name].get("sha256")
         if found != expected:
-            yield _changed(reader, name, found, expected)
+            yield _changed(reader, name, found, f"the manifest says {expected}")
 
 
-def _changed(reader: MdsReader, name: str, found: str, expected: str | None) -> DataError:
+def _changed(reader: MdsReader, name: str, found: str, promised: str) -> DataError:
     return DataError(
         f"{reader.directory}/{name}",
-        f"has the SHA-256 {found}, the manifest says {expected}.",
+        f"has the SHA-256 {found}, {promised}.",
         "The shard was changed or damaged: copy or prepare it again.",
     )
 

@@ -116,7 +116,10 @@ class Doctor:
             except ConfigError as error:
                 findings += [refused("configuration", one) for one in _each(error)]
         machine, problems = read_machine(of_machine, deadline)
-        findings += [*problems, *machine_findings(machine, cfg, place), *stage.found_by(of_stage, deadline)]
+        # What was not read is not missing.
+        unread = {problem.name for problem in problems}
+        judged = [finding for finding in machine_findings(machine, cfg, place) if finding.name not in unread]
+        findings += [*problems, *judged, *stage.found_by(of_stage, deadline)]
         if cfg is not None:
             findings += self._of_launch(cfg, place)
         subject = " ".join(request.overrides) if request is not None else ""

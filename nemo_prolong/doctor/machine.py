@@ -39,8 +39,9 @@ class Host:
         """Start reading everything at once."""
         probes: list[Probe[Any]] = [
             Probe("gpus", "nvidia-smi", partial(nvidia.read_driver, self.run)),
-            Probe("nvlink", "nvidia-smi nvlink --status", lambda: self.run(nvidia.LINKS)),
-            Probe("topology", "nvidia-smi topo -m", lambda: self.run(nvidia.TOPOLOGY)),
+            # GPUs without NVLink, and some containers, do not answer these.
+            Probe("nvlink", "nvidia-smi nvlink --status", lambda: self.run(nvidia.LINKS), vital=False),
+            Probe("topology", "nvidia-smi topo -m", lambda: self.run(nvidia.TOPOLOGY), vital=False),
             Probe("fabric", "/sys/class/infiniband", partial(read_ports, self.root)),
             Probe("limits", "the limits of this process", partial(read_limits, self.root)),
             Probe("shared_memory", "the file system of shared memory", partial(read_shared_memory, self.root)),

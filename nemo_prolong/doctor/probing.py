@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from nemo_prolong.doctor.finding import Finding, no_go
+from nemo_prolong.doctor.finding import Finding, no_go, warning
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ BUDGET_SECONDS = 8.0
 COMMAND_SECONDS = 6.0
 """Time that a program gets. ``nvidia-smi`` takes up to 3 s on a node whose driver keeps no state."""
 
-_SHOWN_CHARACTERS = 200
+_SHOWN_CHARACTERS = 300
 
 
 class ProbeError(Exception):
@@ -50,10 +50,12 @@ class Probe(Generic[T]):
         name: What is read, as findings name it.
         what: The same in words, for the finding that it gave no answer.
         read: Reads it. It runs on a thread that the end of the process does not wait for.
+        vital: Whether a stage cannot do without it. If not, the finding is a warning.
     """
 
-    def __init__(self, name: str, what: str, read: Callable[[], T]) -> None:
+    def __init__(self, name: str, what: str, read: Callable[[], T], vital: bool = True) -> None:
         self.name = name
+        self._vital = vital
         self._what = what
         self._read = read
         self._value: T | None = None
@@ -84,12 +86,10 @@ class Probe(Generic[T]):
             self._error = error
 
     def _problem(self, what: str) -> Finding:
-        return no_go(
-            self.name,
-            what,
-            "The stage would hang or fail at the same place.",
-            "Look at the driver or the file system of this node (dmesg, mount), or leave the node out.",
-        )
+        remedy = "Look at the driver or the file system of this node (dmesg, mount), or leave the node out."
+        if self._vital:
+            return no_go(self.name, what, "The stage would hang or fail at the same place.", remedy)
+        return warning(self.name, what, "What it would show is not looked at.", remedy)
 
 
 def run_command(command: Sequence[str], seconds: float = COMMAND_SECONDS) -> str | None:
@@ -109,10 +109,11 @@ def run_command(command: Sequence[str], seconds: float = COMMAND_SECONDS) -> str
     except FileNotFoundError:
         return None
     except subprocess.TimeoutExpired:
-        raise ProbeError(f"{' '.join(command)} did not end within {seconds:g} s") from None
+        raise ProbeError(f"{command[0]} did not end within {seconds:g} s") from None
     if done.returncode != 0:
+        # The reason is at the end: a traceback, say, has it there.
         words = " ".join((done.stdout + done.stderr).split())[-_SHOWN_CHARACTERS:]
-        raise ProbeError(f"{' '.join(command)} ended with {done.returncode}: {words}")
+        raise ProbeError(f"{command[0]} ended with {done.returncode}: {words}")
     return done.stdout
 
 
