@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -59,7 +61,9 @@ class DataSample:
     cached_bytes: int
 
 
-def verify_sample(root: str, paths: Sequence[str], most_bytes: int, chooser: random.Random) -> DataSample:
+def verify_sample(
+    root: str, paths: Sequence[str], most_bytes: int, chooser: random.Random, most_seconds: float = math.inf
+) -> DataSample:
     """Compare the sizes of all shards of some row sets, and the hash of one shard of each.
 
     Of rows at an address only the indexes are read.
@@ -69,11 +73,13 @@ def verify_sample(root: str, paths: Sequence[str], most_bytes: int, chooser: ran
         paths: Row sets below it.
         most_bytes: No more shards are hashed after so many bytes.
         chooser: Draws the shard of a row set.
+        most_seconds: No more shards are hashed after so long.
 
     Raises:
         DataError: For the first thing that is wrong.
     """
     shards = hashed = cached_bytes = read_bytes = 0
+    started = time.monotonic()
     for path in paths:
         reader = MdsReader(f"{root.rstrip('/')}/{path}")
         shards += len(reader.shards)
@@ -82,7 +88,7 @@ def verify_sample(root: str, paths: Sequence[str], most_bytes: int, chooser: ran
             continue
         shard = chooser.choice(reader.shards)
         read_bytes += (shard.packed or shard.raw).num_bytes
-        if read_bytes <= most_bytes:
+        if read_bytes <= most_bytes and time.monotonic() - started < most_seconds:
             hashed += _check_shard(reader, shard, known_facts(reader.directory).row_set)
     return DataSample(shards, hashed, cached_bytes)
 

@@ -42,7 +42,6 @@ class NvidiaFacts:
         cuda: Newest CUDA release that the driver takes.
         gpus: In the order of their numbers.
         active_links: NVLinks of each GPU that are up.
-        inactive_links: NVLinks of each GPU that are down.
         slow_pairs: Pairs of GPUs that are not joined by NVLink, with the way between them (``SYS``, ``PHB``, ...).
     """
 
@@ -50,7 +49,6 @@ class NvidiaFacts:
     cuda: tuple[int, ...] | None
     gpus: tuple[Gpu, ...]
     active_links: Mapping[int, int] = field(default_factory=dict)
-    inactive_links: Mapping[int, int] = field(default_factory=dict)
     slow_pairs: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 

@@ -63,9 +63,9 @@ def read_machine(probes: list[Probe[Any]], deadline: float) -> tuple[Machine, li
     known, problems = values(probes, deadline)
     driver = known["gpus"]
     if driver is not None:
-        active, inactive = nvidia.parse_links(known["nvlink"] or "")
+        active = nvidia.parse_links(known["nvlink"] or "")
         slow_pairs = nvidia.parse_slow_pairs(known["topology"] or "")
-        driver = replace(driver, active_links=active, inactive_links=inactive, slow_pairs=slow_pairs)
+        driver = replace(driver, active_links=active, slow_pairs=slow_pairs)
     packages = known["packages"] or _NO_PACKAGES
     machine = Machine(
         host=socket.gethostname(),

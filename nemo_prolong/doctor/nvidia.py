@@ -71,19 +71,17 @@ def parse_driver_cuda(header: str) -> tuple[int, ...] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def parse_links(status: str) -> tuple[dict[int, int], dict[int, int]]:
-    """Return the NVLinks of each GPU that are up, and those that are down, of what ``LINKS`` prints."""
+def parse_links(status: str) -> dict[int, int]:
+    """Return how many NVLinks of each GPU are up, of what ``LINKS`` prints."""
     active: dict[int, int] = {}
-    inactive: dict[int, int] = {}
     gpu = None
     for line in status.splitlines():
         if match := re.match(r"GPU (\d+):", line):
             gpu = int(match[1])
-            active[gpu], inactive[gpu] = 0, 0
-        elif gpu is not None and (match := re.match(r"\s+Link \d+: (.*)", line)):
-            counts = inactive if "inactive" in match[1] else active
-            counts[gpu] += 1
-    return active, inactive
+            active[gpu] = 0
+        elif gpu is not None and re.match(r"\s+Link \d+: [\d.]+ GB/s", line):
+            active[gpu] += 1
+    return active
 
 
 def parse_slow_pairs(matrix: str) -> dict[tuple[int, int], str]:

@@ -145,20 +145,19 @@ def test_torch_that_can_use_no_gpu():
     assert "nvidia-fabricmanager" in finding.remedy
 
 
-def test_links_that_are_down():
-    finding = bad(with_driver(active_links={**dict.fromkeys(range(8), 18), 2: 16}, inactive_links={2: 2}))
-    assert (finding.name, finding.level) == ("nvlink", Level.NO_GO)
-    assert finding.what == "NVLink is not whole: GPU 2 has 2 links down."
-
-
 def test_a_gpu_with_fewer_links_than_the_others():
     finding = bad(with_driver(active_links={**dict.fromkeys(range(8), 18), 5: 12}))
-    assert finding.what == "NVLink is not whole: GPU 5 has 12 of 18 links."
+    assert (finding.name, finding.level) == ("nvlink", Level.NO_GO)
+    assert said(finding) == (
+        "NVLink is not whole: GPU 5 has 12 of 18 links.\n"
+        "NCCL goes around the GPU or fails, and every rank waits for it.\n"
+        "Leave the node out and have the GPU reset (nvidia-smi nvlink --errorcounters shows why)."
+    )
 
 
 def test_gpus_without_nvlink_cost_tensor_parallelism():
     pairs = {(first, second): "SYS" for first in range(8) for second in range(first + 1, 8)}
-    finding = bad(with_driver(active_links={}, inactive_links={}, slow_pairs=pairs))
+    finding = bad(with_driver(active_links=dict.fromkeys(range(8), 0), slow_pairs=pairs))
     assert (finding.name, finding.level) == ("nvlink", Level.WARNING)
     assert said(finding) == (
         "28 of 28 pairs of GPUs have no NVLink (GPU 0 to GPU 1 by SYS).\n"

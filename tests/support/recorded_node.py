@@ -85,7 +85,7 @@ def recorded_host(root: Path, programs: RecordedPrograms | None = None) -> Host:
 def h100_node(**changes: Any) -> Machine:
     """Return the facts of the recorded node; ``changes`` are fields of ``Machine`` that are otherwise."""
     _, gpus = nvidia.parse_gpus(recorded("gpus.csv"))
-    active, inactive = nvidia.parse_links(recorded("nvlink.txt"))
+    active = nvidia.parse_links(recorded("nvlink.txt"))
     node = Machine(
         host="h100-01",
         python="3.12.3",
@@ -103,7 +103,7 @@ def h100_node(**changes: Any) -> Machine:
             "flash_attn": "2.7.4.post1+25.11",
         },
         requirements={"nemo-toolkit": "nemo-toolkit==2.7.3", "megatron-core": "megatron-core==0.15.3"},
-        nvidia=NvidiaFacts("580.95.05", (13, 0), gpus, active, inactive),
+        nvidia=NvidiaFacts("580.95.05", (13, 0), gpus, active),
         torch=TorchFacts(TORCH["version"], (13, 0), (9, 19, 0), (2, 28, 8), 8),
     )
     return replace(node, **changes)

@@ -170,21 +170,20 @@ def _driver(machine: Machine, driver: NvidiaFacts) -> Iterator[Finding]:
 def _links(driver: NvidiaFacts, cfg: RunConfig | None) -> Iterator[Finding]:
     if len(driver.gpus) < 2:
         return
-    down = {gpu: count for gpu, count in driver.inactive_links.items() if count}
+    # Links that are down on every GPU are not wired: PCIe cards list theirs so.
     most = max(driver.active_links.values(), default=0)
-    fewer = {gpu: count for gpu, count in driver.active_links.items() if count < most and gpu not in down}
-    if down or fewer:
-        parts = [f"GPU {gpu} has {counted(count, 'link')} down" for gpu, count in down.items()]
-        parts += [f"GPU {gpu} has {count} of {most} links" for gpu, count in fewer.items()]
+    fewer = {gpu: count for gpu, count in driver.active_links.items() if count < most}
+    if fewer:
+        parts = ", ".join(f"GPU {gpu} has {count} of {most} links" for gpu, count in fewer.items())
         yield no_go(
             "nvlink",
-            f"NVLink is not whole: {', '.join(parts)}.",
+            f"NVLink is not whole: {parts}.",
             "NCCL goes around the GPU or fails, and every rank waits for it.",
             "Leave the node out and have the GPU reset (nvidia-smi nvlink --errorcounters shows why).",
         )
     if driver.slow_pairs:
         yield _slow(driver, cfg)
-    elif not down and not fewer:
+    elif not fewer:
         yield good("nvlink", f"{len(driver.gpus)} GPUs joined by NVLink, {counted(most, 'link')} each.")
 
 

@@ -6,7 +6,7 @@ It asks what the start of a stage asks (``stages.preflight``), of samples where 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,22 +40,21 @@ from nemo_prolong.text import counted
 from nemo_prolong.units import format_bytes
 
 _HASHED_BYTES = 256 * 2**20
-"""Shards that are hashed. A slow file system gives so much within seconds."""
+_HASHED_SECONDS = 4.0
+"""Shards that are hashed, and for how long. A slow file system gives so much within seconds."""
 
 _SHARED_FILE_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "fuse.sshfs")
 """File systems of many nodes."""
 
-Look = Callable[[], list[Finding]]
-
 
 def stage_probes(cfg: RunConfig) -> list[Probe[list[Finding]]]:
     """Start looking at everything that the stage finds on disk. Each probe gives findings."""
-    looks: dict[str, tuple[str, Look]] = {
-        "data": (f"the data in {cfg.data.root}", partial(data_findings, cfg)),
-        "start": (f"the runs in {cfg.runs_dir} and parent={cfg.parent}", partial(start_findings, cfg)),
-        "disk": (f"the file system of {cfg.run_dir}", partial(disk_findings, cfg)),
-    }
-    return [Probe(name, what, look) for name, (what, look) in looks.items()]
+    # Much is read of data and parent, and a slow store is none that hangs. The stage looks there again.
+    return [
+        Probe("data", f"the data in {cfg.data.root}", partial(data_findings, cfg), vital=False),
+        Probe("start", f"{cfg.runs_dir} or parent={cfg.parent}", partial(start_findings, cfg), vital=False),
+        Probe("disk", f"the file system of {cfg.run_dir}", partial(disk_findings, cfg)),
+    ]
 
 
 def data_findings(cfg: RunConfig, chooser: random.Random | None = None) -> list[Finding]:
@@ -68,7 +67,8 @@ def data_findings(cfg: RunConfig, chooser: random.Random | None = None) -> list[
     named = list(dict.fromkeys([*(entry.path for entry in cfg.data.mixture), *cfg.data.validation]))
     try:
         data = check_data(cfg)
-        sample = verify_sample(cfg.data.root, named, _HASHED_BYTES, chooser or random.Random())  # noqa: S311
+        drawn = chooser or random.Random()  # noqa: S311 - a choice of shards is no secret
+        sample = verify_sample(cfg.data.root, named, _HASHED_BYTES, drawn, _HASHED_SECONDS)
     except ProlongError as error:
         return [refused("data", error)]
     seen = f"sizes of {counted(sample.shards, 'shard')} and hashes of {sample.hashed} as they should be"
