@@ -42,9 +42,21 @@ def mixture_of(*proportions: float) -> dict[str, Any]:
 
 # mini/base: 2 layers of 6 heads in 2 groups of 32 channels, 512 tokens, TP 1, PP 1, CP 1, 1500 steps.
 CASES: list[tuple[dict[str, Any], list[str]]] = [
+    # Time of a job. Two hours, three minutes and four seconds are 7,384 seconds.
+    ({"cluster.time_limit": "02:03:04", "cluster.signal_seconds": 7383}, []),
+    (
+        {"cluster.time_limit": "0-02:03:04", "cluster.signal_seconds": 7384},
+        [
+            "cluster.signal_seconds=7384: a job of cluster.time_limit=0-02:03:04 would be asked to stop before it "
+            "begins. Set cluster.signal_seconds=120, or a longer cluster.time_limit, such as 04:00:00."
+        ],
+    ),
+    ({"cluster.time_limit": "1-00:00:00", "cluster.signal_seconds": 65535}, []),
+    ({"cluster.time_limit": "00:02:01"}, []),
     # Names and parents.
     ({"name": "/a/b"}, ["name=/a/b: must be a directory below runs_dir=runs. Set name=b."]),
     ({"name": "a/../b"}, ["name=a/../b: must be a directory below runs_dir=runs. Set name=b."]),
+    ({"name": "a/.."}, ["name=a/..: must be a directory below runs_dir=runs. Set name=base."]),
     ({"name": "."}, ["name=.: must be a directory below runs_dir=runs. Set name=base."]),
     ({"name": "a/b.c"}, []),
     ({"transition": "weights", "parent": "runs/x"}, []),

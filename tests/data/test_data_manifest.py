@@ -5,11 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nemo_prolong.errors import DataError
-from nemo_prolong.records.data_manifest import DataManifestFile, MaskedPart, Sample, SampleBoundary, Samples
+from nemo_prolong.records.data_manifest import (
+    ChatFormat,
+    DataManifestFile,
+    MaskedPart,
+    Sample,
+    SampleBoundary,
+    Samples,
+    read_for_card,
+)
 
 CONTENT = b'{"format": 2, "tokenizer_sha256": "70"}'
 
@@ -30,7 +39,60 @@ def test_the_manifest_of_a_directory_has_a_hash_and_names_the_tokenizer(tmp_path
 
 def test_the_manifest_of_an_address_comes_from_its_store() -> None:
     store = {"s3://bucket/data/manifest.json": CONTENT}
-    assert DataManifestFile.read("s3://bucket/data", store.__getitem__).content == CONTENT
+    for root in ("s3://bucket/data", "s3://bucket/data/"):
+        assert DataManifestFile.read(root, store.__getitem__).content == CONTENT
+    # A bucket's letters are not taken for a slash.
+    assert DataManifestFile.read("s3://TAX/", {"s3://TAX/manifest.json": CONTENT}.__getitem__).content == CONTENT
+
+
+def manifest_of(**values: Any) -> DataManifestFile:
+    return DataManifestFile("data/manifest.json", json.dumps(values).encode())
+
+
+def test_the_token_that_ends_documents_is_named_where_there_is_one() -> None:
+    assert manifest_of(eos_token="</s>").eos_token == "</s>"
+    assert manifest_of(eos_token=None).eos_token is manifest_of().eos_token is None
+
+
+def test_the_format_of_conversations_is_read() -> None:
+    chat = ChatFormat(template=None, template_sha256="00", end_of_turn=["<e>"], end_of_turn_ids=[5])
+    assert manifest_of(chat=chat.model_dump()).chat == chat
+    assert manifest_of(chat=None).chat is manifest_of().chat is None
+
+
+def test_a_format_of_conversations_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        _ = manifest_of(chat={"template": 5}).chat
+    assert str(caught.value) == (
+        "data/manifest.json: its entry chat cannot be read: Input should be a valid string. "
+        "Copy or prepare the data again."
+    )
+
+
+def test_targets_of_a_row_set_are_those_counted() -> None:
+    counted = manifest_of(row_sets={"chat": {"target_tokens": 7}, "text": {"target_tokens": None}, "odd": []})
+    assert counted.target_tokens("chat") == 7
+    assert [counted.target_tokens(path) for path in ("text", "odd", "absent")] == [None] * 3
+    assert manifest_of(row_sets=[]).target_tokens("chat") is manifest_of().target_tokens("chat") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "{path}: cannot be read (Expecting value: line 1 column 2 (char 1)). Prepare the data again."),
+        (
+            '{"row_sets": {"rows": [{"row": "x"}]}}',
+            "{path}: row_sets.rows.0.row: no data card can be made of it: Input should be a valid integer, "
+            "unable to parse string as an integer. Prepare the data again.",
+        ),
+    ],
+)
+def test_a_file_of_which_no_card_can_be_made_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "samples.json"
+    path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        read_for_card(path, Samples)
+    assert str(caught.value) == message.format(path=path)
 
 
 @pytest.mark.parametrize("root", ["s3://bucket/published", "directory"])

@@ -117,6 +117,21 @@ def test_a_row_is_a_function_of_its_index_alone(root: Path) -> None:
     assert len(long) == 2000
 
 
+@pytest.mark.parametrize("index", [-1, 20])
+def test_an_index_outside_the_stage_is_no_row(root: Path, index: int) -> None:
+    with pytest.raises(IndexError, match=f"^row {index} of 20$"):
+        PackedRowDataset(root, MIXTURE, 16, seed=3, num_rows=20)[index]
+
+
+def test_a_row_of_the_stage_is_named_by_where_it_is_stored(root: Path) -> None:
+    # As users write directories, with a slash at the end.
+    dataset = PackedRowDataset(f"{root}/", MIXTURE, 16, seed=3, num_rows=20)
+    for index in range(20):
+        row = dataset[index]
+        number = int(row.tokens[0]) // 16 if row.domain == "long" else (int(row.tokens[0]) - 1000) // 16
+        assert dataset.place(index) == f"{root}/{row.domain} row {number}"
+
+
 def test_the_mixture_and_its_epochs_are_kept(root: Path) -> None:
     dataset = PackedRowDataset(root, MIXTURE, 16, seed=3, num_rows=100)
     domains = [dataset[index].domain for index in range(100)]
@@ -158,7 +173,7 @@ def test_a_batch_is_one_row_and_its_longest_document() -> None:
 
 def test_more_than_one_row_per_batch_is_refused() -> None:
     row = build_row(stored_row([16]), RowFormat(16), "row")
-    with pytest.raises(ConfigError, match=r"train.micro_batch_size=2: .* Use train.micro_batch_size=1"):
+    with pytest.raises(ConfigError, match=r"a packed row already fills a forward pass. Use train.micro_batch_size=1"):
         collate_rows([row, row])
 
 
@@ -171,6 +186,10 @@ def test_rows_that_are_too_short_are_padded_with_a_warning(root: Path, caplog: p
     with caplog.at_level(logging.WARNING, logger="nemo_prolong"):
         ValidationRowDataset(root, ["long"], 32)
     assert "has rows of 16 tokens; each is padded to seq_length=32" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="nemo_prolong"):
+        ValidationRowDataset(root, ["long"], 16)
+    assert not caplog.text
 
 
 def test_a_missing_directory_is_named(root: Path) -> None:
@@ -178,20 +197,41 @@ def test_a_missing_directory_is_named(root: Path) -> None:
         PackedRowDataset(root, [MixtureEntry(path="nowhere", proportion=1.0)], 16, seed=0, num_rows=1)
 
 
+def test_a_slash_at_the_end_of_a_remote_root_is_not_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def open_reader(directory: str, cache: str | None) -> None:
+        opened.append(directory)
+        raise DataError(directory, "is not read here.", "")
+
+    monkeypatch.setattr("nemo_prolong.data.dataset.MdsReader", open_reader)
+    with pytest.raises(DataError, match="is not read here"):
+        ValidationRowDataset("s3://bucket/TAX/", ["long"], 16)
+    assert opened == ["s3://bucket/TAX/long"]
+
+
 def test_an_empty_row_set_is_refused(root: Path) -> None:
     write_rows(root / "empty", [])
-    with pytest.raises(DataError, match=r"empty: has no rows"):
+    with pytest.raises(DataError, match=r"empty: has no rows. Prepare more text for it, or leave it out.$"):
         ValidationRowDataset(root, ["empty"], 16)
 
 
 def test_token_ids_beyond_the_vocabulary_are_refused(root: Path) -> None:
-    with pytest.raises(DataError, match=r"short row 0: has token ids from 1000 to 1015, model.vocab_size is 1015"):
+    message = (
+        r"short row 0: has token ids from 1000 to 1015, model.vocab_size is 1015. "
+        r"Use the tokenizer of the model to prepare the data.$"
+    )
+    with pytest.raises(DataError, match=message):
         PackedRowDataset(root, MIXTURE, 16, seed=0, num_rows=1, vocab_size=1015)
     assert len(PackedRowDataset(root, MIXTURE, 16, seed=0, num_rows=1, vocab_size=1016)) == 1
 
 
 def test_instruct_masks_without_a_mask_column_are_refused(root: Path) -> None:
-    with pytest.raises(DataError, match=r"data.apply_instruct_masks=true: .*long row 0 has no mask column"):
+    message = (
+        r"data.apply_instruct_masks=true: .*long row 0 has no mask column. "
+        r"Use chat rows, or set data.apply_instruct_masks=false.$"
+    )
+    with pytest.raises(DataError, match=message):
         PackedRowDataset(root, MIXTURE, 16, seed=0, num_rows=1, apply_instruct_masks=True)
 
 

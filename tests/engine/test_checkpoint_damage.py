@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.records.checkpoint import verify
@@ -174,6 +175,14 @@ def run_dir(tmp_path: Path) -> Path:
     for step in (2, 4):
         write_checkpoint(run, step)
     return run
+
+
+def test_a_manifest_that_was_verified_cannot_be_changed(run_dir: Path) -> None:
+    # The next verification of untouched files returns the same object.
+    manifest = verify_checkpoint(checkpoint_directory(run_dir, 2))
+    for record, field in [(manifest, "step"), (manifest.files[FILES[0]], "bytes")]:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(record, field, 1)
 
 
 def test_there_are_at_least_forty_damages() -> None:

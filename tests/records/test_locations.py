@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 
+from nemo_prolong.records.checkpoint.model_description import ModelDescription
 from nemo_prolong.records.locations import recorded_path
 from nemo_prolong.records.stage_manifest import DataRecord, ParentRecord
 
@@ -20,8 +22,10 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "started"
 
 
-def test_what_is_not_here_is_found_where_the_run_was_started(started: Path) -> None:
-    assert recorded_path("data", str(started)) == started / "data"
+def test_what_is_not_here_is_found_where_the_run_was_started(started: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="nemo_prolong"):
+        assert recorded_path("data", str(started)) == started / "data"
+    assert f"data is not below {Path.cwd()}; {started / 'data'} is used, where the run was started" in caplog.text
 
 
 def test_what_is_here_is_used(started: Path) -> None:
@@ -44,6 +48,16 @@ def test_an_address_is_no_path(started: Path) -> None:
         root="s3://data", tokenizer="t", mixture=[], manifest_sha256=None, working_directory=str(started)
     )
     assert record.location == "s3://data"
+    assert record.tokenizer_directory == Path("t")
+
+
+def test_the_tokenizer_of_a_directory_lies_below_it(started: Path) -> None:
+    record = DataRecord(root="data", tokenizer="t", mixture=[], manifest_sha256=None, working_directory=str(started))
+    assert record.tokenizer_directory == started / "data" / "t"
+    model = ModelDescription(
+        step=1, model={}, seq_length=64, tokenizer="data", compute="fp32", working_directory=str(started)
+    )
+    assert model.tokenizer_directory == started / "data"
 
 
 def test_a_directory_of_hugging_face_is_found_without_its_prefix(started: Path) -> None:

@@ -11,11 +11,13 @@ from pydantic import ValidationError
 
 from nemo_prolong.records.evaluation import (
     Bucket,
+    EvaluatedState,
     PerplexityResult,
     RecallEntry,
     RecallResult,
     evaluation_directory,
     read_result,
+    state_of,
     write_result,
 )
 
@@ -51,6 +53,11 @@ RECALL: dict[str, Any] = {
     "step": None,
     "model_sha256": "11",
 }
+
+
+def test_a_run_without_a_checkpoint_is_in_no_state(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / "step_00000003").mkdir(parents=True)
+    assert state_of(str(tmp_path / "run")) == state_of(str(tmp_path / "none")) == EvaluatedState()
 
 
 def test_results_of_a_run_lie_in_it_and_of_a_directory_beside_it() -> None:

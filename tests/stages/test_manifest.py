@@ -15,7 +15,14 @@ from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.errors import CheckpointError
 from nemo_prolong.records import stage_manifest as manifest_format
 from nemo_prolong.records.data_manifest import DataManifestFile
-from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, StageManifest, installed_versions, utc_now
+from nemo_prolong.records.stage_manifest import (
+    MANIFEST_FILE,
+    ParentRecord,
+    SettingChange,
+    StageManifest,
+    installed_versions,
+    utc_now,
+)
 from nemo_prolong.stages.manifest import new_manifest
 
 COMMAND = "python scripts/train.py +exp=tiny"
@@ -110,8 +117,13 @@ def test_the_commit_is_forty_digits_and_none_without_git(make_config, manifest, 
 
 def test_versions_are_those_installed(monkeypatch):
     assert installed_versions()["nemo_prolong"] == nemo_prolong.__version__
-    monkeypatch.setattr(manifest_format, "_PACKAGES", ("pydantic", "no-such-package"))
-    assert list(installed_versions()) == ["pydantic"]
+    monkeypatch.setattr(manifest_format, "_PACKAGES", ("pydantic", "no-such-package", "numpy"))
+    assert list(installed_versions()) == ["pydantic", "numpy"]
+
+
+def test_a_changed_setting_is_said_with_both_values():
+    change = SettingChange(step=3, key="optim.lr", before=1e-05, after=2e-05)
+    assert str(change) == "optim.lr (1e-05 -> 2e-05)"
 
 
 def test_times_are_utc_to_the_second():

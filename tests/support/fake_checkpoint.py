@@ -6,7 +6,15 @@ import json
 from pathlib import Path
 
 from nemo_prolong.records.checkpoint.manifest import CheckpointManifest, RunIdentity, checkpoint_directory
-from nemo_prolong.records.checkpoint.verify import MEGATRON_FORMAT, hash_files, list_files
+from nemo_prolong.records.checkpoint.verify import hash_files, list_files
+
+# As megatron-core 0.15.3 writes it.
+MEGATRON_FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
 
 
 def write_checkpoint(run_dir: Path, step: int) -> Path:

@@ -75,6 +75,22 @@ def test_targets_are_counted_as_one_by_one(masks: Masks, chunk_tokens: int) -> N
     assert targets.first().tolist() == first
 
 
+@given(MASKS, st.data())
+def test_targets_of_some_documents_are_theirs(masks: Masks, data: st.DataObject) -> None:
+    _, targets = targets_of(masks)
+    documents = data.draw(st.lists(st.integers(0, len(masks) - 1)) if masks else st.just([]))
+    some = targets.of(np.array(documents, np.int64))
+    assert some.lengths.tolist() == [len(masks[document]) for document in documents]
+    assert some.totals().tolist() == [sum(masks[document][1:]) for document in documents]
+    assert some.first().tolist() == targets.first()[documents].tolist()
+    assert some.chunk_tokens == targets.chunk_tokens
+
+
+def test_targets_are_shown_without_their_arrays() -> None:
+    _, targets = targets_of([[0, 1]])
+    assert repr(targets) == "DocumentTargets(chunk_tokens=5)"
+
+
 @given(MASKS)
 def test_no_piece_without_a_target_is_in_a_row(masks: Masks) -> None:
     for layout in layouts_of(masks):
@@ -135,6 +151,7 @@ def test_prompts_longer_than_a_row_leave_no_row() -> None:
     assert layout.num_rows == 0
     assert layout.dropped_documents == {"truncated": 0, "last_row": 0, NO_TARGET: 3}
     assert layout.dropped_tokens == {"truncated": 0, "last_row": 0, NO_TARGET: 72}
+    assert NO_TARGET == "no_target", "manifests and cards name it so"
     # The rest of a document, which has the answer, is a row's beginning there.
     assert best_fit(lengths, SEQ_LENGTH, targets).dropped_documents == {NO_TARGET: 0, "underfilled_row": 0}
 
