@@ -83,15 +83,17 @@ class RankEnvironment:
                 f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.",
                 "Start the ranks by torchrun or srun, which set or replace all of them, or set all of them.",
             )
-        names = VARIABLES[:4]
         place = cls(
-            *(number(environment, name) for name in names),
+            rank=number(environment, "RANK"),
+            local_rank=number(environment, "LOCAL_RANK"),
+            world_size=number(environment, "WORLD_SIZE"),
+            local_world_size=number(environment, "LOCAL_WORLD_SIZE"),
             master_address=environment["MASTER_ADDR"],
             master_port=number(environment, "MASTER_PORT"),
         )
         if not place.is_consistent():
             raise ConfigError(
-                " ".join(f"{name}={environment[name]}" for name in names),
+                " ".join(f"{name}={environment[name]}" for name in VARIABLES[:4]),
                 "every machine must have as many ranks, numbered in the order of the machines.",
                 "Start as many ranks on every machine, or unset these variables.",
             )
