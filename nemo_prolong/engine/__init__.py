@@ -15,10 +15,11 @@ from nemo_prolong.config.ending import raise_if_interrupted
 if TYPE_CHECKING:
     import torch
 
-    from nemo_prolong.config.rules.constraints import Platform
+    from nemo_prolong.config.rules.attention import Platform
     from nemo_prolong.config.schema import RunConfig
     from nemo_prolong.engine.inference import MegatronScorer
     from nemo_prolong.engine.training.stage_training import StageTotals
+    from nemo_prolong.errors import ConfigError
     from nemo_prolong.records.run_directory import RunDirectory
 
 __all__ = [
@@ -26,11 +27,19 @@ __all__ = [
     "StageTotals",
     "current_platform",
     "dequantize",
+    "environment_findings",
     "open_megatron_scorer",
     "quantize_directory",
     "train_stage",
     "write_engine_checkpoint",
 ]
+
+
+def environment_findings(cfg: RunConfig) -> list[ConfigError]:
+    """Return what the process asks of Transformer Engine against the configuration; see ``te.environment``."""
+    from nemo_prolong.engine.te import environment
+
+    return environment.environment_findings(cfg)
 
 
 def current_platform() -> Platform:

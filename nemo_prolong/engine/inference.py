@@ -46,6 +46,7 @@ def load_megatron_model(checkpoint: Path, description: ModelDescription) -> torc
         seq_length=description.seq_length,
         parallelism=ParallelismConfig(),
         precision=PrecisionConfig(compute="fp32"),
+        restored=True,
     )
     model = config.configure_model(tokenizer=None)
     prefix = CheckpointReader(checkpoint).wrapper_prefix

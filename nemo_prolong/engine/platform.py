@@ -7,7 +7,7 @@ import importlib.metadata
 import torch
 from packaging.version import Version
 
-from nemo_prolong.config.rules.constraints import Platform
+from nemo_prolong.config.rules.attention import Platform
 
 
 def current_platform() -> Platform:
@@ -18,13 +18,19 @@ def current_platform() -> Platform:
         compute_capability=torch.cuda.get_device_capability(0) if has_gpu else None,
         cudnn=_cudnn_release(torch.backends.cudnn.version()) if has_gpu else None,
         cuda=_release(torch.version.cuda),
+        flash_attn=_release(_installed("flash-attn")),
+        flash_attn_3=_release(_installed("flash-attn-3")),
     )
 
 
 def transformer_engine_version() -> str | None:
     """Return the version of Transformer Engine in this environment, found without importing it; None without it."""
+    return _installed("transformer-engine")
+
+
+def _installed(distribution: str) -> str | None:
     try:
-        return importlib.metadata.version("transformer-engine")
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
 

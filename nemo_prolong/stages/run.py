@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nemo_prolong import engine
 from nemo_prolong.config.addresses import tokenizer_directory
 from nemo_prolong.config.commands import shell_command
+from nemo_prolong.config.findings import raise_all
 from nemo_prolong.config.rules import check_platform
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.distributed.rank_environment import rank_and_size
@@ -93,8 +94,9 @@ def _record_start(run: RunDirectory, start: Start, cfg: RunConfig, world_size: i
 
 
 def _check_kernels(cfg: RunConfig) -> None:
-    """Refuse a stage whose kernels this machine has not. Needs torch, but not NeMo."""
+    """Refuse a stage whose kernels this machine has not, or its environment forbids. Needs torch, but not NeMo."""
     check_platform(cfg, engine.current_platform())
+    raise_all(engine.environment_findings(cfg))
 
 
 def _check_tokenizer_loads(cfg: RunConfig) -> None:

@@ -21,21 +21,19 @@ from nemo_prolong.config.rules.constraint_table import (
     te_attentions,
     torch_attentions,
 )
+from nemo_prolong.config.rules.attention import ASSUMED_PLATFORM, Platform, dotted
 from nemo_prolong.config.rules.constraints import (
-    ASSUMED_PLATFORM,
     CONSTRAINTS,
-    Platform,
     attentions,
     broken_rules,
     constraint_findings,
-    dotted,
     resolve_backend,
 )
 from nemo_prolong.config.schema import KernelBackend, PrecisionConfig, RunConfig
 from nemo_prolong.errors import ConfigError
 
 REPOSITORY = CONFIG_DIR.parent
-H100 = Platform((2, 9), (9, 0), cudnn=(9, 19), cuda=(13, 0))
+H100 = Platform((2, 9), (9, 0), cudnn=(9, 19), cuda=(13, 0), flash_attn=(2, 8, 1))
 B200 = replace(H100, compute_capability=(10, 0))
 CPU = Platform()
 
@@ -134,12 +132,12 @@ def test_the_document_says_what_the_rules_say():
 
 
 P2P = "Set parallelism.cp_comm_type=p2p."
-CUDNN = "Install cuDNN 9.10.2 or newer."
+CUDNN = "Install cuDNN 9.18 or newer."
 FP8 = {"backend": "te", "compute": "fp8", "recipe": "tensorwise"}
 FP8_ATTENTION = {"backend": "te", "compute": "fp8_attention", "recipe": "delayed"}
 BF16 = {"backend": "te", "compute": "bf16", "recipe": "tensorwise"}
-ONE_GROUP_PER_HEAD = {"model": {"num_query_groups": 32}}
-TP1 = {"parallelism": {"tensor_model_parallel_size": 1, "sequence_parallel": False}}
+FLASH = {"precision": {"attention": "flash"}}
+SHORT = {"parallelism": {"context_parallel_size": 256}}
 
 # One platform and stage for every rule that breaks it and nothing else.
 BREAKS = {
@@ -163,8 +161,8 @@ BREAKS = {
     ),
     "no_te": (
         replace(H100, transformer_engine=None),
-        FP8 | {"backend": "auto"},
-        "precision.compute=fp8 precision.backend=te: Transformer Engine is not installed here. "
+        BF16 | {"backend": "auto"},
+        "precision.compute=bf16 precision.backend=te: Transformer Engine is not installed here. "
         "Run it in the GPU container, or set precision=bf16 precision.backend=torch.",
     ),
     "old_te": (
@@ -180,22 +178,54 @@ BREAKS = {
         "Hopper (sm90) and Blackwell (sm100). Set precision=bf16 precision.backend=torch.",
     ),
     "cudnn_bugs": (
-        replace(H100, cudnn=(9, 10, 1)),
+        replace(B200, cudnn=(9, 10, 1)),
         BF16,
         "cuDNN 9.10.1: cuDNN 9.10.0 and 9.10.1 have known bugs in attention, and Transformer Engine refuses them. "
         f"{CUDNN}",
     ),
     "cudnn_documents": (
-        replace(H100, cudnn=(9, 5, 1)),
+        replace(B200, cudnn=(9, 6, 1)),
         BF16,
-        "cuDNN 9.5.1: attention over documents needs cuDNN 9.6 with grouped queries, 9.1 without, and 9.7 on "
+        "cuDNN 9.6.1: attention over documents needs cuDNN 9.6 with grouped queries, 9.1 without, and 9.7 on "
         f"Blackwell. {CUDNN}",
     ),
-    "cudnn_offsets": (
-        replace(H100, cudnn=(9, 4, 0)),
-        BF16 | ONE_GROUP_PER_HEAD | TP1,
-        "cuDNN 9.4.0: counts 32-bit offsets before 9.5, and heads / TP * kv_channels * seq_length exceeds "
-        f"2,147,483,647. {CUDNN}",
+    "cudnn_gradients": (
+        replace(H100, cudnn=(9, 17, 1)),
+        BF16,
+        "cuDNN 9.17.1: before 9.18 the backward pass over documents reads a workspace that nothing has set, on Hopper, "
+        "and gradients become NaN. Install cuDNN 9.18 or newer, or set precision.attention=flash.",
+    ),
+    "kernels_in_torch": (
+        H100,
+        BF16 | FLASH | {"backend": "torch"},
+        "precision.attention=flash: chooses among the kernels of Transformer Engine, and the torch backend has its "
+        "own. Set precision.attention=auto, or precision.backend=te.",
+    ),
+    "no_flash_attn": (
+        replace(H100, flash_attn=(2, 8, 2)),
+        BF16 | FLASH,
+        "precision.attention=flash (flash-attn 2.8.2): Transformer Engine 2.9 takes flash-attn 2.1.1 to 2.8.1 (from "
+        "2.7.3 on Blackwell), and on Hopper flash-attn 3. Install one of these, or set precision.attention=cudnn.",
+    ),
+    "flash_fp8": (
+        H100,
+        FP8_ATTENTION | FLASH,
+        "precision.attention=flash: flash-attn does not train FP8 attention in Transformer Engine. Set "
+        "precision.attention=cudnn, or precision=fp8 (FP8 matrix products, BF16 attention).",
+    ),
+    "hopper_deterministic": (
+        H100,
+        BF16 | {"exchange": "p2p", "train": {"deterministic": True}},
+        "train.deterministic=true (1.0 TiB of workspace on each GPU): on Hopper cuDNN's deterministic backward pass "
+        "over documents keeps 2 bytes for every query and key of a rank's row, in each head and in each of at least 32 "
+        "document slots. Set train.deterministic=false, or precision.attention=flash, whose backward pass repeats in "
+        "linear memory.",
+    ),
+    "flash_deterministic": (
+        replace(H100, flash_attn=(2, 4, 0)),
+        BF16 | FLASH | {"train": {"deterministic": True}},
+        "flash-attn 2.4.0: flash-attn before 2.4.1 has no deterministic backward pass. Install flash-attn 2.4.1 or "
+        "newer, or set train.deterministic=false.",
     ),
     "cuda_blockwise": (
         replace(H100, cuda=(12, 8)),
@@ -256,7 +286,7 @@ BREAKS = {
     ),
     "fp8_deterministic": (
         H100,
-        FP8_ATTENTION | {"train": {"deterministic": True}},
+        FP8_ATTENTION | SHORT | {"train": {"deterministic": True}},
         "train.deterministic=true: FP8 attention has no deterministic backward pass before Transformer Engine 2.13 and "
         "cuDNN 9.19. Set train.deterministic=false.",
     ),
@@ -267,28 +297,31 @@ BREAKS = {
         "2.12 and cuDNN 9.18.1. Set train.deterministic=false.",
     ),
 }
-# With another exchange than p2p the same stage has masked rows, which 2.14 would refuse first.
-NEVER_ALONE = {"fp8_documents", "all_gather_fp8"}
+# With another exchange than p2p the same stage has masked rows, which 2.14 would refuse first. A cuDNN before 9.5 is too
+# old for more than its offsets.
+NEVER_ALONE = {"fp8_documents", "all_gather_fp8", "cudnn_offsets"}
 
 ALLOWED = {
     "deterministic FP8 attention, new enough": (
         replace(H100, transformer_engine=(2, 13)),
-        FP8_ATTENTION | {"train": {"deterministic": True}},
+        FP8_ATTENTION | SHORT | {"train": {"deterministic": True}},
     ),
     "deterministic Blackwell, new enough": (
         replace(B200, transformer_engine=(2, 12)),
         BF16 | {"train": {"deterministic": True}},
     ),
-    "deterministic Hopper in BF16": (H100, BF16 | {"train": {"deterministic": True}}),
+    "deterministic flash-attn on Hopper": (H100, BF16 | FLASH | {"train": {"deterministic": True}}),
+    "deterministic Hopper with 2K tokens a rank": (
+        H100,
+        BF16 | SHORT | {"train": {"deterministic": True}},
+    ),
+    "flash-attn 3 on Hopper": (replace(H100, flash_attn=None, flash_attn_3=(3, 0, 0)), BF16 | FLASH),
+    "flash-attn with an old cuDNN": (replace(H100, cudnn=(9, 5, 0)), BF16 | FLASH),
+    "cuDNN by name": (H100, BF16 | {"precision": {"attention": "cudnn"}}),
     "tensorwise FP8 attention on Blackwell": (B200, FP8_ATTENTION | {"recipe": "tensorwise"}),
     "heads of 64 in FP8 on Blackwell": (B200, FP8_ATTENTION | {"model": {"kv_channels": 64}}),
-    "old cuDNN with TP 2": (
-        replace(H100, cudnn=(9, 4, 0)),
-        BF16 | ONE_GROUP_PER_HEAD | {"parallelism": {"tensor_model_parallel_size": 2}},
-    ),
-    "cuDNN 9.5 at TP 1": (replace(H100, cudnn=(9, 5, 0)), BF16 | ONE_GROUP_PER_HEAD | TP1),
-    "cuDNN 9.10.2": (replace(H100, cudnn=(9, 10, 2)), BF16),
-    "cuDNN 9.6 on Hopper": (replace(H100, cudnn=(9, 6, 0)), BF16),
+    "cuDNN 9.10.2 on Blackwell": (replace(B200, cudnn=(9, 10, 2)), BF16),
+    "cuDNN 9.18 on Hopper": (replace(H100, cudnn=(9, 18, 0)), BF16),
     "blockwise on CUDA 12.9": (replace(H100, cuda=(12, 9)), FP8 | {"recipe": "blockwise"}),
     "a2a at CP 1": (H100, BF16 | {"parallelism": {"cp_comm_type": "a2a", "context_parallel_size": 1}}),
     "B300": (replace(B200, compute_capability=(10, 3)), BF16),
@@ -335,6 +368,7 @@ BOUNDARIES = [
     ("cudnn_documents", BF16_ROW, "cudnn", (9, 5, 9), (9, 6)),
     ("cudnn_documents", UNGROUPED, "cudnn", (9, 0, 9), (9, 1)),
     ("cudnn_offsets", replace(UNGROUPED, num_attention_heads=32), "cudnn", (9, 4, 9), (9, 5)),
+    ("cudnn_gradients", BF16_ROW, "cudnn", (9, 17, 9), (9, 18)),
     ("cuda_blockwise", replace(BF16_ROW, compute="fp8", fp8_recipe="blockwise"), "cuda", (12, 8), (12, 9)),
     ("a2a_documents", replace(BF16_ROW, cp_comm_type="a2a"), "transformer_engine", (2, 9, 9), (2, 10)),
     ("all_gather_documents", replace(BF16_ROW, cp_comm_type="all_gather"), "transformer_engine", (2, 17, 9), (2, 18)),
@@ -366,6 +400,51 @@ def test_a_rule_ends_with_the_release_that_it_names(platform, name, attention, s
     assert name in rules_at(breaks) and name not in rules_at(passes)
     # What is not known is taken to be new enough. Transformer Engine is known, or it is not there.
     assert name not in rules_at(None)
+
+
+@pytest.mark.parametrize(
+    ("release", "architecture", "takes"),
+    [
+        ((2, 1, 0), 9, False),
+        ((2, 1, 1), 9, True),
+        ((2, 8, 1), 9, True),
+        ((2, 8, 2), 9, False),
+        ((2, 7, 2), 10, False),
+        ((2, 7, 3), 10, True),
+        (None, 9, False),
+    ],
+)
+def test_flash_attn_is_one_that_transformer_engine_takes(release, architecture, takes):
+    platform = replace(H100, compute_capability=(architecture, 0), flash_attn=release)
+    flash = replace(BF16_ROW, kernels="flash", platform=platform)
+    assert ("no_flash_attn" in {rule.name for rule in broken_rules(flash)}) == (not takes)
+    third = {rule.name for rule in broken_rules(replace(flash, platform=replace(platform, flash_attn_3=(3, 0))))}
+    assert ("no_flash_attn" in third) == (not takes and architecture == 10)
+
+
+@pytest.mark.parametrize(
+    ("heads", "rank_tokens", "gib", "refused"),
+    [(4, 65_536, 1024, True), (8, 32_768, 512, True), (4, 4096, 4, False), (4, 4097, 16, True), (1, 8192, 4, False)],
+)
+def test_a_workspace_that_is_too_large_is_refused(heads, rank_tokens, gib, refused):
+    row = replace(BF16_ROW, deterministic=True, num_attention_heads=heads, rank_tokens=rank_tokens)
+    assert row.deterministic_workspace_bytes == gib * 2**30
+    assert ("hopper_deterministic" in {rule.name for rule in broken_rules(row)}) == refused
+
+
+@pytest.mark.parametrize(
+    "change", [{"deterministic": False}, {"kernels": "flash"}, {"backend": KernelBackend.TORCH}, {"platform": B200}]
+)
+def test_only_deterministic_cudnn_on_hopper_needs_that_workspace(change):
+    row = replace(BF16_ROW, deterministic=True)
+    assert "hopper_deterministic" in {rule.name for rule in broken_rules(row)}
+    assert "hopper_deterministic" not in {rule.name for rule in broken_rules(replace(row, **change))}
+
+
+def test_a_newer_flash_attn_3_repeats_whatever_flash_attn_2_is_there():
+    platform = replace(H100, flash_attn=(2, 4, 0), flash_attn_3=(3, 0, 0))
+    row = replace(BF16_ROW, kernels="flash", deterministic=True, platform=platform)
+    assert broken_rules(row) == []
 
 
 @pytest.mark.parametrize(("cudnn", "refused"), [((9, 10, 0), True), ((9, 10, 1, 4), True), ((9, 10, 2), False)])
@@ -410,6 +489,7 @@ def test_the_attention_of_a_stage_is_that_of_one_of_its_ranks(load_run):
         cp_comm_type="p2p",
         deterministic=stage2.train.deterministic,
         max_seqlen=stage2.seq_length,
+        rank_tokens=65_536,
     )
     few = configured(stage2, "te", "bf16", "tensorwise", None, model={"num_attention_heads": 8, "num_query_groups": 4})
     (row,) = attentions(few, H100)
@@ -451,7 +531,9 @@ def test_offload_is_refused_where_auto_turns_out_to_be_torch(load_run):
     [
         ("bf16", "auto", H100, "te"),
         ("bf16", "auto", CPU, "torch"),
-        ("bf16", "auto", replace(H100, transformer_engine=None), "torch"),
+        ("bf16", "auto", replace(H100, transformer_engine=None), "te"),
+        ("bf16", "auto", Platform(compute_capability=(8, 0)), "te"),
+        ("fp32", "auto", replace(H100, transformer_engine=None), "torch"),
         ("bf16", "auto", Platform(transformer_engine=(2, 9)), "torch"),
         ("fp32", "auto", H100, "torch"),
         ("fp8", "auto", CPU, "te"),
@@ -459,7 +541,7 @@ def test_offload_is_refused_where_auto_turns_out_to_be_torch(load_run):
         ("fp32", "te", CPU, "te"),
     ],
 )
-def test_auto_is_transformer_engine_wherever_it_can_compute(compute, asked, platform, backend):
+def test_auto_is_transformer_engine_on_every_gpu(compute, asked, platform, backend):
     precision = PrecisionConfig(compute=compute, backend=KernelBackend(asked))
     assert resolve_backend(precision, platform) == backend
 
@@ -480,4 +562,4 @@ def test_stage_2_is_composed_and_checked_without_torch():
     command = [sys.executable, "-c", PROGRAM, json.dumps(precisions + layouts)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stderr.splitlines() == ["# 0", "# 1", "# 1", "# 1", "# 2", "# 2", "[]"]
-    assert done.stdout.count("backend: te") == 4 and done.stdout.count("context_parallel_size: 16") == 3
+    assert done.stdout.count("backend: te") == 6 and done.stdout.count("context_parallel_size: 16") == 3

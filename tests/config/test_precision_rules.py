@@ -27,7 +27,11 @@ MESSAGES = [
         "stage2",
         ["precision=fp8_attention", "train.deterministic=true"],
         "train.deterministic=true: FP8 attention has no deterministic backward pass before Transformer Engine 2.13 and "
-        "cuDNN 9.19. Set train.deterministic=false.",
+        "cuDNN 9.19. Set train.deterministic=false.\n"
+        "train.deterministic=true (1.0 TiB of workspace on each GPU): on Hopper cuDNN's deterministic backward pass "
+        "over documents keeps 2 bytes for every query and key of a rank's row, in each head and in each of at least 32 "
+        "document slots. Set train.deterministic=false, or precision.attention=flash, whose backward pass repeats in "
+        "linear memory.",
     ),
     (
         "mini/stage2",

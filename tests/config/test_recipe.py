@@ -261,9 +261,22 @@ def test_a_miniature_file_has_the_keys_of_its_big_brother(stage):
     big_keys, mini_keys = (key_set({k: v for k, v in file.items() if k != "defaults"}) for file in (big, mini))
     # At full size nothing is validated and every step is logged, which are the defaults.
     rhythm = {f".train.{key}" for key in ("val_check_interval", "limit_val_batches", "log_every_n_steps")}
-    assert (mini_keys - big_keys, big_keys - mini_keys) == (rhythm, set())
+    # A miniature runs anywhere and repeats its bits. At full size that would cost speed, or more memory than there is.
+    kernels = {".precision.backend", ".train.deterministic"}
+    assert (mini_keys - big_keys, big_keys - mini_keys) == (rhythm, kernels)
     assert [set(entry) for entry in big["defaults"]] == [set(entry) for entry in mini["defaults"]]
     assert (mini["stage"], mini["transition"]) == (big["stage"], big["transition"])
+
+
+def test_full_size_names_transformer_engine_and_a_miniature_repeats_its_bits(load_run):
+    files = [file.relative_to(CONFIG_DIR / "exp").with_suffix("") for file in CONFIG_DIR.glob("exp/**/*.yaml")]
+    full = [str(name) for name in files if name.parent.name in ("", "ablation")]
+    assert len(full) == 14
+    for cfg in (load_run(*overrides_for(name)) for name in full):
+        assert (cfg.precision.backend, cfg.precision.attention, cfg.train.deterministic) == ("te", "auto", False)
+    for stage in ("base", "stage1", "stage2", "sft"):
+        mini = load_run(f"+exp=mini/{stage}")
+        assert (mini.precision.backend, mini.train.deterministic) == ("auto", True)
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2", "sft"])

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from nemo_prolong.config.rules.constraints import Platform
+from nemo_prolong.config.rules.attention import Platform
 from nemo_prolong.engine import platform
 
 
@@ -17,12 +17,15 @@ def test_a_cpu_has_no_transformer_engine_and_no_device():
 
 
 def test_versions_and_device_of_a_gpu_become_releases(monkeypatch):
-    monkeypatch.setattr(platform, "transformer_engine_version", lambda: "2.9.0+70f53666")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, device))
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert platform.current_platform() == Platform((2, 9, 0), (9, 0), cudnn=(9, 10, 2), cuda=(13, 0))
+    releases = {"transformer-engine": "2.9.0+70f53666", "flash-attn": "2.7.4.post1"}
+    monkeypatch.setattr(platform, "_installed", releases.get)
+    assert platform.current_platform() == Platform(
+        (2, 9, 0), (9, 0), cudnn=(9, 10, 2), cuda=(13, 0), flash_attn=(2, 7, 4), flash_attn_3=None
+    )
 
 
 def test_this_environment_has_no_transformer_engine():

@@ -18,11 +18,12 @@ from benchmarks.hopper import attention, layers, resume, runs, train_program, tr
 from benchmarks.hopper.bench import Bench
 from benchmarks.hopper.records import Row, Verdict, measured
 from benchmarks.hopper.runs import Job, jobs_of, largest, largest_difference, stage_config, train
-from nemo_prolong.config.rules.constraints import Platform, constraint_findings
+from nemo_prolong.config.rules.attention import Platform
+from nemo_prolong.config.rules.constraints import constraint_findings
 from nemo_prolong.config.schema import ModelConfig, PrecisionConfig
 
 GIB = 2**30
-CONTAINER = Platform(transformer_engine=(2, 9), compute_capability=(9, 0), cudnn=(9, 15, 0), cuda=(13, 0))
+CONTAINER = Platform(transformer_engine=(2, 9), compute_capability=(9, 0), cudnn=(9, 18, 0), cuda=(13, 0))
 
 
 @pytest.fixture

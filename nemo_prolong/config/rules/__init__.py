@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 from nemo_prolong.config.findings import raise_all
-from nemo_prolong.config.rules.constraints import Platform, constraint_findings
+from nemo_prolong.config.rules.attention import Platform
+from nemo_prolong.config.rules.constraints import constraint_findings
 from nemo_prolong.config.rules.evaluate import evaluate_findings
 from nemo_prolong.config.rules.memory import memory_findings
 from nemo_prolong.config.rules.prepare import PREPARE_RULES

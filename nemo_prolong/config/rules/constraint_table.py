@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import get_args
 
-from nemo_prolong.config.rules.constraints import CONSTRAINTS, Attention, Platform, broken_rules, dotted
+from nemo_prolong.config.rules.attention import Attention, Platform, dotted
+from nemo_prolong.config.rules.constraints import CONSTRAINTS, broken_rules
 from nemo_prolong.config.schema import CpCommType, KernelBackend
 from nemo_prolong.text import markdown_table
 
@@ -48,6 +49,7 @@ def _attention(
         compute=compute,
         fp8_recipe=fp8_recipe,
         backend=backend,
+        kernels="auto",
         dtype="fp32" if compute == "fp32" else "bf16",
         layout="thd",
         cp_comm_type=None,
@@ -56,6 +58,7 @@ def _attention(
         num_query_groups=1,
         kv_channels=128,
         max_seqlen=524_288,
+        rank_tokens=524_288,
         platform=platform,
     )
 

@@ -12,91 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from nemo_prolong.config.rules.attention import ASSUMED_PLATFORM, Attention, Platform, Version, dotted
 from nemo_prolong.config.schema import CpCommType, KernelBackend, PrecisionConfig, RunConfig
 from nemo_prolong.errors import ConfigError
-
-Version = tuple[int, ...]
-"""A release, such as (2, 9) or (9, 10, 2)."""
+from nemo_prolong.units import format_bytes
 
 _LARGEST_INT32 = 2**31 - 1
 
-
-@dataclass(frozen=True)
-class Platform:
-    """Versions and device that a stage runs on.
-
-    Attributes:
-        transformer_engine: Installed release, or None.
-        compute_capability: Of the GPU, (9, 0) for Hopper; None without a GPU.
-        cudnn: Its release; None where it is not known.
-        cuda: The release that torch was built with; None where it is not known.
-    """
-
-    transformer_engine: Version | None = None
-    compute_capability: Version | None = None
-    cudnn: Version | None = None
-    cuda: Version | None = None
-
-
-ASSUMED_PLATFORM = Platform(transformer_engine=(2, 9), compute_capability=(9, 0))
-"""What a configuration is checked for when no device is known: an H100 in the container of this recipe."""
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One kind of attention that a stage runs, as kernels see it.
-
-    Attributes:
-        compute: Number format of the stage.
-        fp8_recipe: Scaling of its FP8 matrix products.
-        backend: Whose kernels run, never auto.
-        dtype: Number format of the attention itself.
-        layout: thd is a packed row with its document boundaries, bshd a batch of documents of one length.
-        cp_comm_type: Exchange between context-parallel ranks, or None at CP 1.
-        deterministic: Whether kernels must give the same bits every time.
-        num_attention_heads: Query heads of a tensor-parallel rank.
-        num_query_groups: Key and value heads of a tensor-parallel rank.
-        kv_channels: Dimensions of one head.
-        max_seqlen: Tokens of the longest document a row can hold.
-        platform: Where it runs.
-    """
-
-    compute: str
-    fp8_recipe: str
-    backend: KernelBackend
-    dtype: Literal["fp32", "bf16", "fp8"]
-    layout: Literal["thd", "bshd"]
-    cp_comm_type: CpCommType | None
-    deterministic: bool
-    num_attention_heads: int
-    num_query_groups: int
-    kv_channels: int
-    max_seqlen: int
-    platform: Platform
-
-    @property
-    def is_te(self) -> bool:
-        """Whether Transformer Engine runs it."""
-        return self.backend is KernelBackend.TE
-
-    @property
-    def is_fp8(self) -> bool:
-        """Whether Transformer Engine runs it in FP8."""
-        return self.is_te and self.dtype == "fp8"
-
-    @property
-    def architecture(self) -> int | None:
-        """Major compute capability: 9 for Hopper, 10 for Blackwell; None without a GPU."""
-        return self.platform.compute_capability[0] if self.platform.compute_capability else None
-
-    def te_before(self, *version: int) -> bool:
-        """Whether an older Transformer Engine runs it."""
-        installed = self.platform.transformer_engine
-        return self.is_te and installed is not None and installed < version
-
-    def cudnn_before(self, *version: int) -> bool:
-        """Whether Transformer Engine runs it on a cuDNN that is known to be older."""
-        return self.is_te and self.platform.cudnn is not None and self.platform.cudnn < version
+_LARGEST_WORKSPACE_BYTES = 4 * 2**30
+"""Of one attention. The plans of the full-size layouts leave some GB of 80 free beside weights and activations."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +30,7 @@ class Constraint:
     Attributes:
         name: What tests and readers call it.
         broken: Whether an attention breaks it.
-        what: The setting or version at fault; names in braces are fields of ``Attention``, ``te`` and ``cudnn``.
+        what: The setting or version at fault; names in braces are fields of ``Attention`` and what ``finding`` adds.
         reason: Why it cannot run.
         remedy: What to set or install instead.
     """
@@ -119,13 +43,14 @@ class Constraint:
 
     def finding(self, attention: Attention) -> ConfigError:
         """Return the error to raise for an attention that breaks the rule."""
-        versions = {"cudnn": dotted(attention.platform.cudnn), "te": dotted(attention.platform.transformer_engine)}
-        return ConfigError(self.what.format_map(vars(attention) | versions), self.reason, self.remedy)
-
-
-def dotted(version: Version | None) -> str:
-    """Return a release as it is written; a question mark where it is not known."""
-    return ".".join(map(str, version)) if version else "?"
+        platform = attention.platform
+        added = {
+            "cudnn": dotted(platform.cudnn),
+            "te": dotted(platform.transformer_engine),
+            "flash_attn": f"flash-attn {dotted(platform.flash_attn)}" if platform.flash_attn else "no flash-attn",
+            "workspace": format_bytes(attention.deterministic_workspace_bytes),
+        }
+        return ConfigError(self.what.format_map(vars(attention) | added), self.reason, self.remedy)
 
 
 def _minimum_cudnn(attention: Attention) -> Version:
@@ -138,6 +63,15 @@ def _minimum_cudnn(attention: Attention) -> Version:
 def _offsets_need_64_bits(attention: Attention) -> bool:
     elements = attention.num_attention_heads * attention.kv_channels * attention.max_seqlen
     return attention.layout == "thd" and elements > _LARGEST_INT32
+
+
+def _takes_flash_attn(attention: Attention) -> bool:
+    """Whether an installed flash-attn is one that Transformer Engine 2.9 takes on this device."""
+    platform = attention.platform
+    if platform.flash_attn_3 is not None and attention.architecture == 9:
+        return True
+    first = (2, 7, 3) if attention.architecture == 10 else (2, 1, 1)
+    return platform.flash_attn is not None and first <= platform.flash_attn <= (2, 8, 1)
 
 
 def _scales_blockwise(attention: Attention) -> bool:
@@ -153,11 +87,13 @@ _COMM = "parallelism.cp_comm_type={cp_comm_type}"
 _RECIPE = "precision.fp8_recipe={fp8_recipe}"
 _TE = "Transformer Engine {te}"
 _CUDNN = "cuDNN {cudnn}"
+_KERNELS = "precision.attention={kernels}"
 
 _USE_TORCH = "Set precision=bf16 precision.backend=torch."
 _USE_P2P = "Set parallelism.cp_comm_type=p2p."
 _NO_FP8_ATTENTION = "Set precision=fp8 (FP8 matrix products, BF16 attention)."
 _NOT_DETERMINISTIC = "Set train.deterministic=false."
+_NEWER_CUDNN = "Install cuDNN 9.18 or newer."
 
 CONSTRAINTS: tuple[Constraint, ...] = (
     # Backends.
@@ -206,24 +142,32 @@ CONSTRAINTS: tuple[Constraint, ...] = (
     # cuDNN and CUDA.
     Constraint(
         "cudnn_bugs",
-        lambda a: a.is_te and (a.platform.cudnn or ())[:3] in ((9, 10, 0), (9, 10, 1)),
+        lambda a: a.is_cudnn and (a.platform.cudnn or ())[:3] in ((9, 10, 0), (9, 10, 1)),
         _CUDNN,
         "cuDNN 9.10.0 and 9.10.1 have known bugs in attention, and Transformer Engine refuses them.",
-        "Install cuDNN 9.10.2 or newer.",
+        _NEWER_CUDNN,
     ),
     Constraint(
         "cudnn_documents",
         lambda a: a.layout == "thd" and a.cudnn_before(*_minimum_cudnn(a)),
         _CUDNN,
         "attention over documents needs cuDNN 9.6 with grouped queries, 9.1 without, and 9.7 on Blackwell.",
-        "Install cuDNN 9.10.2 or newer.",
+        _NEWER_CUDNN,
     ),
     Constraint(
         "cudnn_offsets",
         lambda a: a.cudnn_before(9, 5) and _offsets_need_64_bits(a),
         _CUDNN,
         "counts 32-bit offsets before 9.5, and heads / TP * kv_channels * seq_length exceeds 2,147,483,647.",
-        "Install cuDNN 9.10.2 or newer.",
+        _NEWER_CUDNN,
+    ),
+    Constraint(
+        "cudnn_gradients",
+        lambda a: a.layout == "thd" and a.architecture == 9 and a.cudnn_before(9, 18),
+        _CUDNN,
+        "before 9.18 the backward pass over documents reads a workspace that nothing has set, on Hopper, and gradients "
+        "become NaN.",
+        "Install cuDNN 9.18 or newer, or set precision.attention=flash.",
     ),
     Constraint(
         "cuda_blockwise",
@@ -231,6 +175,28 @@ CONSTRAINTS: tuple[Constraint, ...] = (
         _RECIPE,
         "blockwise scaling needs CUDA 12.9.",
         "Set precision.fp8_recipe=tensorwise.",
+    ),
+    # Kernels of attention.
+    Constraint(
+        "kernels_in_torch",
+        lambda a: a.backend is KernelBackend.TORCH and a.kernels != "auto",
+        _KERNELS,
+        "chooses among the kernels of Transformer Engine, and the torch backend has its own.",
+        "Set precision.attention=auto, or precision.backend=te.",
+    ),
+    Constraint(
+        "no_flash_attn",
+        lambda a: a.is_flash and a.platform.compute_capability is not None and not _takes_flash_attn(a),
+        _KERNELS + " ({flash_attn})",
+        "Transformer Engine 2.9 takes flash-attn 2.1.1 to 2.8.1 (from 2.7.3 on Blackwell), and on Hopper flash-attn 3.",
+        "Install one of these, or set precision.attention=cudnn.",
+    ),
+    Constraint(
+        "flash_fp8",
+        lambda a: a.is_flash and a.dtype == "fp8",
+        _KERNELS,
+        "flash-attn does not train FP8 attention in Transformer Engine.",
+        f"Set precision.attention=cudnn, or {_NO_FP8_ATTENTION[4:]}",
     ),
     # Exchanges between context-parallel ranks.
     Constraint(
@@ -320,6 +286,33 @@ CONSTRAINTS: tuple[Constraint, ...] = (
         _NOT_DETERMINISTIC,
     ),
     Constraint(
+        "hopper_deterministic",
+        lambda a: (
+            a.deterministic
+            and a.is_cudnn
+            and a.layout == "thd"
+            and a.architecture == 9
+            and a.deterministic_workspace_bytes > _LARGEST_WORKSPACE_BYTES
+        ),
+        "train.deterministic=true ({workspace} of workspace on each GPU)",
+        "on Hopper cuDNN's deterministic backward pass over documents keeps 2 bytes for every query and key of a "
+        "rank's row, in each head and in each of at least 32 document slots.",
+        "Set train.deterministic=false, or precision.attention=flash, whose backward pass repeats in linear memory.",
+    ),
+    Constraint(
+        "flash_deterministic",
+        lambda a: (
+            a.deterministic
+            and a.is_flash
+            and _takes_flash_attn(a)
+            and a.platform.flash_attn_3 is None
+            and (a.platform.flash_attn or ()) < (2, 4, 1)
+        ),
+        "{flash_attn}",
+        "flash-attn before 2.4.1 has no deterministic backward pass.",
+        "Install flash-attn 2.4.1 or newer, or set train.deterministic=false.",
+    ),
+    Constraint(
         "blackwell_deterministic",
         lambda a: a.deterministic and a.architecture == 10 and (a.te_before(2, 12) or a.cudnn_before(9, 18, 1)),
         "train.deterministic=true",
@@ -336,7 +329,10 @@ def broken_rules(attention: Attention) -> list[Constraint]:
 
 
 def resolve_backend(precision: PrecisionConfig, platform: Platform) -> KernelBackend:
-    """Return whose kernels run: what is set, and for auto Transformer Engine wherever it can compute.
+    """Return whose kernels run: what is set, and for auto Transformer Engine on a GPU.
+
+    A GPU without Transformer Engine is not given to torch in silence: the stage is refused until torch is asked for,
+    whose attention takes about twice the time.
 
     Args:
         precision: Formats and the backend asked for.
@@ -349,8 +345,8 @@ def resolve_backend(precision: PrecisionConfig, platform: Platform) -> KernelBac
         return precision.backend
     if precision.compute.startswith("fp8"):
         return KernelBackend.TE
-    has_te = platform.transformer_engine is not None and platform.compute_capability is not None
-    return KernelBackend.TE if has_te and precision.compute == "bf16" else KernelBackend.TORCH
+    on_gpu = platform.compute_capability is not None
+    return KernelBackend.TE if on_gpu and precision.compute == "bf16" else KernelBackend.TORCH
 
 
 def attentions(cfg: RunConfig, platform: Platform) -> list[Attention]:
@@ -365,6 +361,7 @@ def attentions(cfg: RunConfig, platform: Platform) -> list[Attention]:
             compute=cfg.precision.compute,
             fp8_recipe=cfg.precision.fp8_recipe,
             backend=resolve_backend(cfg.precision, platform),
+            kernels=cfg.precision.attention,
             dtype=dtype,
             layout=layout,
             cp_comm_type=parallelism.cp_comm_type if parallelism.context_parallel_size > 1 else None,
@@ -373,6 +370,7 @@ def attentions(cfg: RunConfig, platform: Platform) -> list[Attention]:
             num_query_groups=max(model.num_query_groups // parallelism.tensor_model_parallel_size, 1),
             kv_channels=model.kv_channels,
             max_seqlen=cfg.seq_length,
+            rank_tokens=cfg.seq_length // parallelism.context_parallel_size,
             platform=platform,
         )
         for dtype, layout in kinds

@@ -10,6 +10,7 @@ from nemo_prolong.config.schema.data import DataConfig, MixtureEntry
 from nemo_prolong.config.schema.evaluate import EvaluateConfig
 from nemo_prolong.config.schema.export import ExportConfig, ExportTargetConfig
 from nemo_prolong.config.schema.layout import (
+    AttentionKernels,
     CpCommType,
     KernelBackend,
     OffloadConfig,
@@ -33,6 +34,7 @@ from nemo_prolong.config.schema.run import (
 from nemo_prolong.config.schema.tracker import MlflowConfig, TrackerConfig, WandbConfig
 
 __all__ = [
+    "AttentionKernels",
     "CheckpointConfig",
     "ClusterConfig",
     "CpCommType",

@@ -13,6 +13,10 @@ CpCommType = Literal["p2p", "all_gather", "a2a", "a2a+p2p"]
 """How context-parallel ranks exchange keys and values, in Megatron's words."""
 
 
+AttentionKernels = Literal["auto", "cudnn", "flash"]
+"""Which library computes attention for Transformer Engine."""
+
+
 class KernelBackend(StrEnum):
     """Which implementation of the layers runs: ours in plain torch, or Transformer Engine."""
 
@@ -84,6 +88,9 @@ class PrecisionConfig(Section):
     fp8_recipe: Literal["tensorwise", "delayed", "blockwise"] = "tensorwise"
     """Scaling of FP8 matrix products; mxfp8 is not here because it needs Blackwell."""
     backend: KernelBackend = KernelBackend.AUTO
-    """auto takes Transformer Engine on a GPU where it is installed, else torch."""
+    """auto takes Transformer Engine on a GPU and torch on a CPU. FP32 takes torch. None is replaced by another."""
+    attention: AttentionKernels = "auto"
+    """Kernels of Transformer Engine's attention. auto is its own choice, which is cuDNN on Hopper and Blackwell. flash
+    is flash-attn, whose deterministic backward pass needs memory that is linear in the tokens."""
     recompute: RecomputeConfig = RecomputeConfig()
     offload: OffloadConfig = OffloadConfig()

@@ -26,7 +26,7 @@ def check_parameters(named: Iterable[tuple[str, Parameter]], what: str) -> None:
     Raises:
         CheckpointError: On every rank, naming tensors of any.
     """
-    remedy = "Use a parent whose loss did not go wrong; its metrics.jsonl tells."
+    remedy = "Use one from before its loss went wrong; the metrics.jsonl of the run tells."
     refuse_non_finite({name: count_non_finite(parameter) for name, parameter in named}, what, remedy)
 
 

@@ -15,6 +15,7 @@ from nemo.collections import llm
 from nemo.collections.llm.gpt.model.llama import apply_rope_scaling
 
 from nemo_prolong.config.schema import RopeScaling
+from nemo_prolong.engine.te.environment import forbid_unfused_kernels, forget_kernels
 from nemo_prolong.engine.training.packed_step import DocumentSeqParams
 from nemo_prolong.ops.linear_cross_entropy import HeadLoss, linear_cross_entropy
 
@@ -97,6 +98,12 @@ def scaled_frequencies(inv_freq: torch.Tensor, scaling: RopeScaling) -> torch.Te
     )
 
 
+@torch.no_grad()
+def _fill_with_nan(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.fill_(torch.nan)
+
+
 @dataclasses.dataclass
 class ExactModelConfig:
     """What ours adds to a NeMo model configuration.
@@ -114,9 +121,17 @@ class ExactModelConfig:
     rope_scaling: RopeScaling | None = None
 
     def configure_model(self, *args: Any, **kwargs: Any) -> GPTModel:
-        """Return the model that NeMo builds, of our class and with our frequencies. Needs ``patches.prepare``."""
+        """Return the model that NeMo builds, of our class and with our frequencies. Needs ``patches.prepare``.
+
+        Without ``perform_initialization`` every parameter is NaN until it is restored, norms too. What a restore leaves
+        out is then found, and not trained.
+        """
+        forget_kernels()
         model = super().configure_model(*args, **kwargs)  # type: ignore[misc]
+        forbid_unfused_kernels()
         assert type(model) is self.model_class, type(model)
+        if not self.perform_initialization:  # type: ignore[attr-defined]
+            _fill_with_nan(model)
         if self.rope_scaling is not None:
             rotary = model.rotary_pos_emb
             rotary.inv_freq = scaled_frequencies(rotary.inv_freq, self.rope_scaling)

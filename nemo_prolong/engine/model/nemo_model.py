@@ -78,9 +78,21 @@ def params_dtype(precision: PrecisionConfig) -> torch.dtype:
 
 
 def build_nemo_config(
-    model: ModelConfig, seq_length: int, parallelism: ParallelismConfig, precision: PrecisionConfig
+    model: ModelConfig,
+    seq_length: int,
+    parallelism: ParallelismConfig,
+    precision: PrecisionConfig,
+    *,
+    restored: bool = False,
 ) -> GPTConfig:
     """Return NeMo's configuration of the model.
+
+    Args:
+        model: The model.
+        seq_length: Tokens of a row.
+        parallelism: Its layout.
+        precision: Its formats and kernels.
+        restored: Weights come from a parent or a checkpoint. None are drawn, which takes a rank minutes at full size.
 
     Raises:
         ConfigError: If the class cannot be had.
@@ -100,6 +112,7 @@ def build_nemo_config(
         real_vocab_size=model.vocab_size,
         rope_scaling=model.rope_scaling,
         forward_step_fn=packed_forward_step,
+        perform_initialization=not restored,
         calculate_per_token_loss=True,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -142,8 +155,13 @@ def build_optimizer(optim: OptimConfig, train_iters: int, *, bf16: bool) -> Mega
     return MegatronOptimizerModule(config, lr_scheduler=schedule)
 
 
-def build_model(cfg: RunConfig) -> PackedLlamaModel:
-    """Return the model with its optimizer, not yet built on a device."""
-    nemo_config = build_nemo_config(cfg.model, cfg.seq_length, cfg.parallelism, cfg.precision)
+def build_model(cfg: RunConfig, *, restored: bool) -> PackedLlamaModel:
+    """Return the model with its optimizer, not yet built on a device.
+
+    Args:
+        cfg: The stage.
+        restored: See ``build_nemo_config``.
+    """
+    nemo_config = build_nemo_config(cfg.model, cfg.seq_length, cfg.parallelism, cfg.precision, restored=restored)
     optimizer = build_optimizer(cfg.optim, cfg.train.train_iters, bf16=nemo_config.bf16)
     return PackedLlamaModel(nemo_config, optimizer, cfg.train.loss_average)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -34,12 +35,17 @@ def te_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> Tra
     return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
 
 
+_ATTENTION_BACKENDS = {"auto": AttnBackend.auto, "cudnn": AttnBackend.fused, "flash": AttnBackend.flash}
+"""``precision.attention`` as Megatron calls it."""
+
+
 def te_fields(precision: PrecisionConfig) -> dict[str, Any]:
     """Return the fields of NeMo's model configuration that choose this backend; fusions not named are NeMo's choice."""
     return {
         "transformer_layer_spec": te_layer_spec,
         "data_step_fn": data_step_of(precision),
         "use_cpu_initialization": False,
+        "attention_backend": _ATTENTION_BACKENDS[precision.attention],
         # Angles are looked up by position. The fused kernel for packed rows starts one block per document and position
         # of the longest document, nearly all of them idle in a row of one long and many short documents.
         "apply_rope_fusion": False,

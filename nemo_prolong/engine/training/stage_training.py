@@ -127,9 +127,10 @@ def _train(
     hooks = lightning_callbacks(callbacks, cfg, run)
     trainer = build_trainer(cfg, hooks, validate=data.validates, store=store, restore=restore)
     callbacks.stop.listen()
+    model = build_model(cfg, restored=opened is not None or restore is not None)
     try:
         with _first_error(), explained_worker_deaths():
-            trainer.fit(build_model(cfg), datamodule=data, ckpt_path=str(resume) if resume else None)
+            trainer.fit(model, datamodule=data, ckpt_path=str(resume) if resume else None)
     finally:
         callbacks.stop.restore()
     totals = callbacks.totals(trainer.global_step)

@@ -51,13 +51,21 @@ class StageStrategy(nl.MegatronStrategy):
         """Take what the stage takes from its parent; a Hugging Face directory is read to where its tensors belong."""
         if not isinstance(self.restore_config, HuggingFaceRestore):
             super().selective_restore()
-            if self.restore_config is not None:
-                check_parameters(self.megatron_parallel.named_parameters(), f"parent={self.restore_config.path}")
             return
         self.restore_config.load(self.megatron_parallel.sharded_state_dict())
+        self._check_restored(f"parent=hf:{self.restore_config.path}")
         for optimizer in self.optimizers:
             optimizer.reload_model_params()
         self.barrier("hf_import")
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Load weights, of this run or of a parent."""
+        super().load_model_state_dict(checkpoint, strict=strict)
+        self._check_restored(f"parent={self.restore_config.path}" if self.restore_config else "the checkpoint")
+
+    def _check_restored(self, what: str) -> None:
+        """Refuse weights that are NaN or infinite. What is not restored stays NaN, see ``ExactModelConfig``."""
+        check_parameters(self.megatron_parallel.named_parameters(), what)
 
     def optimizer_sharded_state_dict(self, is_loading: bool = False, metadata: Any = None) -> Any:
         """Return Megatron's description of the optimizer state, see ``MegatronStrategy``."""
