@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemo_prolong.config.rules.constraints import ASSUMED_PLATFORM, Platform, resolve_backend
+from nemo_prolong.config.rules.attention import Platform
 from nemo_prolong.config.schema import KernelBackend, RunConfig
 from nemo_prolong.doctor.facts import Machine
 from nemo_prolong.doctor.software import release
@@ -35,7 +35,7 @@ def needs_gpus(cfg: RunConfig) -> bool:
 
     A bf16 stage of one rank runs on a CPU too, which is how the miniature is tried in bf16.
     """
-    if resolve_backend(cfg.precision, ASSUMED_PLATFORM) is not KernelBackend.TE:
+    if cfg.precision.compute == "fp32":
         return False
     asked = cfg.precision.backend is KernelBackend.TE or cfg.precision.compute.startswith("fp8")
     return asked or cfg.parallelism.planned_world_size > 1
@@ -50,6 +50,8 @@ def platform_of(machine: Machine) -> Platform:
         compute_capability=capability,
         cudnn=torch.cudnn if torch else None,
         cuda=torch.cuda if torch else None,
+        flash_attn=release(machine.packages.get("flash_attn")),
+        flash_attn_3=release(machine.packages.get("flash_attn_3")),
     )
 
 

@@ -30,10 +30,11 @@ print(json.dumps({
 DISTRIBUTIONS = {
     "transformer_engine": "transformer-engine",
     "flash_attn": "flash-attn",
+    "flash_attn_3": "flash-attn-3",
     "apex": "apex",
     "torch": "torch",
 }
-"""Components of ``config.tested_versions`` that are Python packages, and the names they are installed under."""
+"""Packages that no requirement names, because an image brings them, and the names they are installed under."""
 
 _OURS = "nemo-prolong"
 

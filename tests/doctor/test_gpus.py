@@ -49,6 +49,10 @@ def test_a_full_size_stage_needs_gpus():
     )
 
 
+def test_a_full_size_stage_needs_gpus_with_torchs_kernels_too():
+    assert bad(cpu_node(), stage("stage2", "precision.backend=torch")).level is Level.NO_GO
+
+
 @pytest.mark.parametrize("cfg", [None, stage("mini/base"), stage("mini/base", "precision=bf16")])
 def test_the_miniature_and_a_login_node_need_none(cfg):
     (finding,) = gpu_findings(cpu_node(), cfg)

@@ -9,6 +9,7 @@ from nemo_prolong.doctor.finding import Level
 from tests.support.recorded_node import cpu_node, h100_node, said, stage
 
 BF16 = ("precision.backend=auto", "train.deterministic=false")
+FLASH = ("precision.attention=flash", "train.deterministic=false")
 STAGE2 = stage("stage2", *BF16)
 
 
@@ -103,6 +104,14 @@ def test_transformer_engine_that_is_asked_for_and_missing():
     ]
 
 
+def test_flash_attn_that_is_asked_for_is_looked_for():
+    cfg = stage("stage2", "precision.backend=te", *FLASH)
+    assert bad(kernel_findings(h100_node(), cfg)) == []
+    (finding,) = bad(kernel_findings(without("flash_attn"), cfg))
+    assert finding.level is Level.NO_GO
+    assert "flash" in finding.what
+
+
 def test_without_a_gpu_the_missing_gpu_is_said_once():
     assert kernel_findings(cpu_node(), stage("stage2")) == []
 
@@ -113,7 +122,7 @@ def test_nothing_falls_back_on_a_whole_node():
 
 
 def test_torch_in_place_of_transformer_engine_is_said_with_its_cost():
-    (finding,) = fallback_findings(without("transformer_engine"), STAGE2)
+    (finding,) = fallback_findings(without("transformer_engine"), stage("stage2", "precision.backend=torch"))
     assert finding.level is Level.WARNING
     assert said(finding) == (
         "Transformer Engine is not installed, so torch's kernels run.\n"
@@ -123,9 +132,17 @@ def test_torch_in_place_of_transformer_engine_is_said_with_its_cost():
     )
 
 
+def test_what_is_asked_for_by_name_does_not_fall_back():
+    assert bad(fallback_findings(without("transformer_engine"), STAGE2)) == []
+    assert (
+        "Transformer Engine is not installed here."
+        in bad(kernel_findings(without("transformer_engine"), STAGE2))[0].what
+    )
+
+
 def test_apex_is_missed_only_without_transformer_engine():
     assert bad(fallback_findings(without("apex"), STAGE2)) == []
-    (finding,) = fallback_findings(without("apex", "transformer_engine"), STAGE2)
+    (finding,) = fallback_findings(without("apex", "transformer_engine"), None)
     assert finding.why.endswith("Without apex too, Adam and the sums of gradients are not fused.")
 
 
