@@ -53,6 +53,11 @@ def test_a_package_that_is_missing_or_has_no_version(version, words):
     assert f"nemo-toolkit {words}" in finding.what
 
 
+def test_a_build_before_its_release_is_newer_than_the_releases_before():
+    node = replace(with_package("torch", "2.13.0a0+5f2c.nv26.10"), requirements={"torch": "torch>=2.10"})
+    assert bad(version_findings(node, None)) == []
+
+
 def test_an_old_cudnn_stops_a_stage_on_gpus():
     old = replace(h100_node().torch, cudnn=(9, 13, 1))
     (finding,) = bad(version_findings(h100_node(torch=old), STAGE2))
