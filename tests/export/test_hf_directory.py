@@ -264,6 +264,13 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         {"rope_scaling": {**LLAMA3, "beta_fast": 32}},
         "its RoPE scaling has beta_fast, which llama3 has not. Correct it.",
     ),
+    (
+        {"rope_scaling": {**LLAMA3, "extra": {}}},
+        "its RoPE scaling has extra, which llama3 has not. Correct it.",
+    ),
+    ({"rms_norm_eps": 0.0}, f"rms_norm_eps=0.0 is no positive number. {CORRECT_IT}"),
+    ({"rms_norm_eps": True}, f"rms_norm_eps=true is no positive number. {CORRECT_IT}"),
+    ({"max_position_embeddings": True}, f"max_position_embeddings=true is no positive whole number. {CORRECT_IT}"),
     ({"rope_scaling": "llama3"}, f"its rope_scaling is no JSON object. {CORRECT_IT}"),
     (
         {"rope_parameters": {"rope_type": "default"}, "rope_scaling": LLAMA3},
@@ -312,8 +319,19 @@ def test_another_model_than_configured_is_refused(llama: Path, changes: dict[str
         {"rope_scaling": {**LLAMA3, "rope_theta": 500000.0}, "rope_theta": None},
         {"rope_parameters": {"full_attention": {**LLAMA3, "rope_theta": 500000.0}}, "rope_theta": None},
         {"rope_scaling": {**{key: value for key, value in LLAMA3.items() if key != "rope_type"}, "type": "llama3"}},
+        {"rope_scaling": {**LLAMA3, "partial_rotary_factor": 1.0}},
+        {"rope_parameters": {"rope_theta": 500000.0, "partial_rotary_factor": 1.0}, "rope_scaling": LLAMA3},
     ],
-    ids=["transformers 4", "transformers 5", "both", "base in the scaling", "by kind of layer", "the older key"],
+    ids=[
+        "transformers 4",
+        "transformers 5",
+        "both",
+        "base in the scaling",
+        "by kind of layer",
+        "the older key",
+        "all of a head",
+        "base and scaling apart",
+    ],
 )
 def test_the_scaling_of_llama_3_1_is_read_from_both_versions(llama: Path, keys: dict[str, Any]) -> None:
     (llama / "config.json").write_text(json.dumps(config(**keys)))
@@ -326,6 +344,7 @@ NEUTRAL: list[dict[str, Any]] = [
     {"rope_scaling": {"type": "linear", "factor": 1.0}},
     {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "partial_rotary_factor": 1.0}},
     {"hidden_act": "swish", "attention_bias": False, "mlp_bias": None, "sliding_window": None, "pretraining_tp": 2},
+    {"architectures": None},
     {"layer_types": ["full_attention"] * 2, "attention_dropout": 0.1, "torch_dtype": "float16"},
 ]
 
@@ -335,6 +354,11 @@ def test_what_changes_no_computation_is_accepted(llama: Path, changes: dict[str,
     (llama / "config.json").write_text(json.dumps(config(**changes)))
     found = check(llama)
     assert (found.rotary_base, found.rope_scaling) == (500000.0, None)
+
+
+def test_a_context_of_one_token_is_a_context(llama: Path) -> None:
+    (llama / "config.json").write_text(json.dumps(config(max_position_embeddings=1)))
+    assert check(llama).context_length == 1
 
 
 def test_absent_keys_have_the_defaults_of_transformers(llama: Path) -> None:

@@ -71,6 +71,7 @@ TARGETS = (
             "export/test_hf_directory.py",
             "export/test_writer.py",
             "export/test_direct_reader.py",
+            "export/test_hf_config.py",
         ),
     ),
 )
