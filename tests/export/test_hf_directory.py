@@ -107,7 +107,11 @@ def test_a_tensor_in_a_file_that_the_index_does_not_name_is_refused(llama: Path)
     first, second = load_file(llama / "a.safetensors"), load_file(llama / "b.safetensors")
     name = sorted(first)[0]
     save_file({**second, name: first[name] + 1}, llama / "b.safetensors")
-    assert f"b.safetensors holds {name}, which {INDEX} says is in a.safetensors." in refusal(CheckpointError, llama)
+    assert refusal(CheckpointError, llama) == (
+        f"parent=hf:{llama}: b.safetensors holds {name}, which {INDEX} says is in a.safetensors. Programs differ in "
+        "which of the two they read. Load the model with the program that you trust, and save it again into an empty "
+        "directory."
+    )
     save_file({**second, "of.nobody": first[name]}, llama / "b.safetensors")
     check(llama)
 
@@ -121,7 +125,12 @@ def test_pickles_beside_safetensors_are_left_alone(llama: Path) -> None:
     ("file", "content", "said"),
     [
         ("adapter_config.json", {"peft_type": "LORA"}, "it holds an adapter of PEFT (adapter_config.json)"),
-        ("config.json", config(transformers_weights="c.safetensors"), 'transformers_weights="c.safetensors"'),
+        (
+            "config.json",
+            config(transformers_weights="c.safetensors"),
+            'config.json names a weight file of its own, transformers_weights="c.safetensors". Save the model again, '
+            f"so that its weights are model.safetensors or the files of {INDEX}.",
+        ),
     ],
 )
 def test_weights_that_only_transformers_would_find_are_refused(
@@ -156,6 +165,10 @@ def test_some_of_many_problems_are_named(llama: Path) -> None:
     for number in range(4):
         (llama / f"{number}.bin").write_bytes(b"")
     assert "its weights are pickles (0.bin, 1.bin, 2.bin), which" in refusal(CheckpointError, llama)
+    shapes = {name: shape for piece in pieces(MODEL) for name, shape in zip(piece.names, piece.shapes, strict=True)}
+    save_file({name: torch.zeros(shape) for name, shape in list(shapes.items())[5:]}, llama / "model.safetensors")
+    named = "; ".join(f"{name} is missing" for name in list(shapes)[:5])
+    assert refusal(CheckpointError, llama) == f"parent=hf:{llama}: {named}. {OR_CORRECT_IT}"
     save_file({"lm_head.weight": torch.zeros(100, 24)}, llama / "model.safetensors")
     missing = [name for piece in pieces(MODEL) for name in piece.names if name != "lm_head.weight"]
     named = "; ".join(f"{name} is missing" for name in missing[:5])
@@ -473,6 +486,7 @@ def wrapped_twin(directory: Path) -> None:
 
 HEAD = "lm_head.weight"
 FILES: list[tuple[Callable[[Path], object], str]] = [
+    (lambda d: (d / "config.json").write_text("[]"), "config.json is no JSON object. Download it again."),
     (
         only_pickles,
         "its weights are pickles (pytorch_model.bin), which can run code when they are opened. Convert them "
@@ -603,6 +617,9 @@ def test_a_tied_head_is_compared_by_its_own_values(llama: Path, monkeypatch: pyt
     tied = MODEL.model_copy(update={"share_embeddings_and_output_weights": True})
     (llama / "config.json").write_text(json.dumps(config(tie_word_embeddings=True)))
     embedding = torch.randn(100, 24, generator=torch.Generator().manual_seed(0))
+    # A tensor that is not read lies before the head in its file.
+    rewrite(llama / "b.safetensors", **{"a.rotary_emb.inv_freq": torch.ones(4)})
+    set_in_index(llama, "a.rotary_emb.inv_freq", "b.safetensors")
     rewrite(llama / "a.safetensors", **{"model.embed_tokens.weight": embedding})
     rewrite(llama / "b.safetensors", **{HEAD: embedding.clone()})
     check(llama, tied)

@@ -72,6 +72,7 @@ TARGETS = (
             "export/test_writer.py",
             "export/test_direct_reader.py",
             "export/test_hf_config.py",
+            "export/test_non_finite.py",
         ),
     ),
 )
