@@ -156,11 +156,19 @@ def test_a_driver_and_a_disk_that_hang_hold_nobody_up(tmp_path, data_root):
     os.mkfifo(data_root / "rows" / "index.json")
     rows = ["data.mixture=[{path: rows, proportion: 1.0}]", "data.validation=[]", "train.val_check_interval=0"]
     arguments = [str(SCRIPT), "--json", "+exp=mini/base", f"data.root={data_root}", *rows]
+    # Python waits for the threads of a pool when it ends, such as those that hash files.
     program = (
-        "import functools, runpy, sys\n"
+        "import functools, runpy, sys, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from nemo_prolong.doctor.machine import Host\n"
+        "from nemo_prolong.doctor.probing import run_command\n"
+        "def run(command):\n"
+        "    if 'topo' in command:\n"
+        "        ThreadPoolExecutor(1).submit(time.sleep, 600).result()\n"
+        "    return run_command(command)\n"
         f"script = runpy.run_path({str(SCRIPT)!r})\n"
         "names = script['main'].__globals__\n"
-        "names['Doctor'] = functools.partial(names['Doctor'], budget_seconds=0.5)\n"
+        "names['Doctor'] = functools.partial(names['Doctor'], host=Host(run=run), budget_seconds=0.5)\n"
         f"sys.argv = {arguments!r}\n"
         "script['main']()\n"
     )
