@@ -20,6 +20,10 @@ EXIT_HUNG = 76
 """Exit code of a rank that made no progress for ``faults.hang_seconds``: the launcher may start all ranks anew."""
 
 
+EXIT_NO_GO = 7
+"""Exit code of ``scripts/doctor.py`` where it found something that a stage would die of."""
+
+
 class ProlongError(Exception):
     """Base of every error that is the user's to fix; printed without a traceback.
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from hydra._internal.utils import get_args_parser
@@ -47,8 +48,39 @@ def hydra_script(
             by itself.
         os_errors: Whose exit code a full disk, a missing permission and the like have in this script.
     """
+
+    def run(request: Request[T], arguments: Namespace) -> None:
+        task(*request.load())
+
+    request_script(schema, script, run, description, examples, help_overrides, os_errors)
+
+
+def request_script(
+    schema: type[T],
+    script: str,
+    task: Callable[[Request[T], Namespace], None],
+    description: str,
+    examples: Sequence[str],
+    help_overrides: Sequence[str] = (),
+    os_errors: type[ProlongError] = ProlongError,
+    flags: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """As ``hydra_script``, for a task that does not end at a configuration which cannot be loaded.
+
+    Args:
+        schema: As there.
+        script: As there.
+        task: Called with what was asked for, not loaded yet, and the flags of the command line.
+        description: As there.
+        examples: As there.
+        help_overrides: As there.
+        os_errors: As there.
+        flags: Flags of this script besides those of Hydra, with what ``--help`` says of them.
+    """
     with clean_ending(os_errors):
         parser = get_args_parser()
+        for flag, meaning in flags.items():
+            parser.add_argument(flag, action="store_true", help=meaning)
         arguments = parser.parse_args()
         _refuse(arguments)
         request = Request.of(schema, script, arguments)
@@ -62,7 +94,7 @@ def hydra_script(
         elif arguments.hydra_help or arguments.info or arguments.shell_completion:
             _print_of_hydra(request, parser, arguments)
         else:
-            task(*request.load())
+            task(request, arguments)
 
 
 def typed_config_dir() -> list[str]:

@@ -15,12 +15,13 @@ from nemo_prolong.records.stage_manifest import ParentRecord
 from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
 
 
-def check_hugging_face_parent(cfg: RunConfig, *, weights: bool) -> ParentRecord:
+def check_hugging_face_parent(cfg: RunConfig, *, weights: bool, hashed: bool = True) -> ParentRecord:
     """Return what is recorded of the directory after checking that the stage can start from it.
 
     Args:
         cfg: The stage, with ``parent=hf:DIR``.
         weights: Also check the tensors and hash the files, which one rank does when the stage begins.
+        hashed: With false the files are not hashed, which reads only their headers.
 
     Raises:
         CheckpointError: If the directory is no Llama in safetensors, or not whole.
@@ -37,7 +38,7 @@ def check_hugging_face_parent(cfg: RunConfig, *, weights: bool) -> ParentRecord:
         path=cfg.parent,
         step=0,
         transition=cfg.transition,
-        sha256=directory.sha256() if weights else None,
+        sha256=directory.sha256() if weights and hashed else None,
         context_length=directory.context_length,
         rotary_base=directory.rotary_base,
         stop_token_ids=directory.stop_token_ids,

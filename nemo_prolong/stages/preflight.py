@@ -22,7 +22,7 @@ from nemo_prolong.data.tokenizer import TextEncoder
 from nemo_prolong.data.tokenizer.saved import TOKENIZER_FILE, SavedTokenizer, too_many_tokens
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError
 from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
-from nemo_prolong.records.checkpoint.verify import CheckpointChoice, choose_checkpoint
+from nemo_prolong.records.checkpoint.verify import CheckpointChoice, VerifyCheckpoint, choose_checkpoint
 from nemo_prolong.records.data_manifest import DataManifestFile
 from nemo_prolong.records.locations import working_directory
 from nemo_prolong.records.run_directory import RunDirectory
@@ -90,7 +90,7 @@ def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
             that a run cannot be continued with.
     """
     data = check_data(cfg)
-    found = _check_run_dir(cfg, run, data) if rank == 0 else _Continued()
+    found = check_run_directory(cfg, run, data) if rank == 0 else ContinuedRun()
     if found.run is not None:
         # It has taken what it takes from its parent, which need not exist any more.
         return _start(data, found, resume=found.choice.checkpoint, run=found.run, parent_record=found.run.parent)
@@ -102,6 +102,29 @@ def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
     if cfg.parent is not None and cfg.parent.startswith(HF_PREFIX):
         record = check_hugging_face_parent(cfg, weights=rank == 0)
         return _start(data, found, stops=find_stop_tokens(cfg, data, None, record), parent_record=record)
+    parent_run, record = check_parent_run(cfg)
+    parent = parent_run.manifest
+    stops = find_stop_tokens(cfg, data, parent, record)
+    taken = parent_checkpoint(parent_run) if rank == 0 else _NO_CHECKPOINT
+    return _start(
+        data,
+        found,
+        taken,
+        stops=stops,
+        parent=parent,
+        parent_record=record,
+        parent_checkpoint=taken.checkpoint,
+    )
+
+
+def check_parent_run(cfg: RunConfig) -> tuple[RunDirectory, ParentRecord]:
+    """Check all of a parent run but its checkpoint. Return it, and what is recorded of it.
+
+    Raises:
+        CheckpointError: If it is missing or unfinished.
+        ConfigError: If its model is of another shape.
+        DataError: If the rows were made with another tokenizer than its own.
+    """
     parent_run = _parent_run(cfg)
     parent = parent_run.manifest
     _check_complete(parent_run)
@@ -115,20 +138,10 @@ def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
         stop_token_ids=parent.stop_token_ids or [],
         working_directory=working_directory(),
     )
-    stops = find_stop_tokens(cfg, data, parent, record)
-    taken = _parent_checkpoint(parent_run) if rank == 0 else _NO_CHECKPOINT
-    return _start(
-        data,
-        found,
-        taken,
-        stops=stops,
-        parent=parent,
-        parent_record=record,
-        parent_checkpoint=taken.checkpoint,
-    )
+    return parent_run, record
 
 
-def _start(data: DataManifestFile, found: _Continued, taken: CheckpointChoice = _NO_CHECKPOINT, **what: Any) -> Start:
+def _start(data: DataManifestFile, found: ContinuedRun, taken: CheckpointChoice = _NO_CHECKPOINT, **what: Any) -> Start:
     choices = [found.choice, taken]
     return Start(
         data=data,
@@ -296,23 +309,42 @@ def refuse_other_run(cfg: RunConfig, run: RunDirectory, changes: Sequence[Settin
 
 
 @dataclass(frozen=True)
-class _Continued:
-    """The run that goes on, if there is one."""
+class ContinuedRun:
+    """The run that goes on, if there is one.
+
+    Attributes:
+        choice: Its verified checkpoint.
+        run: Its manifest, None where the stage begins.
+        changes: Settings that are not as they were when it was started.
+    """
 
     choice: CheckpointChoice = _NO_CHECKPOINT
     run: StageManifest | None = None
     changes: tuple[SettingChange, ...] = ()
 
 
-def _check_run_dir(cfg: RunConfig, run: RunDirectory, data: DataManifestFile) -> _Continued:
+def check_run_directory(
+    cfg: RunConfig, run: RunDirectory, data: DataManifestFile, verify: VerifyCheckpoint | None = None
+) -> ContinuedRun:
     """Return what to continue if the directory holds an unfinished run of the same configuration.
 
     A finished one whose last checkpoint is damaged is unfinished again. It is trained from the newest good one on.
+
+    Args:
+        cfg: The stage.
+        run: Its run directory.
+        data: Manifest of its data directory.
+        verify: Judges a checkpoint. By default every file of it is read.
+
+    Raises:
+        CheckpointError: If the directory holds another run, or a complete one.
+        ConfigError: If a setting is changed that a run cannot be continued with.
+        DataError: If the run was trained on other rows.
     """
     manifest = stored_run(cfg, run)
     if manifest is None:
-        return _Continued()
-    choice = choose_checkpoint(run.path, run.identity)
+        return ContinuedRun()
+    choice = choose_checkpoint(run.path, run.identity, verify)
     step = step_of(choice.checkpoint) if choice.checkpoint else 0
     if manifest.status == "complete" and not (choice.checkpoint and step < manifest.step):
         rule = f"{run.path} already holds a complete run of {manifest.stage}."
@@ -323,11 +355,11 @@ def _check_run_dir(cfg: RunConfig, run: RunDirectory, data: DataManifestFile) ->
         # It starts over, so whatever is named may be different.
         if not any(is_within("data.root", name) for name in cfg.resume.allow):
             _check_same_data(cfg, run, data)
-        return _Continued(choice, changes=tuple(changes))
+        return ContinuedRun(choice, changes=tuple(changes))
     check_changeable(changes)
     _check_same_data(cfg, run, data)
     _check_steps_left(cfg, step)
-    return _Continued(choice, manifest, tuple(changes))
+    return ContinuedRun(choice, manifest, tuple(changes))
 
 
 def _check_steps_left(cfg: RunConfig, step: int) -> None:
@@ -383,9 +415,17 @@ def _check_parent_tokens(cfg: RunConfig, parent: DataRecord) -> None:
         check_same_tokens(cfg, theirs)
 
 
-def _parent_checkpoint(run: RunDirectory) -> CheckpointChoice:
-    """Return the parent's last checkpoint. An earlier one is no substitute for it."""
-    parent, choice = run.manifest, choose_checkpoint(run.path, run.identity)
+def parent_checkpoint(run: RunDirectory, verify: VerifyCheckpoint | None = None) -> CheckpointChoice:
+    """Return the parent's last checkpoint. An earlier one is no substitute for it.
+
+    Args:
+        run: The parent.
+        verify: Judges a checkpoint. By default every file of it is read.
+
+    Raises:
+        CheckpointError: If it is gone or cannot be used.
+    """
+    parent, choice = run.manifest, choose_checkpoint(run.path, run.identity, verify)
     if choice.checkpoint is None:
         raise CheckpointError(
             f"parent={run.path}",

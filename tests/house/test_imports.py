@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "lightning", "megatron", "nemo", "transformers", "datasets", "pandas"}
-LIGHT_ROOMS = ["config", "plan", "launch", "report"]
+LIGHT_ROOMS = ["config", "plan", "launch", "report", "doctor"]
 
 
 def modules_of(room: str) -> list[str]:

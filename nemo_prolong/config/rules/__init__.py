@@ -30,7 +30,7 @@ _RULES: dict[type[Section], Sequence[Callable[[Any], Iterable[ConfigError]]]] = 
     EvaluateConfig: (evaluate_findings,),
 }
 
-__all__ = ["check", "check_platform", "check_world", "findings", "ranks_to_start"]
+__all__ = ["check", "check_platform", "check_world", "findings", "platform_findings", "ranks_to_start"]
 
 
 def check(cfg: Section) -> None:
@@ -52,8 +52,17 @@ def check_platform(cfg: RunConfig, platform: Platform) -> None:
     Raises:
         ConfigError: If something the stage needs does not exist there; all reasons in one message.
     """
-    found = [*constraint_findings(cfg, platform), *memory_findings(cfg, platform), *overlap_findings(cfg, platform)]
-    raise_all(found)
+    raise_all(platform_findings(cfg, platform))
+
+
+def platform_findings(cfg: RunConfig, platform: Platform) -> list[ConfigError]:
+    """Return everything that a stage needs and a platform does not have.
+
+    Args:
+        cfg: A checked configuration.
+        platform: What was found.
+    """
+    return [*constraint_findings(cfg, platform), *memory_findings(cfg, platform), *overlap_findings(cfg, platform)]
 
 
 def findings(cfg: Section) -> list[ConfigError]:

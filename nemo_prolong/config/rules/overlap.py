@@ -6,7 +6,8 @@ returns the errors it finds.
 
 from __future__ import annotations
 
-from nemo_prolong.config.rules.constraints import ASSUMED_PLATFORM, Platform, resolve_backend
+from nemo_prolong.config.rules.attention import ASSUMED_PLATFORM, Platform
+from nemo_prolong.config.rules.constraints import resolve_backend
 from nemo_prolong.config.schema import KernelBackend, RunConfig
 from nemo_prolong.errors import ConfigError
 

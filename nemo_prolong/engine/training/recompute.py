@@ -9,7 +9,8 @@ from torch.distributed import Store
 
 from nemo_prolong.config.rules.constraints import resolve_backend
 from nemo_prolong.config.schema import KernelBackend, RecomputeConfig, RunConfig
-from nemo_prolong.distributed.rendezvous import decided_by_rank_zero, rank_and_size
+from nemo_prolong.distributed.rank_environment import rank_and_size
+from nemo_prolong.distributed.rendezvous import decided_by_rank_zero
 from nemo_prolong.engine.platform import current_platform
 from nemo_prolong.plan.memory import EVERY_LAYER, choose_recompute
 

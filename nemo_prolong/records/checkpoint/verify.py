@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,9 @@ MEGATRON_FORMAT = {
 
 _REQUIRED = {MODEL_FILE, METADATA_FILE, COMMON_FILE, FORMAT_FILE}
 _SHARD = re.compile(WEIGHTS + r"/__\d+_\d+\.distcp")
+_SAMPLE_BYTES = 256 * 2**20
+"""What a look at a sample reads, which a slow file system gives within seconds."""
+
 # SHA-256 is bound by the processor. More threads than this wait for the file system.
 _MAX_HASH_THREADS = 16
 
@@ -69,14 +72,19 @@ class CheckpointChoice:
     summary: str = ""
 
 
-def choose_checkpoint(run_dir: Path, run: RunIdentity | None = None) -> CheckpointChoice:
-    """Return the verified checkpoint of the highest step. The time of a file means nothing.
+VerifyCheckpoint = Callable[[Path, RunIdentity | None], CheckpointManifest]
+"""Returns the manifest of a checkpoint that is good, and raises CheckpointError for another."""
 
-    Every file of it is read.
+
+def choose_checkpoint(
+    run_dir: Path, run: RunIdentity | None = None, verify: VerifyCheckpoint | None = None
+) -> CheckpointChoice:
+    """Return the verified checkpoint of the highest step. The time of a file means nothing.
 
     Args:
         run_dir: Run directory.
         run: The run that its checkpoints must be of. None reads it from the directory.
+        verify: Judges one. By default every file of it is read; ``verify_sample`` reads a part.
 
     Raises:
         CheckpointError: If there are checkpoints and none of them is good. Nothing is deleted.
@@ -85,7 +93,7 @@ def choose_checkpoint(run_dir: Path, run: RunIdentity | None = None) -> Checkpoi
     for step in reversed(listed_steps(run_dir)):
         checkpoint, started = checkpoint_directory(run_dir, step), time.perf_counter()
         try:
-            manifest = verify_checkpoint(checkpoint, run)
+            manifest = (verify or verify_checkpoint)(checkpoint, run)
         except CheckpointError as error:
             refused.append(f"{error.what}: {error.rule}")
             continue
@@ -99,6 +107,30 @@ def choose_checkpoint(run_dir: Path, run: RunIdentity | None = None) -> Checkpoi
         f"none of its {len(refused)} checkpoints is good. {refused[0]}",
         "Restore one from a backup, or start again under another name=....",
     )
+
+
+def verify_sample(checkpoint: Path, run: RunIdentity | None = None) -> CheckpointManifest:
+    """Compare names and sizes of all files of a checkpoint with the manifest, and the content of the smallest ones.
+
+    It takes seconds. Damage inside of a large file is not seen.
+
+    Args:
+        checkpoint: A directory ``checkpoints/step_XXXXXXXX``.
+        run: The run it must be of. None accepts any.
+
+    Raises:
+        CheckpointError: As ``verify_checkpoint``, for what it reads.
+    """
+    manifest = check_listing(checkpoint, run)
+    sample, read_bytes = [], 0
+    for name, record in sorted(manifest.files.items(), key=lambda item: item[1].bytes):
+        read_bytes += record.bytes
+        if read_bytes > _SAMPLE_BYTES:
+            break
+        sample.append(name)
+    _check_hashes(checkpoint, manifest, sample)
+    _check_small_files(checkpoint, manifest)
+    return manifest
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
@@ -137,12 +169,16 @@ def _verify(
     checkpoint: Path, run: RunIdentity | None, fingerprint: tuple[tuple[str, int, int, int], ...]
 ) -> CheckpointManifest:
     manifest = check_listing(checkpoint, run)
-    found = hash_files(checkpoint, manifest.files)
-    for name, expected in manifest.files.items():
-        if found[name].sha256 != expected.sha256:
-            raise _refusal(checkpoint / name, "its SHA-256 is not that of the manifest: it was changed or damaged.")
+    _check_hashes(checkpoint, manifest, manifest.files)
     _check_small_files(checkpoint, manifest)
     return manifest
+
+
+def _check_hashes(checkpoint: Path, manifest: CheckpointManifest, names: Iterable[str]) -> None:
+    """Refuse a file among ``names`` whose content is not that of the manifest."""
+    for name, found in hash_files(checkpoint, names).items():
+        if found.sha256 != manifest.files[name].sha256:
+            raise _refusal(checkpoint / name, "its SHA-256 is not that of the manifest: it was changed or damaged.")
 
 
 def check_listing(checkpoint: Path, run: RunIdentity | None = None) -> CheckpointManifest:
