@@ -93,3 +93,16 @@ def test_a_stage_takes_rows_that_the_manifest_has() -> None:
     }
     with pytest.raises(ValidationError, match="stage sft takes rows of a, b, which row_sets does not hold"):
         DataManifest.model_validate(manifest)
+
+
+def test_facts_are_of_at_least_one_row_and_token() -> None:
+    smallest = facts(seq_length=1, rows=1, tokens=1)
+    assert (smallest.seq_length, smallest.rows, smallest.tokens) == (1, 1, 1)
+    for field in ("seq_length", "rows", "tokens"):
+        with pytest.raises(ValidationError, match=f"{field}\n  Input should be greater than 0"):
+            facts(**{field: 0})
+
+
+def test_facts_that_were_read_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        facts().rows = 5  # type: ignore[misc]
