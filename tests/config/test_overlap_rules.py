@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nemo_prolong.config.rules import check_platform, findings
-from nemo_prolong.config.rules.constraints import ASSUMED_PLATFORM, Platform
+from nemo_prolong.config.rules.attention import ASSUMED_PLATFORM, Platform
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.errors import ConfigError
 

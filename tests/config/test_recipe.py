@@ -268,7 +268,7 @@ def test_a_miniature_file_has_the_keys_of_its_big_brother(stage):
     assert (mini["stage"], mini["transition"]) == (big["stage"], big["transition"])
 
 
-def test_full_size_names_transformer_engine_and_a_miniature_repeats_its_bits(load_run):
+def test_full_size_names_its_kernels_and_a_miniature_repeats_its_bits(load_run):
     files = [file.relative_to(CONFIG_DIR / "exp").with_suffix("") for file in CONFIG_DIR.glob("exp/**/*.yaml")]
     full = [str(name) for name in files if name.parent.name in ("", "ablation")]
     assert len(full) == 14

@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from nemo_prolong.config.rules.constraints import ASSUMED_PLATFORM
+from nemo_prolong.config.rules.attention import ASSUMED_PLATFORM
 from nemo_prolong.config.tested_versions import TESTED_VERSIONS, cudnn_release
 
 ROOT = Path(__file__).parents[2]

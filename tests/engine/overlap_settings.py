@@ -11,7 +11,7 @@ import torch
 from megatron.core import parallel_state
 from torch.distributed import HashStore
 
-from nemo_prolong.config.rules.constraints import ASSUMED_PLATFORM, Platform
+from nemo_prolong.config.rules.attention import ASSUMED_PLATFORM, Platform
 from nemo_prolong.config.schema import KernelBackend, RunConfig
 from nemo_prolong.engine.model import nemo_model
 from nemo_prolong.engine.te.userbuffers import UserBuffers
