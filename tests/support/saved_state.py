@@ -29,7 +29,7 @@ def read_tensors(weights: Path, part: str) -> dict[str, torch.Tensor]:
     load_distributed(saved, storage_reader=FileSystemReader(weights), no_dist=True)
     whole = {}
     for key, value in saved.items():
-        shape = metadata.mcore_data[key].get("nd_reformulated_orig_global_shape")
+        shape = metadata.mcore_data.get(key, {}).get("nd_reformulated_orig_global_shape")
         name = key.removeprefix(prefix)
         while name.startswith("module."):
             name = name.removeprefix("module.")
