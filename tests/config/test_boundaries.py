@@ -49,7 +49,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
         {"cluster.time_limit": "0-02:03:04", "cluster.signal_seconds": 7384},
         [
             "cluster.signal_seconds=7384: a job of cluster.time_limit=0-02:03:04 would be asked to stop before it "
-            "begins. Set cluster.signal_seconds=120, or a longer cluster.time_limit, such as 04:00:00."
+            "begins. Set cluster.signal_seconds=null, or a longer cluster.time_limit, such as 04:00:00."
         ],
     ),
     ({"cluster.time_limit": "1-00:00:00", "cluster.signal_seconds": 65535}, []),
