@@ -37,7 +37,7 @@ _CANDIDATES = {"nothing": NOTHING, "mlp": MLP, "every layer": EVERY_LAYER}
 """From the fastest to the smallest."""
 
 
-class TrainingMemory(NamedTuple):
+class StepMemory(NamedTuple):
     """Bytes of one rank where a step needs most, in the backward pass of its last layer.
 
     Attributes:
@@ -81,7 +81,7 @@ class _LayerBytes(NamedTuple):
         input: Its input, which is all that is kept of a layer that is computed again.
         mlp: What the MLP saves besides its input.
         all: Everything that a layer saves, its input too.
-        backward: See ``TrainingMemory``.
+        backward: See ``StepMemory``.
     """
 
     input: float
@@ -90,7 +90,7 @@ class _LayerBytes(NamedTuple):
     backward: float
 
 
-def planned_memory(cfg: RunConfig, recompute: RecomputeConfig, world_size: int) -> TrainingMemory:
+def planned_memory(cfg: RunConfig, recompute: RecomputeConfig, world_size: int) -> StepMemory:
     """Return the memory of a step with some recomputation, whatever the configuration says about it.
 
     Args:
@@ -103,7 +103,7 @@ def planned_memory(cfg: RunConfig, recompute: RecomputeConfig, world_size: int) 
     layers = cfg.model.num_layers // parallelism.pipeline_model_parallel_size
     kept, recomputed = _kept_and_recomputed(layer, layers, recompute)
     rows = tokens * cfg.train.micro_batch_size
-    return TrainingMemory(
+    return StepMemory(
         state=_state_bytes(cfg, world_size),
         kept=kept * rows * _micro_batches_in_flight(cfg, world_size),
         recomputed=recomputed * rows,

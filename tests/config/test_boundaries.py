@@ -21,7 +21,6 @@ NOT_IN_TORCH = (
     "parallelism.cp_comm_type=p2p."
 )
 SELECTIVE = {f"{RECOMPUTE}.recompute_granularity": "selective"}
-AUTO = {f"{RECOMPUTE}.recompute_granularity": "auto"}
 MIXTURE = [{"path": "a", "proportion": 0.5}, {"path": "b", "proportion": 0.5}]
 
 
@@ -321,25 +320,10 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
         UNIFORM | {TP: 2, f"{RECOMPUTE}.recompute_num_layers": 1, f"{RECOMPUTE}.distribute_saved_activations": True},
         [],
     ),
-    (AUTO, []),
-    (
-        AUTO | {f"{RECOMPUTE}.recompute_num_layers": 1},
-        [
-            f"{RECOMPUTE}.recompute_num_layers=1: belongs to full, and recompute_granularity is auto. Set "
-            f"{RECOMPUTE}.recompute_num_layers=null."
-        ],
-    ),
     # Offload.
     (
         {"precision.compute": "bf16", f"{OFFLOAD}": True, f"{OFFLOAD}_num_layers": 1},
         [],
-    ),
-    (
-        AUTO | {"precision.compute": "bf16", f"{OFFLOAD}": True, f"{OFFLOAD}_num_layers": 1},
-        [
-            f"{OFFLOAD}=true: Megatron does not offload with recompute_granularity=auto. Set {OFFLOAD}=false "
-            f"{OFFLOAD}_num_layers=0, or precision.recompute.recompute_granularity=null."
-        ],
     ),
     (
         {"precision.compute": "bf16", f"{OFFLOAD}": True, f"{OFFLOAD}_num_layers": 0},

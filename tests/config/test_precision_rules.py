@@ -177,6 +177,12 @@ MESSAGES = [
     ),
     (
         "stage2",
+        ["precision.recompute.recompute_num_layers=1"],
+        "precision.recompute.recompute_num_layers=1: belongs to full, and recompute_granularity is auto. "
+        "Set precision.recompute.recompute_num_layers=null.",
+    ),
+    (
+        "stage2",
         ["precision.offload.cpu_offloading=true", "precision.offload.cpu_offloading_num_layers=8"],
         "precision.offload.cpu_offloading=true: Megatron does not offload with recompute_granularity=auto. "
         "Set precision.offload.cpu_offloading=false precision.offload.cpu_offloading_num_layers=0, or "

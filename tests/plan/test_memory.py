@@ -19,7 +19,7 @@ from nemo_prolong.plan.memory import (
     FIXED_BYTES,
     MLP,
     NOTHING,
-    TrainingMemory,
+    StepMemory,
     choose_recompute,
     planned_memory,
 )
@@ -65,7 +65,7 @@ def stage(name: str, tp: int = 4, cp: int = 2, **changes: dict[str, Any]) -> Run
     return RunConfig.model_validate(values)
 
 
-def planned(row: tuple[str, int, int, int], recompute: RecomputeConfig, **changes: dict[str, Any]) -> TrainingMemory:
+def planned(row: tuple[str, int, int, int], recompute: RecomputeConfig, **changes: dict[str, Any]) -> StepMemory:
     """Return the plan of a row of the table."""
     name, world_size, tp, cp = row
     return planned_memory(stage(name, tp, cp, **changes), recompute, world_size)
@@ -118,7 +118,7 @@ def test_a_pipeline_holds_as_many_rows_as_it_has_stages() -> None:
 def test_what_full_recomputation_keeps_depends_on_its_blocks() -> None:
     row = ("stage1", 8, 4, 2)
 
-    def full(method: str, layers: int) -> TrainingMemory:
+    def full(method: str, layers: int) -> StepMemory:
         block = {"recompute_method": method, "recompute_num_layers": layers}
         return planned(row, RecomputeConfig(recompute_granularity="full", **block))
 
