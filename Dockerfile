@@ -19,8 +19,8 @@ LABEL org.opencontainers.image.title="nemo_prolong" \
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 USER 0
-# PYTHONPATH and the constraints of the base would bring back its own packages, or refuse ours. The compiler's list of
-# GPUs is that of the extension that Megatron compiles on its first import: with another list it is compiled anew.
+# PYTHONPATH and the constraints of the base would bring back its own packages, or refuse ours. Megatron compiles a helper
+# when it is imported. Where no GPU is there, as in a build, that asks for the list of GPUs.
 ENV PYTHONPATH="" \
     PIP_CONSTRAINT="" \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -28,9 +28,12 @@ ENV PYTHONPATH="" \
     TORCH_CUDA_ARCH_LIST=9.0
 
 # One home for every cache, writable for any uid, so that a volume can keep them and `--user`, pyxis and Kubernetes can
-# run the image as someone else. Hydra shows the short form of an error; the scripts print ours.
+# run the image as someone else. A uid without an entry in /etc/passwd has no name, and torch asks for one when it is
+# imported: USER gives it. Hydra shows the short form of an error; the scripts print ours.
 # hadolint ignore=DL3064
-ENV HOME=/home/prolong \
+ENV USER=prolong \
+    LOGNAME=prolong \
+    HOME=/home/prolong \
     XDG_CACHE_HOME=/home/prolong/.cache \
     HF_HOME=/home/prolong/.cache/huggingface \
     MPLCONFIGDIR=/home/prolong/.cache/matplotlib \
@@ -72,7 +75,7 @@ RUN python -m pip install --no-deps --no-build-isolation -e . \
 
 # By number, so that Kubernetes can see that it is not root.
 USER ${USER_ID}
-# As an unprivileged user, and what it leaves in the caches is everyone's: Megatron compiles a helper when it is imported.
+# As an unprivileged user. What it leaves in the caches is everyone's.
 RUN python docker/smoke.py --lock requirements/gpu-py312.lock --image \
     && chmod -R a+rwX "$HOME"
 

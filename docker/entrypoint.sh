@@ -11,12 +11,6 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# A uid without an entry in /etc/passwd has no name, and getpass.getuser() fails where no variable gives one.
-if [[ -z ${USER:-} ]] && ! id -un > /dev/null 2>&1; then
-  USER=uid$(id -u)
-  export USER LOGNAME=$USER
-fi
-
 # Whether a command trains. What is typed after scripts/train.py is then in settings.
 settings=()
 trains() {
