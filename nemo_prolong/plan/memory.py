@@ -1,7 +1,8 @@
 """Memory of a training step on one rank, by arithmetic, and the recomputation that it leaves room for.
 
-This is a plan. Nothing in it was measured. It adds up what the layers of Transformer Engine 2.9 save in BF16 under
-Megatron-core 0.15.3, tensor by tensor, as their sources have it.
+This is a plan. Nothing in it was measured. What a layer saves is added up tensor by tensor, for Transformer Engine 2.9
+in BF16 under Megatron-core 0.15.3. What a backward pass holds besides is less certain. Its terms were chosen so that
+they give nine figures that were worked out by hand for layouts of Llama-3-8B, and no source says that they are these.
 
 It leaves out the LM head (2 GB at TP 1, where a vocabulary of 128K keeps its fp32 gradient), padding of documents,
 fragmentation, and what a save needs. ``MARGIN`` is for these, and for what the arithmetic got wrong.
@@ -158,7 +159,7 @@ def _layer_bytes(cfg: RunConfig) -> _LayerBytes:
         input=hidden_here,
         mlp=mlp,
         all=3 * hidden_here + attention + mlp,
-        # As if the gradients of MLP and attention were there at the same time; the two gathered tensors are whole.
+        # Fitted, see the module: gradients of MLP and attention at the same time, and two whole tensors.
         backward=2 * hidden + (3 * ffn + 2 * query + key_value + ring) / tp,
     )
 
