@@ -36,11 +36,12 @@ TE := .venv-te
 IMAGE := .venv-image
 IMAGE_TOOLS := .venv-image-tools
 SBOM := build/sbom.cdx.json
+LAUNCH := .venv-launch
 # Half of the time. Tests of exchanges fork, so nothing before them in their process may join a process group.
 ENGINE := tests/engine tests/ops
 TE_CUDA := $(CURDIR)/$(TE)/lib/python3.12/site-packages/nvidia
 LOCKS := requirements/bootstrap.lock requirements/cpu.lock requirements/gpu-py312.lock requirements/interop.lock \
-	requirements/te.lock requirements/image.lock requirements/image-tools.lock \
+	requirements/te.lock requirements/image.lock requirements/image-tools.lock requirements/launch.lock \
 	requirements/transformers5.lock
 
 # What runs inside the environment must not see another one.
@@ -72,7 +73,10 @@ test: setup lint ## check imports, style and types, then run every test that nee
 test-layouts: setup ## compare every (TP, PP, CP, DP) layout on 2 and 4 ranks with one rank (about 10 minutes)
 	@$(BIN)/python -m pytest tests/layouts $(PYTEST_ARGS)
 
-test-launch: setup ## train on two nodes that are emulated, started by torchrun, by Slurm and by the script itself (about 5 minutes)
+test-launch: $(LAUNCH)/.installed setup ## train on two nodes that are emulated, under every launcher; check job files and manifests (about 5 minutes)
+	@files=$$(mktemp -d); trap 'rm -rf "$$files"' EXIT; \
+	$(BIN)/python -m tests.launch.write_files "$$files"; \
+	LAUNCH_FILES=$$files $(LAUNCH)/bin/python -m pytest -c tests/launch/tools.ini tests/launch/tools_files.py $(PYTEST_ARGS)
 	@$(BIN)/python -m pytest -m launch tests/launch $(PYTEST_ARGS)
 
 test-chaos: setup ## kill a run in its save path and at 50 random times, and compare every bit (PROLONG_RANDOM_KILLS=N for more)
@@ -143,13 +147,14 @@ lock: $(BOOTSTRAPPED) ## resolve the dependencies again and write requirements/*
 		--override requirements/interop.overrides.txt -o requirements/interop.lock
 	@$(COMPILE) requirements/transformers5.in --python-version 3.11 \
 		--override requirements/transformers5.overrides.txt -o requirements/transformers5.lock
+	@$(COMPILE) requirements/launch.in --python-version 3.11 -o requirements/launch.lock
 	@$(COMPILE) requirements/te.in --python-version 3.12 --constraint requirements/gpu-py312.lock \
 		--override requirements/te.overrides.txt -o requirements/te.lock
 	@$(COMPILE) requirements/image.in --python-version 3.12 --no-deps -o requirements/image.lock
 	@$(COMPILE) requirements/image-tools.in --python-version 3.11 -o requirements/image-tools.lock
 
 clean: ## delete every environment and every cache; runs/ and data/ stay
-	@rm -rf $(VENV) $(INTEROP) $(TRANSFORMERS5) $(TE) $(IMAGE) $(IMAGE_TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(INTEROP) $(TRANSFORMERS5) $(TE) $(IMAGE) $(IMAGE_TOOLS) $(LAUNCH) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Python of the right version, then the installer: uv installs the lock four times as fast as pip.
@@ -199,6 +204,14 @@ $(TRANSFORMERS5)/.installed: $(BOOTSTRAPPED) requirements/transformers5.lock req
 		-r requirements/transformers5.lock
 	@$(TRANSFORMERS5)/bin/python -m pip -qq --disable-pip-version-check install --no-warn-conflicts $(TORCH_PIP_ARGS) \
 		-r requirements/torch.txt
+	@touch $@
+
+# Checks of manifests and shell scripts, which nothing else needs.
+$(LAUNCH)/.installed: $(BOOTSTRAPPED) requirements/launch.lock
+	@echo "test-launch: $(LAUNCH) with requirements/launch.lock"
+	@$(BIN)/python -m venv $(LAUNCH)
+	@$(LAUNCH)/bin/python -m pip -qq --disable-pip-version-check install --no-deps --require-hashes \
+		-r requirements/launch.lock
 	@touch $@
 
 # Sets python to a Python 3.12.

@@ -68,11 +68,16 @@ def _is_secret(key: Any, value: Any) -> bool:
     return isinstance(value, str) and bool(value) and _KEY.search(str(key)) is not None
 
 
+def names_a_secret(name: str) -> bool:
+    """Return whether the name of a variable of the environment says that its value is a secret.
+
+    >>> names_a_secret("HF_TOKEN"), names_a_secret("HF_TOKEN_PATH"), names_a_secret("NCCL_DEBUG")
+    (True, False, False)
+    """
+    return _ENVIRONMENT_NAME.search(name) is not None and _NO_SECRET_ENDING.search(name) is None
+
+
 def _environment_secrets() -> list[str]:
     """Return the values of secret variables, the longest first: one may contain another."""
-    values = {
-        value
-        for name, value in os.environ.items()
-        if _ENVIRONMENT_NAME.search(name) and not _NO_SECRET_ENDING.search(name) and len(value) >= _SHORTEST_VALUE
-    }
+    values = {value for name, value in os.environ.items() if names_a_secret(name) and len(value) >= _SHORTEST_VALUE}
     return sorted(values, key=len, reverse=True)

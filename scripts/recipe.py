@@ -12,7 +12,7 @@ it, in processes of its own. The same command goes on at the stage and step wher
 EXAMPLES = [
     "python scripts/recipe.py +exp=mini/recipe dry_run=true      # what would be done",
     "python scripts/recipe.py +exp=mini/recipe",
-    "python scripts/recipe.py +exp=mini/recipe ranks=2 'overrides=[runs_dir=elsewhere]' export_overrides=null",
+    "python scripts/recipe.py +exp=mini/recipe ranks=2 'overrides=[\"runs_dir=elsewhere\"]' export_overrides=null",
 ]
 
 

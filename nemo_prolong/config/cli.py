@@ -35,6 +35,7 @@ def hydra_script(
     examples: Sequence[str],
     help_overrides: Sequence[str] = (),
     os_errors: type[ProlongError] = ProlongError,
+    arguments: Sequence[str] | None = None,
 ) -> None:
     """Run ``task`` with the configuration that the command line asks for. Exits the process on a user's mistake.
 
@@ -47,12 +48,13 @@ def hydra_script(
         help_overrides: Overrides that ``--help`` uses when none are typed, for a configuration that is not complete
             by itself.
         os_errors: Whose exit code a full disk, a missing permission and the like have in this script.
+        arguments: The words after the script, where they are not those that were typed.
     """
 
-    def run(request: Request[T], arguments: Namespace) -> None:
+    def run(request: Request[T], parsed: Namespace) -> None:
         task(*request.load())
 
-    request_script(schema, script, run, description, examples, help_overrides, os_errors)
+    request_script(schema, script, run, description, examples, help_overrides, os_errors, arguments=arguments)
 
 
 def request_script(
@@ -64,6 +66,7 @@ def request_script(
     help_overrides: Sequence[str] = (),
     os_errors: type[ProlongError] = ProlongError,
     flags: Mapping[str, str] = MappingProxyType({}),
+    arguments: Sequence[str] | None = None,
 ) -> None:
     """As ``hydra_script``, for a task that does not end at a configuration which cannot be loaded.
 
@@ -76,25 +79,26 @@ def request_script(
         help_overrides: As there.
         os_errors: As there.
         flags: Flags of this script besides those of Hydra, with what ``--help`` says of them.
+        arguments: As there.
     """
     with clean_ending(os_errors):
         parser = get_args_parser()
         for flag, meaning in flags.items():
             parser.add_argument(flag, action="store_true", help=meaning)
-        arguments = parser.parse_args()
-        _refuse(arguments)
-        request = Request.of(schema, script, arguments)
-        if arguments.help:
+        parsed = parser.parse_args(arguments)
+        _refuse(parsed)
+        request = Request.of(schema, script, parsed)
+        if parsed.help:
             end_with_the_reader()
             sys.stdout.write(_help_text(description, examples))
-            _print_help(request, parser, arguments, help_overrides)
-        elif arguments.cfg:
+            _print_help(request, parser, parsed, help_overrides)
+        elif parsed.cfg:
             end_with_the_reader()
-            _print_config(request, arguments)
-        elif arguments.hydra_help or arguments.info or arguments.shell_completion:
-            _print_of_hydra(request, parser, arguments)
+            _print_config(request, parsed)
+        elif parsed.hydra_help or parsed.info or parsed.shell_completion:
+            _print_of_hydra(request, parser, parsed)
         else:
-            task(request, arguments)
+            task(request, parsed)
 
 
 def typed_config_dir() -> list[str]:

@@ -89,6 +89,24 @@ def decided_by_rank_zero(store: Store, key: str, value: str | None) -> str | Non
     return store.get(key).decode() or None
 
 
+def known_by_all(store: Store, key: str, yes: bool) -> bool:
+    """Return rank 0's answer to every rank. No rank may leave with it before all know.
+
+    Args:
+        store: Of ``open_store``.
+        key: Name of the question, once for each store.
+        yes: What rank 0 answers. It is ignored on other ranks.
+    """
+    rank, world_size = rank_and_size()
+    answer = decided_by_rank_zero(store, key, "yes" if yes else None) is not None
+    store.set(f"{key}/known/{rank}", "")
+    if answer and rank == 0:
+        # It may be the one that keeps the store.
+        for other in range(world_size):
+            store.get(f"{key}/known/{other}")
+    return answer
+
+
 def refuse_together(store: Store, check: Callable[[], None], rank: int, world_size: int) -> None:
     """Run a check on every rank before there are process groups.
 

@@ -49,13 +49,15 @@ def current_platform() -> Platform:
     return platform.current_platform()
 
 
-def train_stage(cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_checkpoint: Path | None) -> StageTotals:
+def train_stage(
+    cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_checkpoint: Path | None, complete: bool = False
+) -> StageTotals | None:
     """Train a stage and return its totals; see ``training.stage_training.train_stage``."""
     _prepare()
     from nemo_prolong.engine.training import stage_training
 
     raise_if_interrupted()
-    return stage_training.train_stage(cfg, run, resume=resume, parent_checkpoint=parent_checkpoint)
+    return stage_training.train_stage(cfg, run, resume, parent_checkpoint, complete)
 
 
 def open_megatron_scorer(run_dir: Path | str, weights_dtype: torch.dtype | None = None) -> MegatronScorer:

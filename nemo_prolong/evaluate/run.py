@@ -17,7 +17,7 @@ from nemo_prolong.evaluate.request import (
     require_model,
 )
 from nemo_prolong.logs import run_logging
-from nemo_prolong.records.evaluation import EvaluatedState, PerplexityResult, RecallResult, write_result
+from nemo_prolong.records.evaluation import EvaluatedState, PerplexityResult, RecallResult, is_current, write_result
 from nemo_prolong.units import format_seconds, format_tokens
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,9 @@ def evaluate(cfg: EvaluateConfig) -> list[Path]:
     for model, directory in directories.items():
         directory.mkdir(parents=True, exist_ok=True)
         with run_logging(directory / LOG_FILE, console=True):
+            if cfg.when_complete == "succeed" and is_current(directory, requested[model].state, cfg):
+                log.info("%s: is evaluated already", model)
+                continue
             log.info("%s: loading", model)
             _evaluate_model(model, requested[model].state, rows, cfg, directory)
     return list(directories.values())
@@ -61,7 +64,7 @@ def _evaluate_model(model: str, state: EvaluatedState, rows: MdsReader, cfg: Eva
     from nemo_prolong.evaluate.scorer import open_scorer
 
     scorer = open_scorer(model)
-    settings = cfg.model_dump(mode="json")
+    settings = cfg.settings
 
     started = time.monotonic()
     documents, buckets = measure_perplexity(

@@ -13,6 +13,7 @@ from nemo_prolong.errors import CheckpointError
 from nemo_prolong.export.output import check_output
 from nemo_prolong.export.serving.target import START_FILE, check_target
 from nemo_prolong.logs import run_logging
+from nemo_prolong.records.export_manifest import ExportManifest
 from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.units import format_seconds
 
@@ -33,8 +34,10 @@ def export(cfg: ExportConfig) -> None:
         ExportError: If the output is taken, the model cannot be exported or does not fit on the device that is to
             serve it, or the export does not equal it.
     """
-    check_output(Path(cfg.output), overwrite=cfg.overwrite)
     run_dir = Path(cfg.run)
+    is_complete = cfg.when_complete == "succeed" and run_dir.is_dir() and _is_complete(cfg, run_dir)
+    if not is_complete:
+        check_output(Path(cfg.output), overwrite=cfg.overwrite)
     if not run_dir.is_dir():
         raise CheckpointError(
             f"run={cfg.run}", "the run directory does not exist.", "Name a run such as run=runs/demo/sft."
@@ -46,15 +49,24 @@ def export(cfg: ExportConfig) -> None:
         log.info(
             "exporting %s as %s to %s; library output goes to %s/%s", cfg.run, cfg.dtype, cfg.output, run_dir, LOG_FILE
         )
-        # torch, transformers and NeMo take seconds to import and print warnings; nothing above needs them.
-        from nemo_prolong.export.assemble import write_export
+        if is_complete:
+            log.info("%s is this export already", cfg.output)
+        else:
+            # torch, transformers and NeMo take seconds to import and print warnings; nothing above needs them.
+            from nemo_prolong.export.assemble import write_export
 
-        write_export(cfg)
+            write_export(cfg)
         if cfg.export.push_to_hub is not None:
             from nemo_prolong.export.hub import push_to_hub
 
             push_to_hub(Path(cfg.output), cfg.export)
         log.info("exported in %s; %s", format_seconds(time.monotonic() - started), _use(cfg))
+
+
+def _is_complete(cfg: ExportConfig, run_dir: Path) -> bool:
+    """Return whether the output is this export of the last step."""
+    manifest = StageManifest.read(run_dir)
+    return manifest.status == "complete" and ExportManifest.describes(cfg, manifest.step)
 
 
 def check_planned(cfg: ExportConfig, model: ModelConfig, advertised_context_length: int) -> None:

@@ -1,64 +1,64 @@
-"""Render a Slurm job for a stage, with one task per GPU. It is asked to save before its time is up, and then requeued.
+"""Slurm jobs: one task per GPU, asked to save before time is up, and then requeued.
 
-srun starts the ranks itself, so no second launcher runs on the nodes. Slurm signals the batch shell, which hands the
-signal on to the ranks. They save, exit with 75, and the job goes back into the queue and resumes. So does a job whose
-ranks hung, if it saved a checkpoint before. One that hangs without getting on is left to be looked at. Any other exit
-code ends it. The file holds no secrets. What the job needs beyond it comes from the environment of ``sbatch``.
+srun starts the ranks itself, so no second launcher runs on the nodes, and ``scripts/train.py`` takes its rank from
+Slurm's variables. Slurm signals the batch shell, which hands the signal on to the ranks. They save, exit with 75, and
+the job goes back into the queue and resumes. ``launch.failures`` judges every other end but success. The file holds no
+secrets. What the job needs beyond it comes from the environment of ``sbatch``.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-
-from nemo_prolong.config.commands import shell_word
-from nemo_prolong.config.compose import CONFIG_DIR
-from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.config.mounts import container_path
 from nemo_prolong.errors import EXIT_PREEMPTED
+from nemo_prolong.launch.parts import LAUNCH_DIRECTORY, LaunchPart
+from nemo_prolong.launch.templates import render_template
 
-_TEMPLATES = Path(__file__).parent / "templates"
 
-
-def render_sbatch(cfg: RunConfig, arguments: Sequence[str], directory: Path) -> str:
+def render_sbatch(part: LaunchPart, directory: Path) -> str:
     """Return the text of a job file for ``sbatch``.
 
-    The job does not depend on where it is submitted from. In a container image the directory is that of the image.
+    The job does not depend on where it is submitted from.
 
     Args:
-        cfg: A checked configuration. Its ``parallelism`` says how many nodes and GPUs, its ``cluster`` where.
-        arguments: What is typed after ``scripts/train.py``.
-        directory: What relative paths of the configuration begin at.
+        part: What the job runs.
+        directory: Where the job starts, and what relative paths of the configuration begin at outside of a container.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=False,  # noqa: S701 - a shell script; its template quotes what the shell reads
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quoted"] = shell_word
-    directory = directory.absolute()
-    script = CONFIG_DIR.parent / "scripts" / "train.py"
-    return environment.get_template("job.sbatch.j2").render(
-        job_name=_job_name(cfg.name),
-        directory=str(directory),
-        run_dir=os.path.join(directory, cfg.run_dir),
-        parallelism=cfg.parallelism,
-        cluster=cfg.cluster,
-        command=["scripts/train.py" if cfg.cluster.container_image else str(script), *arguments],
+    cluster, run_dir = part.cluster, part.run_dir(directory)
+    container = _container_options(part)
+    return render_template(
+        "job.sbatch.j2",
+        part=part,
+        cluster=cluster,
+        directory=str(directory.absolute()),
+        launch_directory=str(run_dir / LAUNCH_DIRECTORY),
+        run_dir=str(container_path(cluster, part.cfg.run_dir) if container else run_dir),
+        container=container,
+        judge=["python", part.script_path("judge_failure.py")],
         exit_preempted=EXIT_PREEMPTED,
     )
 
 
-def _job_name(name: str) -> str:
-    """Return a name that sbatch takes as it is: it splits at blanks, ends at #, and expands % in file names.
+def _container_options(part: LaunchPart) -> list[str]:
+    """Return the options of srun that pyxis reads; none without an image."""
+    cluster = part.cluster
+    if cluster.container_image is None:
+        return []
+    options = [f"--container-image={cluster.container_image}"]
+    if cluster.container_mounts:
+        options.append(f"--container-mounts={','.join(cluster.container_mounts)}")
+    if cluster.container_workdir is not None:
+        options.append(f"--container-workdir={cluster.container_workdir}")
+    # pyxis keeps variables of the image that have the same name. These are to win over the image's.
+    return [*options, f"--container-env={','.join(part.environment)}"] if part.environment else options
 
-    >>> _job_name("demo/my run #2"), _job_name("-x")
-    ('demo-my-run-2', 'x')
+
+def render_chain(files: Sequence[tuple[str, Path]]) -> str:
+    """Return a script that submits jobs one after the other, each for when the one before it has ended well.
+
+    Args:
+        files: What each job is called, and its file.
     """
-    return re.sub(r"[^\w.+]+", "-", name).strip("-") or "run"
+    return render_template("chain.sh.j2", files=[(name, str(path)) for name, path in files])

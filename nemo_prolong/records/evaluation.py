@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.commands import typed
+from nemo_prolong.config.schema import EvaluateConfig
 from nemo_prolong.files import digest_file, write_json_atomically
 from nemo_prolong.records.checkpoint.manifest import CHECKPOINT_MANIFEST, checkpoint_directory, listed_steps, step_of
 from nemo_prolong.records.export_manifest import MANIFEST_FILE as EXPORT_MANIFEST
@@ -208,6 +209,18 @@ EvaluationResult = TypeVar("EvaluationResult", PerplexityResult, RecallResult)
 def write_result(directory: Path, result: PerplexityResult | RecallResult) -> None:
     """Write a result under its name into ``directory``; a reader never sees half of it."""
     write_json_atomically(directory / result.file_name, result.model_dump())
+
+
+def is_current(directory: Path, state: EvaluatedState, cfg: EvaluateConfig) -> bool:
+    """Return whether a directory has both results of a state of a model, with the same settings."""
+    results = (
+        read_result(directory / PerplexityResult.file_name, PerplexityResult, []),
+        read_result(directory / RecallResult.file_name, RecallResult, []),
+    )
+    return state.sha256 is not None and all(
+        result is not None and result.model_sha256 == state.sha256 and result.settings == cfg.settings
+        for result in results
+    )
 
 
 def read_result(path: Path, kind: type[EvaluationResult], notes: list[str]) -> EvaluationResult | None:

@@ -12,9 +12,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from nemo_prolong.config.schema import ExportConfig
 from nemo_prolong.files import write_json_atomically
 
 MANIFEST_FILE = "export_manifest.json"
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 SOFTWARE = "nemo_prolong"
 """What the manifest says wrote the directory."""
@@ -213,6 +216,19 @@ class ExportManifest(_Record):
         """
         content = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
         return cls.model_validate(content, extra="ignore")
+
+    @classmethod
+    def describes(cls, cfg: ExportConfig, step: int) -> bool:
+        """Return whether the output of an export is this export of a step already. No file of weights is read."""
+        try:
+            written = cls.read(Path(cfg.output))
+        except (OSError, ValueError):
+            return False
+        source, target = written.source, written.target
+        found = (source.run, source.step, written.dtype, target.format if target else "hf")
+        expected = (cfg.run, step, _DTYPES[cfg.dtype], cfg.export.format)
+        is_quantized = target is not None and target.quantization is not None
+        return found == expected and is_quantized == (cfg.export.quantization is not None)
 
     def write(self, directory: Path) -> None:
         """Write the manifest; a reader never sees half of it."""

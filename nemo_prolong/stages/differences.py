@@ -12,7 +12,7 @@ from nemo_prolong.config.schema import RunConfig, Section
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.records.stage_manifest import SettingChange
 
-_FREE = ("runs_dir", "parallelism", "tracker", "checkpoint", "cluster", "resume")
+_FREE = ("runs_dir", "parallelism", "tracker", "checkpoint", "cluster", "launch", "resume")
 _FREE_WITHIN = {
     "data": ("num_workers", "cache"),
     "precision": ("recompute",),

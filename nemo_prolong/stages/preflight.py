@@ -41,7 +41,7 @@ from nemo_prolong.stages.stop_tokens import UNKNOWN_STOP_TOKENS, StopTokens, fin
 
 _NO_CHECKPOINT = CheckpointChoice(None)
 _NEW_NAME = "Give the run another name=..., or remove the directory."
-_NO_RUN_YET = ("train.rank*.log", f".{MANIFEST_FILE}.*.tmp")
+_NO_RUN_YET = ("train.rank*.log", f".{MANIFEST_FILE}.*.tmp", "launch")
 """What may lie in a run directory before there is a run."""
 
 
@@ -60,6 +60,7 @@ class Start:
         parent_checkpoint: Verified checkpoint of the parent, or None.
         verified: What was verified and how long it took, one line a checkpoint.
         refused: Newer checkpoints that are not used, and why.
+        complete: Whether there is nothing to do. Only rank 0 knows.
     """
 
     data: DataManifestFile
@@ -72,6 +73,7 @@ class Start:
     parent_checkpoint: Path | None = None
     verified: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    complete: bool = False
 
 
 def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
@@ -91,6 +93,8 @@ def check_files(cfg: RunConfig, run: RunDirectory, rank: int = 0) -> Start:
     """
     data = check_data(cfg)
     found = check_run_directory(cfg, run, data) if rank == 0 else ContinuedRun()
+    if found.complete:
+        return _start(data, found, run=found.run, parent_record=run.manifest.parent, complete=True)
     if found.run is not None:
         # It has taken what it takes from its parent, which need not exist any more.
         return _start(data, found, resume=found.choice.checkpoint, run=found.run, parent_record=found.run.parent)
@@ -321,6 +325,7 @@ class ContinuedRun:
     choice: CheckpointChoice = _NO_CHECKPOINT
     run: StageManifest | None = None
     changes: tuple[SettingChange, ...] = ()
+    complete: bool = False
 
 
 def check_run_directory(
@@ -347,6 +352,9 @@ def check_run_directory(
     choice = choose_checkpoint(run.path, run.identity, verify)
     step = step_of(choice.checkpoint) if choice.checkpoint else 0
     if manifest.status == "complete" and not (choice.checkpoint and step < manifest.step):
+        if cfg.resume.when_complete == "succeed" and step == manifest.step:
+            refuse_other_run(cfg, run, changed_settings(cfg, run, step))
+            return ContinuedRun(choice, manifest, complete=True)
         rule = f"{run.path} already holds a complete run of {manifest.stage}."
         raise CheckpointError(f"name={cfg.name}", rule, _NEW_NAME)
     changes = changed_settings(cfg, run, step)

@@ -11,11 +11,12 @@ from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.commands import hydra_override
 from nemo_prolong.config.compose import compose
 from nemo_prolong.config.rules import check_world
-from nemo_prolong.config.schema import ExportConfig, RunConfig
+from nemo_prolong.config.schema import EvaluateConfig, ExportConfig, RunConfig
 from nemo_prolong.config.schema.recipe import RecipeConfig, RecipeStage
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.records.checkpoint.manifest import listed_steps, step_of
 from nemo_prolong.records.checkpoint.verify import choose_checkpoint
+from nemo_prolong.records.evaluation import evaluation_directory, is_current, state_of
 from nemo_prolong.records.export_manifest import ExportManifest
 from nemo_prolong.records.run_directory import RunDirectory
 from nemo_prolong.records.stage_manifest import StageManifest
@@ -29,8 +30,6 @@ from nemo_prolong.stages.preflight import (
 )
 from nemo_prolong.stages.stop_tokens import check_chat
 from nemo_prolong.weights.hf_directory import HuggingFaceDirectory
-
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -92,15 +91,7 @@ class PlannedExport:
     def is_complete(self, last: PlannedStage) -> bool:
         """Return whether the output is this export of the last stage as it is now."""
         manifest = last.manifest
-        try:
-            written = ExportManifest.read(Path(self.cfg.output))
-        except (OSError, ValueError):
-            return False
-        source, target = written.source, written.target
-        found = (source.run, source.step, written.dtype, target.format if target else "hf")
-        expected = (self.cfg.run, manifest and manifest.step, _DTYPES[self.cfg.dtype], self.cfg.export.format)
-        is_quantized = target is not None and target.quantization is not None
-        return found == expected and is_quantized == (self.cfg.export.quantization is not None)
+        return manifest is not None and ExportManifest.describes(self.cfg, manifest.step)
 
     def describe(self, last: PlannedStage) -> str:
         """Return what is written and whether it is, in one line."""
@@ -108,10 +99,33 @@ class PlannedExport:
 
 
 @dataclass(frozen=True)
+class PlannedEvaluation:
+    """The evaluation of a recipe's last stage.
+
+    Attributes:
+        cfg: The evaluation.
+        arguments: What is typed after ``scripts/evaluate.py``.
+    """
+
+    cfg: EvaluateConfig
+    arguments: tuple[str, ...]
+
+    def is_complete(self, last: PlannedStage) -> bool:
+        """Return whether both results are of the last stage as it is now, and of these settings."""
+        directory = Path(self.cfg.output) if self.cfg.output else evaluation_directory(last.cfg.run_dir)
+        return is_current(directory, state_of(last.cfg.run_dir), self.cfg)
+
+    def describe(self, last: PlannedStage) -> str:
+        """Return what is evaluated and whether it was, in one line."""
+        return f"evaluate {last.cfg.run_dir}: {'complete' if self.is_complete(last) else 'starts'}"
+
+
+@dataclass(frozen=True)
 class RecipePlan:
     """A recipe whose parts fit together."""
 
     stages: tuple[PlannedStage, ...]
+    evaluation: PlannedEvaluation | None
     export: PlannedExport | None
 
     @property
@@ -123,8 +137,8 @@ class RecipePlan:
 
     def describe(self) -> list[str]:
         """Return one line a part."""
-        export = [self.export.describe(self.stages[-1])] if self.export else []
-        return [*(stage.describe() for stage in self.stages), *export]
+        after = [part.describe(self.stages[-1]) for part in (self.evaluation, self.export) if part]
+        return [*(stage.describe() for stage in self.stages), *after]
 
     def next_stage(self) -> int | None:
         """Return the number of the stage that is to be trained next, or None when all are complete.
@@ -159,17 +173,45 @@ def plan_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = ()) -> RecipePl
         DataError: If rows that a stage needs are missing.
         CheckpointError: If a run directory holds something else.
     """
-    stages = [_plan_stage(stage, cfg.overrides, config_flags) for stage in cfg.stages]
-    _check_chain(stages)
-    for stage in stages:
+    plan = compose_recipe(cfg, config_flags)
+    for stage in plan.stages:
         check_world(stage.cfg, cfg.ranks, stage.arguments)
         _check_run(stage)
-    return RecipePlan(tuple(stages), _plan_export(cfg.export_overrides, stages[-1]))
+    return plan
+
+
+def compose_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = ()) -> RecipePlan:
+    """Return the plan of a recipe without a look at any file.
+
+    Args:
+        cfg: The recipe.
+        config_flags: Hydra's flags that say where the experiments are, for every part.
+
+    Raises:
+        ConfigError: If a stage cannot be composed, or the parents do not make a chain.
+    """
+    parent = [] if cfg.parent is None else [hydra_override("parent", cfg.parent)]
+    stages = [
+        _plan_stage(stage, [*cfg.overrides, *([] if number else parent)], config_flags)
+        for number, stage in enumerate(cfg.stages)
+    ]
+    _check_chain(stages)
+    last = stages[-1]
+    return RecipePlan(
+        tuple(stages), _plan_evaluation(cfg.evaluate_overrides, last), _plan_export(cfg.export_overrides, last)
+    )
 
 
 def _plan_stage(stage: RecipeStage, overrides: Sequence[str], config_flags: Sequence[str]) -> PlannedStage:
     arguments = (*config_flags, f"+exp={stage.exp}", *overrides, *stage.overrides)
     return PlannedStage(compose(RunConfig, "train", arguments), arguments)
+
+
+def _plan_evaluation(overrides: Sequence[str] | None, last: PlannedStage) -> PlannedEvaluation | None:
+    if overrides is None:
+        return None
+    arguments = (*overrides, hydra_override("models", [last.cfg.run_dir]))
+    return PlannedEvaluation(compose(EvaluateConfig, "evaluate", arguments), arguments)
 
 
 def _plan_export(overrides: Sequence[str] | None, last: PlannedStage) -> PlannedExport | None:

@@ -26,7 +26,7 @@ CheckExport = Callable[[ExportConfig, ModelConfig, int], None]
 
 
 def run_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = (), check_export: CheckExport | None = None) -> None:
-    """Train the stages that are left and export. The same command again resumes where it was.
+    """Train the stages that are left, evaluate the last one and export it. The same command again resumes where it was.
 
     Args:
         cfg: The recipe.
@@ -50,6 +50,9 @@ def run_recipe(cfg: RecipeConfig, config_flags: Sequence[str] = (), check_export
     with handing_on_signals() as processes:
         _train(plan, processes, cfg.ranks)
         last = plan.stages[-1]
+        if plan.evaluation and not plan.evaluation.is_complete(last):
+            log.info(plan.evaluation.describe(last))
+            _run(processes, "evaluate.py", plan.evaluation.arguments, 1)
         if plan.export and not plan.export.is_complete(last):
             log.info(plan.export.describe(last))
             _run(processes, "export.py", plan.export.arguments, 1)

@@ -15,7 +15,7 @@ from nemo_prolong.config.rules import check_platform
 from nemo_prolong.config.schema import RunConfig
 from nemo_prolong.distributed.rank_environment import rank_and_size
 from nemo_prolong.errors import EXIT_PREEMPTED, ConfigError, DataError
-from nemo_prolong.logs import run_logging
+from nemo_prolong.logs import console_logging, run_logging
 from nemo_prolong.plan.time_limits import TimeLimits, check_time_limits, time_limits
 from nemo_prolong.records.checkpoint.manifest import step_of
 from nemo_prolong.records.run_directory import RunDirectory
@@ -49,6 +49,9 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
     rank, world_size = rank_and_size()
     run = RunDirectory(cfg.run_dir)
     start = check_files(cfg, run, rank)
+    if start.complete:
+        _end_complete(cfg, run, world_size)
+        return
     _check_kernels(cfg)
     limits = _time_limits(cfg, run, world_size)
     if rank == 0 and start.run is None:
@@ -68,6 +71,8 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
         _announce_limits(cfg, limits)
         # Importing NeMo takes seconds and prints a page. Nothing above needs it.
         totals = engine.train_stage(limits.apply_to(cfg), run, start.resume, start.parent_checkpoint)
+        if totals is None:
+            return
         if rank == 0:
             finished = _finished(manifest, cfg, totals)
             run.write_manifest(finished)
@@ -75,6 +80,14 @@ def run_stage(cfg: RunConfig, overrides: list[str]) -> None:
             _announce_end(finished, run)
     if totals.stopped:
         raise SystemExit(EXIT_PREEMPTED)
+
+
+def _end_complete(cfg: RunConfig, run: RunDirectory, world_size: int) -> None:
+    """Say on rank 0 that there is nothing to do, to the other ranks too."""
+    with console_logging():
+        log.info("%s is complete already: %d of %d steps", run.path, run.manifest.step, run.manifest.train_iters)
+    if world_size > 1:
+        engine.train_stage(cfg, run, resume=None, parent_checkpoint=None, complete=True)
 
 
 def _record_start(run: RunDirectory, start: Start, cfg: RunConfig, world_size: int) -> None:

@@ -22,7 +22,9 @@ from nemo_prolong.config.defaults import ENTRY_POINTS
 from nemo_prolong.config.experiments import declared_script, experiments
 from nemo_prolong.config.schema import EvaluateConfig, RunConfig
 from nemo_prolong.config.schema.prepare import PrepareConfig
+from nemo_prolong.config.schema.recipe import RecipeConfig
 from nemo_prolong.errors import CheckpointError
+from nemo_prolong.launch.parts import recipe_arguments
 from tests.support.launcher_variables import slurm_task, without_launcher
 
 REPOSITORY = CONFIG_DIR.parent
@@ -207,15 +209,17 @@ def test_every_script_explains_itself(script):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("script", ["train", "prepare_data", "evaluate", "export", "report", "launch"])
+@pytest.mark.parametrize("script", ["train", "prepare_data", "evaluate", "export", "report", "recipe", "launch"])
 def test_every_example_of_the_help_passes_the_rules(script, monkeypatch):
     module = runpy.run_path(str(REPOSITORY / "scripts" / f"{script}.py"))
     schema = next(value for value in module.values() if isinstance(value, type) and value.__name__.endswith("Config"))
     name = "train" if schema is RunConfig else script
     for example in module["EXAMPLES"]:
-        command = re.split(r" > |  +#", example)[0].replace("'", "")
-        arguments = command.partition(".py")[2].split()
-        if "--cfg" not in arguments:
+        arguments = shlex.split(re.split(r" > |  +#", example)[0].partition(".py")[2])
+        recipe = recipe_arguments(arguments) if script == "launch" else None
+        if recipe is not None:
+            hydra_script(RecipeConfig, "recipe", lambda cfg, overrides: None, "", [], arguments=recipe)
+        elif "--cfg" not in arguments:
             monkeypatch.setattr(sys, "argv", ["script", *arguments])
             hydra_script(schema, name, lambda cfg, overrides: None, "", [])
 

@@ -6,7 +6,7 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -18,6 +18,7 @@ from nemo_prolong.config.compose import Request
 from nemo_prolong.config.defaults import ENTRY_POINTS
 from nemo_prolong.config.rules import check_world, ranks_to_start
 from nemo_prolong.errors import ConfigError
+from nemo_prolong.launch.parts import recipe_arguments
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -130,18 +131,23 @@ def run_checks(command: Command) -> None:
     arguments = [word for word in words if word != "..."]
     if "..." in words and not any(word.startswith("+exp=") for word in arguments):
         arguments.append("+exp=mini/base")
-    parsed = get_args_parser().parse_args(arguments)
     schema, entry_point = SCRIPTS[command.script], "train" if command.script == "launch" else command.script
+    recipe = recipe_arguments(arguments) if command.script == "launch" else None
+    if recipe is not None:
+        arguments, schema, entry_point = recipe, ENTRY_POINTS["recipe"], "recipe"
+    parsed = get_args_parser().parse_args(arguments)
     request = Request.of(schema, entry_point, parsed)
     if parsed.cfg or "..." in words:
         request.check_what_is_given()
         return
     cfg, overrides = request.load()
+    if entry_point != "train":
+        return
     ranks = cfg.parallelism.planned_world_size if command.script == "launch" else command.ranks
     if command.script == "train" and command.launcher == "python":
         # On a CPU. On GPUs it starts as many or refuses to.
         ranks = ranks_to_start(cfg, 0, overrides)
-    if entry_point == "train" and ranks is not None:
+    if ranks is not None:
         check_world(cfg, ranks, overrides)
 
 
@@ -153,8 +159,8 @@ def parse_only(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
     real = argparse.ArgumentParser.parse_args
 
-    def parse_args(parser: argparse.ArgumentParser) -> None:
-        real(parser)
+    def parse_args(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> None:
+        real(parser, arguments)
         raise Parsed
 
     # The parsers need none of what the scripts import beside them.

@@ -14,7 +14,7 @@ from nemo_prolong.config.tested_versions import TESTED_VERSIONS
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
-LOCKS = ["bootstrap.lock", "cpu.lock", "gpu-py312.lock", "interop.lock", "transformers5.lock"]
+LOCKS = ["bootstrap.lock", "cpu.lock", "gpu-py312.lock", "interop.lock", "transformers5.lock", "launch.lock"]
 CONTAINERS_OWN = ("torch", "triton", "transformer-engine", "apex", "flash-attn")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
 from nemo_prolong.records.data_manifest import DataManifestFile
 from nemo_prolong.records.stage_manifest import MANIFEST_FILE, ParentRecord, StageManifest
 from nemo_prolong.stages.preflight import Start
+from nemo_prolong.stages.run import run_stage
 from tests.support.preflight import refusal, start_of
 from tests.support.stored_rows import write_data as write_named_rows
 
@@ -200,6 +202,41 @@ def test_a_complete_run_is_never_trained_over(make_config, make_run):
     assert refusal(CheckpointError, cfg) == (
         f"name=tiny: {cfg.run_dir} already holds a complete run of base. {NEW_NAME}"
     )
+
+
+DONE = {"resume": {"when_complete": "succeed"}}
+
+
+def test_a_complete_run_is_nothing_to_do_where_that_is_a_success(make_config, make_run):
+    make_run(make_config(), "complete", (2, 4))
+    cfg = make_config(**DONE)
+    start = start_of(cfg)
+    assert (start.complete, start.resume) == (True, None)
+    assert not start_of(cfg, rank=1).complete
+
+
+def test_a_complete_run_of_other_settings_is_no_success(make_config, make_run):
+    make_run(make_config(), "complete", (4,))
+    message = refusal(CheckpointError, make_config(seed=7, **DONE))
+    assert "holds another run; it differs in seed (42 -> 7). Repeat that run's command" in message
+
+
+def test_a_complete_run_with_a_damaged_end_is_trained_to_its_end(make_config, make_run):
+    run_dir = make_run(make_config(), "complete", (2, 4))
+    damage(run_dir / "checkpoints" / "step_00000004")
+    cfg = make_config(**DONE)
+    start = start_of(cfg)
+    assert not start.complete and start.resume.name == "step_00000002"
+
+
+def test_a_stage_that_is_complete_says_so_and_ends(make_config, make_run, caplog):
+    make_run(make_config(), "complete", (4,))
+    cfg = make_config(**DONE)
+    before = StageManifest.read(Path(cfg.run_dir))
+    with caplog.at_level(logging.INFO):
+        run_stage(cfg, [])
+    assert caplog.messages == [f"{cfg.run_dir} is complete already: 4 of 4 steps"]
+    assert StageManifest.read(Path(cfg.run_dir)) == before
 
 
 def test_another_configuration_is_refused_with_both_values(make_config, make_run):

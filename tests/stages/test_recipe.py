@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nemo_prolong.config.compose import compose
-from nemo_prolong.config.schema.recipe import RecipeConfig
+from nemo_prolong.config.schema.recipe import RecipeConfig, RecipeStage
 from nemo_prolong.data.storage.remote import read_bytes
 from nemo_prolong.distributed import processes
 from nemo_prolong.errors import CheckpointError, ConfigError, DataError, ExportError
@@ -23,12 +23,20 @@ from nemo_prolong.export.run import check_planned
 from nemo_prolong.files import write_json_atomically
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
 from nemo_prolong.records.data_manifest import DataManifestFile
+from nemo_prolong.records.evaluation import (
+    Bucket,
+    PerplexityResult,
+    RecallEntry,
+    RecallResult,
+    state_of,
+    write_result,
+)
 from nemo_prolong.records.export_manifest import ExportManifest, SourceRecord, TargetRecord
 from nemo_prolong.records.run_directory import CONFIG_FILE
 from nemo_prolong.stages import recipe_run
 from nemo_prolong.stages.manifest import new_manifest
 from nemo_prolong.stages.preflight import dump
-from nemo_prolong.stages.recipe_plan import PlannedStage, plan_recipe
+from nemo_prolong.stages.recipe_plan import PlannedStage, compose_recipe, plan_recipe
 from nemo_prolong.stages.recipe_run import run_recipe
 from tests.support.fake_checkpoint import write_checkpoint
 from tests.support.recipe_tools import SCRIPT, STAGES, STEPS, recipe_command, write_recipe_data
@@ -158,7 +166,7 @@ def test_a_recipe_typed_for_another_script_says_which() -> None:
     with pytest.raises(ConfigError) as error:
         compose(RecipeConfig, "recipe", ["+exp=mini/base"])
     assert str(error.value) == (
-        "+exp=mini/base: is an experiment of scripts/train.py. Type +exp=NAME, one of: mini/recipe."
+        "+exp=mini/base: is an experiment of scripts/train.py. Type +exp=NAME, one of: mini/recipe, prolong."
     )
 
 
@@ -219,6 +227,48 @@ def test_an_export_is_complete_for_its_run_step_and_format(make_recipe):
     assert not plan.export.is_complete(last)
 
 
+def evaluated(make_recipe, tmp_path) -> RecipeConfig:
+    """The tiny recipe with an evaluation."""
+    rows = [f"rows={tmp_path}/data/sft", "recall_samples=2"]
+    return make_recipe().model_copy(update={"evaluate_overrides": rows})
+
+
+def test_an_evaluation_is_complete_for_a_state_and_its_settings(make_recipe, tmp_path):
+    plan = plan_recipe(evaluated(make_recipe, tmp_path))
+    assert plan.evaluation is not None
+    last, cfg = plan.stages[-1], plan.evaluation.cfg
+    assert cfg.models == [last.cfg.run_dir] and not plan.evaluation.is_complete(last)
+    leave(last, "complete", STEPS)
+    state = state_of(last.cfg.run_dir)
+    common = {
+        "model": "m",
+        "backend": "megatron",
+        "seconds": 1.0,
+        "settings": cfg.settings,
+        "model_sha256": state.sha256,
+    }
+    bucket = Bucket(start=0, end=8, documents=0, tokens=0, loss=None, perplexity=None)
+    entry = RecallEntry(length=8, samples=1, exact_match=0.0, token_accuracy=0.0, answer_loss=1.0)
+    perplexity = PerplexityResult(data="rows", documents=1, buckets=[bucket], **common)
+    directory = Path(last.cfg.run_dir) / "eval"
+    directory.mkdir()
+    write_result(directory, perplexity)
+    assert not plan.evaluation.is_complete(last)
+    write_result(directory, RecallResult(lengths=[entry], **common))
+    assert plan.evaluation.is_complete(last)
+    for change in ({"settings": cfg.settings | {"seed": 1}}, {"model_sha256": "other"}):
+        write_result(directory, perplexity.model_copy(update=change))
+        assert not plan.evaluation.is_complete(last)
+
+
+def test_the_first_stage_of_a_recipe_takes_its_parent_alone(make_recipe):
+    stages = [{"exp": f"mini/{stage}", "overrides": ["runs_dir=out"]} for stage in ("stage1", "stage2")]
+    cfg = make_recipe().model_copy(
+        update={"stages": [RecipeStage(**stage) for stage in stages], "overrides": [], "parent": "hf:DIR"}
+    )
+    assert [stage.cfg.parent for stage in compose_recipe(cfg).stages] == ["hf:DIR", "out/demo/stage1"]
+
+
 # The processes.
 
 
@@ -227,7 +277,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Scripts without NeMo in place of the real ones."""
     scripts = tmp_path / "scripts"
     scripts.mkdir()
-    for name in ("train.py", "export.py"):
+    for name in ("train.py", "evaluate.py", "export.py"):
         (scripts / name).write_text(PROGRAM)
     monkeypatch.setattr(recipe_run, "CONFIG_DIR", tmp_path / "conf")
     return scripts
@@ -252,6 +302,16 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(make_recipe, parts, tmp_pa
         f"5. export {tmp_path}/export: starts",
     ]
     assert not list(parts.glob("started.*")) and not (tmp_path / "runs").exists()
+
+
+def test_a_recipe_evaluates_its_last_stage_before_it_exports(make_recipe, parts, tmp_path):
+    for stage in plan_recipe(make_recipe()).stages:
+        leave(stage, "complete", STEPS)
+    (parts / "behaviour").write_text(json.dumps({"alone": 0}))
+    run_recipe(evaluated(make_recipe, tmp_path))
+    assert [script for script, *_ in started(parts)] == ["evaluate.py", "export.py"]
+    last = f"{tmp_path}/runs/demo/sft"
+    assert [arguments[-1] for _, arguments, *_ in started(parts)] == [f"models=[{last}]", f"run={last}"]
 
 
 def test_an_export_that_would_be_refused_stops_the_recipe_at_once(make_recipe, parts, tmp_path):

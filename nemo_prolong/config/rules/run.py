@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from nemo_prolong.config.addresses import HF_PREFIX
 from nemo_prolong.config.commands import typed
 from nemo_prolong.config.keys import all_keys, nearest_key
+from nemo_prolong.config.rules.launch import LAUNCH_RULES
 from nemo_prolong.config.rules.layout import LAYOUT_RULES
 from nemo_prolong.config.rules.memory import memory_findings
 from nemo_prolong.config.rules.overlap import overlap_findings
@@ -148,6 +149,7 @@ RUN_RULES: tuple[Callable[[RunConfig], list[ConfigError]], ...] = (
     _validation,
     _schedule,
     _job,
+    *LAUNCH_RULES,
     *LAYOUT_RULES,
     precision_findings,
     memory_findings,

@@ -9,6 +9,7 @@ from nemo_prolong.config.schema.base import Fraction, Section, Size
 from nemo_prolong.config.schema.data import DataConfig, MixtureEntry
 from nemo_prolong.config.schema.evaluate import EvaluateConfig
 from nemo_prolong.config.schema.export import ExportConfig, ExportTargetConfig
+from nemo_prolong.config.schema.launch import KubernetesConfig, LaunchConfig, LaunchTarget
 from nemo_prolong.config.schema.layout import (
     AttentionKernels,
     CpCommType,
@@ -45,6 +46,9 @@ __all__ = [
     "FaultsConfig",
     "Fraction",
     "KernelBackend",
+    "KubernetesConfig",
+    "LaunchConfig",
+    "LaunchTarget",
     "MixtureEntry",
     "MlflowConfig",
     "ModelConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -27,3 +27,11 @@ class EvaluateConfig(Section):
     recall_samples: Count
     """Prompts per length."""
     seed: Seed = 42
+    """Seed of the prompts."""
+    when_complete: Literal["repeat", "succeed"] = "repeat"
+    """What results of the same model and settings are: measured again, or done. Jobs of a chain say succeed."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a result records of it, in plain JSON types."""
+        return self.model_dump(mode="json", exclude={"when_complete"})

@@ -50,6 +50,8 @@ class ExportConfig(Section):
     """Number format of the exported weights."""
     overwrite: bool = False
     """Replace ``output`` if it is an earlier export."""
+    when_complete: Literal["refuse", "succeed"] = "refuse"
+    """What an output that is this export already is: taken, or done. Jobs of a chain say succeed."""
     verify: bool = True
     """Compare every tensor and the logits with the Megatron model; a difference refuses the export."""
     max_shard_bytes: Annotated[int, BeforeValidator(parse_size), Field(ge=2**16, le=2**60)] = 5 * 2**30

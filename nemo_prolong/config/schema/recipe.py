@@ -26,6 +26,11 @@ class RecipeConfig(Section):
     """Stages in their order; the parent of each is the one before it."""
     overrides: list[Name] = Field(default=[])
     """What would be typed after every stage, such as runs_dir=DIR."""
+    parent: Name | None = None
+    """Parent of the first stage, as one would type it; null leaves it to the experiment."""
+    evaluate_overrides: list[Name] | None = None
+    """What would be typed after scripts/evaluate.py, such as rows=DIR; models is the last stage. null evaluates
+    nothing."""
     export_overrides: list[Name] | None = None
     """What would be typed after scripts/export.py, such as output=DIR; run is the last stage. null exports nothing."""
     ranks: Annotated[int, Field(gt=0, le=1024)] = 1

@@ -5,10 +5,22 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from nemo_prolong.config.schema.base import Count, CountOrNone, Fraction, Name, RowTokens, Section, Seed, Text
+from nemo_prolong.config.schema.base import (
+    Count,
+    CountOrNone,
+    Fraction,
+    Name,
+    Parts,
+    RowTokens,
+    Section,
+    Seed,
+    Text,
+    distinct,
+)
 from nemo_prolong.config.schema.data import DataConfig
+from nemo_prolong.config.schema.launch import AbsolutePath, LaunchConfig, MountText, SbatchOption, VariableName
 from nemo_prolong.config.schema.layout import ParallelismConfig, PrecisionConfig
 from nemo_prolong.config.schema.model import ModelConfig
 from nemo_prolong.config.schema.tracker import TrackerConfig
@@ -116,7 +128,7 @@ class FaultsConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Where a stage is submitted: what ``scripts/launch.py`` writes into the job file. Training does not read it."""
+    """Where a stage runs and with what around it: what ``scripts/launch.py`` writes. Training does not read it."""
 
     partition: SlurmName | None = None
     """Slurm partition; null leaves it to the cluster."""
@@ -127,8 +139,40 @@ class ClusterConfig(Section):
     signal_seconds: Annotated[int, Field(gt=0, le=65535)] | None = None
     """How long before the end of a job the stage is asked to save and stop; null follows from the longest step and a
     save. Slurm takes 65535 at most."""
+    cpus_per_task: Parts | None = None
+    """CPUs of each rank; null shares all CPUs of a node between its ranks."""
+    memory_per_node: Annotated[Text, Field(pattern=r"^\d{1,9}[KMGT]?$")] = "0"
+    """Memory of each node as Slurm writes it, such as 960G; 0 is all that a node has."""
+    sbatch_options: Annotated[list[SbatchOption], AfterValidator(distinct)] = Field(default=[])
+    """Further options of the job, such as --qos=high or --reservation=NAME."""
+    exclude_after_failures: Annotated[int, Field(gt=0, le=1000)] | None = 2
+    """Failures that name a node after which the job is requeued without it; null never excludes one."""
     container_image: Name | None = None
-    """Image for pyxis; null runs on the host."""
+    """Image for pyxis, Docker and Kubernetes; null runs on the host."""
+    container_mounts: Annotated[list[MountText], AfterValidator(distinct)] = Field(default=[])
+    """What the container sees of the host, each SOURCE:TARGET or SOURCE:TARGET:ro."""
+    container_workdir: AbsolutePath | None = None
+    """Directory in the container where relative paths of the configuration begin; null takes that of the image."""
+    container_checkout: AbsolutePath = "/workspace/nemo_prolong"
+    """Where this repository lies in the image."""
+    environment: dict[VariableName, Text | None] = Field(
+        default={
+            # Rows of documents of every length ask for blocks of every size. Without it memory is lost between them.
+            # torch's newer name is PYTORCH_ALLOC_CONF. The allocator for CUDA reads this one first, and Megatron 0.15.3
+            # looks here alone for what it excludes.
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+            # Kernels start in the order in which they are queued, so that an exchange of TP or CP starts before the
+            # matrix product that it overlaps. Megatron relies on it before Blackwell.
+            "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+            # Where a node has several networks, gloo may take one that other nodes do not reach.
+            "GLOO_SOCKET_IFNAME": None,
+            # The same for NCCL's first connections and for its sockets.
+            "NCCL_SOCKET_IFNAME": None,
+        }
+    )
+    """Variables of every rank; null leaves one as it is where the ranks start."""
+    secrets: Annotated[list[VariableName], AfterValidator(distinct)] = Field(default=["HF_TOKEN", "WANDB_API_KEY"])
+    """Variables whose values are passed on and never written."""
 
     @property
     def time_limit_seconds(self) -> int:
@@ -143,6 +187,8 @@ class ResumeConfig(Section):
 
     allow: list[Name] = Field(default=[])
     """Keys or sections whose new values are taken although the run was started with others: optim.lr, ..."""
+    when_complete: Literal["refuse", "succeed"] = "refuse"
+    """What a run that is complete already is: a mistake, or done. Jobs of a chain say succeed."""
 
 
 class RunConfig(Section):
@@ -175,6 +221,7 @@ class RunConfig(Section):
     faults: FaultsConfig = FaultsConfig()
     tracker: TrackerConfig = TrackerConfig()
     cluster: ClusterConfig = ClusterConfig()
+    launch: LaunchConfig = LaunchConfig()
 
     @property
     def run_dir(self) -> str:

@@ -25,7 +25,7 @@ from nemo_prolong.data.loading import explained_worker_deaths
 from nemo_prolong.distributed.devices import check_devices
 from nemo_prolong.distributed.ending import ending_together
 from nemo_prolong.distributed.rank_environment import RankEnvironment, rank_and_size
-from nemo_prolong.distributed.rendezvous import decided_by_rank_zero, open_store, refuse_together
+from nemo_prolong.distributed.rendezvous import decided_by_rank_zero, known_by_all, open_store, refuse_together
 from nemo_prolong.engine.checkpoint.hf_restore import HuggingFaceRestore
 from nemo_prolong.engine.model.nemo_model import build_model
 from nemo_prolong.engine.training.data_module import PackedDataModule
@@ -83,14 +83,17 @@ class StageCallbacks(NamedTuple):
         )
 
 
-def train_stage(cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_checkpoint: Path | None) -> StageTotals:
-    """Train until ``train_iters`` and return the totals of the stage.
+def train_stage(
+    cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_checkpoint: Path | None, complete: bool = False
+) -> StageTotals | None:
+    """Train until ``train_iters`` and return the totals of the stage, or None where there is nothing to do.
 
     Args:
         cfg: The stage.
         run: Its run directory.
         resume: Verified checkpoint of this run to continue from. Here and below rank 0's choice counts, on every rank.
         parent_checkpoint: Verified checkpoint to take weights (and optimizer state) from when not resuming.
+        complete: Whether the run is complete already. All ranks end then.
 
     Raises:
         ConfigError: If the stage needs kernels that do not exist for this device and these versions, or a rank does not
@@ -103,6 +106,8 @@ def train_stage(cfg: RunConfig, run: RunDirectory, resume: Path | None, parent_c
     """
     store = open_store()
     with ending_together(store, *rank_and_size()):
+        if known_by_all(store, "complete", complete):
+            return None
         return _train(cfg, run, resume, parent_checkpoint, store)
 
 
