@@ -49,8 +49,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # With a CUDA build of torch and no GPU, megatron.core cannot be imported unless this is set; it has no other effect here.
 export TORCH_CUDA_ARCH_LIST ?= 9.0
 
-.PHONY: help setup demo test test-layouts test-launch test-chaos test-recipe test-interop test-te test-image mutants gpu-check \
-  lint lint-image sbom format lock clean
+.PHONY: help setup demo test test-layouts test-launch test-chaos test-recipe test-interop test-te test-image mutants gpu-check lint lint-image sbom format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
