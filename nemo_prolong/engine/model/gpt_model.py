@@ -11,6 +11,12 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from nemo.collections import llm
 from nemo.collections.llm.gpt.model.llama import apply_rope_scaling
 
@@ -19,6 +25,9 @@ from nemo_prolong.engine.te.environment import forbid_unfused_kernels, forget_ke
 from nemo_prolong.engine.training.packed_step import DocumentSeqParams
 from nemo_prolong.ops.linear_cross_entropy import HeadLoss, linear_cross_entropy
 from nemo_prolong.ops.rotary import rotary_factors
+
+_SHARDED_DIMS = {ColumnParallelLinear: 0, RowParallelLinear: 1, VocabParallelEmbedding: 0}
+"""Layers of Megatron whose weights TP ranks share, and the dim that is cut."""
 
 
 class ExactLossGPTModel(GPTModel):
@@ -111,6 +120,18 @@ def scaled_frequencies(inv_freq: torch.Tensor, scaling: RopeScaling) -> torch.Te
     )
 
 
+def _mark_shards(model: torch.nn.Module) -> None:
+    """Say which weights are shards of TP ranks.
+
+    Megatron says it while it draws them. Without it the norm of the gradient counts a shard on the first TP rank only.
+    """
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        for kind, dim in _SHARDED_DIMS.items():
+            if isinstance(module, kind) and weight is not None and not hasattr(weight, "tensor_model_parallel"):
+                set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=dim, stride=1)
+
+
 @torch.no_grad()
 def _fill_with_nan(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
@@ -144,6 +165,7 @@ class ExactModelConfig:
         forbid_unfused_kernels()
         assert type(model) is self.model_class, type(model)
         if not self.perform_initialization:  # type: ignore[attr-defined]
+            _mark_shards(model)
             _fill_with_nan(model)
         if self.rope_scaling is not None:
             rotary = model.rotary_pos_emb
