@@ -30,7 +30,7 @@ section.
 ON_A_CPU = "**This stage ran at small sizes on a CPU: it shows that the program works, and nothing about a GPU.**"
 
 RESULTS = """\
-Results: **met** and **missed** are against the bound beside them; measured has none; not run and **failed** say why.
+Results **met** and **missed** are against the bound beside them, and measured has none. Not run and **failed** say why.
 """
 
 

@@ -18,7 +18,7 @@ python -m benchmarks.hopper --quick --device cpu             # small sizes on a 
 The cases run in the order of this page, the most valuable first. After every row this page and `hopper_quick.json` are
 written. `--seconds N` gives it less time or more. A case that does not fit into what is left of it is not started, and
 its row says so. A case that fails has a row with the error. One that takes more than twice its planned time is stopped.
-The next case then runs in a new process. Exit code 0: nothing failed; 1: something did; 2: there is no GPU.
+The next case then runs in a new process. The exit code is 0 if nothing failed, 1 if something did, and 2 without a GPU.
 [A machine without a network](README.md) takes one command too.
 """
 

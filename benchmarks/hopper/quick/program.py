@@ -19,7 +19,7 @@ from nemo_prolong.errors import ConfigError
 ROOT = Path(__file__).parents[3]
 CARD = ROOT / "docs" / "verification" / "hopper_quick.json"
 SECONDS = 540.0
-"""Time of the whole check. Machines are lent for a quarter of an hour and less."""
+"""Time of the whole check, so that one command ends within ten minutes."""
 
 
 def chosen_cases(text: str) -> list[Case]:
