@@ -2,8 +2,9 @@
 
 One table for everything that checks versions before a stage needs them: ``docker/smoke.py`` while the image is built,
 ``scripts/doctor.py`` on the machine. What the locks under ``requirements/`` pin is compared with the lock and is not
-here. The tested versions are those of ``nvcr.io/nvidia/pytorch:25.11-py3`` by NVIDIA's release notes, with the cuDNN of
-``requirements/image.lock``. Needs no torch.
+here. The tested versions are those of ``nvcr.io/nvidia/pytorch:25.11-py3``, with the cuDNN of
+``requirements/image.lock``. They are taken from public projects that build on this image, because NVIDIA's own notes
+were not at hand. Needs no torch.
 """
 
 from __future__ import annotations
