@@ -17,8 +17,8 @@ Thread 0x00007f01 (most recent call first):
 
 Current thread 0x00007f02 (most recent call first):
   File "/lib/torch/distributed/{file}.py", line {line} in {function}
-  File "/work/scripts/train.py", line 30 in run
-  File "/work/scripts/train.py", line 44 in <module>
+  File "/projects/scripts/train.py", line 30 in run
+  File "/projects/scripts/train.py", line 44 in <module>
 """
 
 

@@ -29,7 +29,7 @@ ONE_NODE = ("+exp=stage1", "parallelism=h100_8_tp4_cp2", "parent=hf:/models/llam
 STAGE2 = ("+exp=stage2", "parent=runs/stage 1")
 
 
-def plan(*overrides: str, directory: Path = Path("/work/my project")) -> Any:
+def plan(*overrides: str, directory: Path = Path("/projects/long context")) -> Any:
     cfg = compose(RunConfig, "train", overrides)
     return plan_launch([LaunchPart.of_stage(cfg, [word for word in overrides if "launch." not in word])], directory)
 

@@ -50,18 +50,6 @@ def _strict(schema: Any) -> Any:
     return closed
 
 
-def _strict(schema: Any) -> Any:
-    """Return a schema that knows every field of an object that names some."""
-    if isinstance(schema, list):
-        return [_strict(entry) for entry in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: _strict(value) for key, value in schema.items()}
-    if isinstance(closed.get("properties"), dict) and "type" in closed:
-        closed.setdefault("additionalProperties", False)
-    return closed
-
-
 def test_there_is_a_file_of_every_kind():
     kinds = {yaml.safe_load(path.read_text())["kind"] for path in MANIFESTS}
     assert kinds == {"TrainJob", "JobSet"} and {path.suffix for path in SCRIPTS} == {".sh", ".sbatch"}
