@@ -11,9 +11,13 @@ numbers up to twice as large.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from nemo_prolong.config.schema import ModelConfig
 from nemo_prolong.plan.model_size import model_size
+
+if TYPE_CHECKING:
+    # The GPU check divides by the peaks of ``plan.devices``, which imports this, where pydantic is not installed.
+    from nemo_prolong.config.schema import ModelConfig
 
 CONVENTION = "causal, per document, forward + 2 x backward, no recomputation"
 """What is counted, in the words that tables and reports print."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from nemo_prolong.config.schema import ModelConfig
+if TYPE_CHECKING:
+    from nemo_prolong.config.schema import ModelConfig
 
 
 class ModelSize(NamedTuple):
