@@ -25,6 +25,7 @@ def check(data: Path, runs: Path, without: str | None) -> None:
     prepare(without=without)
     step_on_a_nan(gated=without != "optimizer_step")
     build_a_head_with_fused_gradients()
+    tie_an_embedding_between_stages()
     groups = watch_groups()
     train_and_resume(data, runs)
     had_hierarchical_groups, timeouts = groups[-1]
@@ -77,6 +78,33 @@ def build_a_head_with_fused_gradients() -> None:
         gradient_accumulation_fusion=True,
     )
     ColumnParallelLinear(8, 16, config=config, init_method=torch.nn.init.zeros_, bias=False)
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+
+
+def tie_an_embedding_between_stages() -> None:
+    """Build the first of two pipeline stages, whose embedding is the head of the last; its group is this process."""
+    import torch
+    from megatron.core import parallel_state
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from nemo_prolong.engine.inference import start_single_process
+
+    start_single_process()
+    config = TransformerConfig(
+        num_layers=2,
+        hidden_size=8,
+        num_attention_heads=1,
+        use_cpu_initialization=True,
+        pipeline_model_parallel_size=2,
+        pipeline_dtype=torch.float32,
+    )
+    stage = GPTModel(
+        config, get_gpt_layer_local_spec(), 16, 8, post_process=False, share_embeddings_and_output_weights=True
+    )
+    assert stage.shared_embedding_or_output_weight().device.type == "cpu"
     parallel_state.destroy_model_parallel()
     torch.distributed.destroy_process_group()
 

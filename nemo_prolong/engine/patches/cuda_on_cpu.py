@@ -134,9 +134,9 @@ PATCHES = (
     ),
     Patch(
         "tensor_cuda",
-        "NeMo moves the loss to the GPU before it is logged; it is where it belongs",
+        "Megatron moves a tied embedding to the GPU before the pipeline stages agree on it; it is where it belongs",
         replace(torch.Tensor, "cuda", _same),
-        NEMO,
+        MEGATRON,
     ),
     Patch(
         "device_literals",
