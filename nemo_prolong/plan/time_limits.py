@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from nemo_prolong.config.schema import RunConfig
+from nemo_prolong.config.schema import LaunchTarget, RunConfig
 from nemo_prolong.errors import ConfigError
 from nemo_prolong.plan.devices import dense_peak_flops_per_second
 from nemo_prolong.plan.flops import training_flops_per_token
@@ -230,11 +230,13 @@ def with_job_limits(cfg: RunConfig, run: RunDirectory) -> RunConfig:
         run: Its run directory, which need not exist.
 
     Raises:
-        ConfigError: If limits contradict each other, or the job is too short to train and save.
+        ConfigError: If limits contradict each other, or a job of Slurm is too short to train and save.
     """
     limits = time_limits(cfg, cfg.parallelism.planned_world_size, run)
     check_time_limits(cfg, limits)
-    check_job_time(cfg, limits)
+    # Nothing but Slurm ends a stage when its time is over.
+    if cfg.launch.target is LaunchTarget.SLURM:
+        check_job_time(cfg, limits)
     return limits.apply_to(cfg)
 
 

@@ -169,3 +169,10 @@ def test_a_job_too_short_for_its_own_save_is_refused(tmp_path: Path) -> None:
 def test_a_stop_that_slurm_cannot_announce_so_early_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"and Slurm asks 65535 s before at most\. Plan more ranks"):
         with_job_limits(config("stage2", "faults.planned_step_seconds=66000"), RunDirectory(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("target", ["kubernetes", "docker", "local"])
+def test_a_time_limit_concerns_slurm_alone(tmp_path: Path, target: str) -> None:
+    short = ["faults.planned_step_seconds=110", "cluster.time_limit=00:17:00", f"launch.target={target}"]
+    cfg = with_job_limits(config("stage2", *short), RunDirectory(tmp_path / "none"))
+    assert cfg.cluster.signal_seconds == 344
