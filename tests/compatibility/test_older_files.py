@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 from nemo_prolong.report.data_card.write import write_card
 from nemo_prolong.stages.manifest import StageManifest
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 from tests.support.tiny import read_metrics
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "written_by_20c882f.tar.gz"
@@ -85,7 +84,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Scripts:
         {"script": script, "arguments": arguments, "log": f"{name}.log"} for name, (script, arguments) in jobs.items()
     ]
     (directory / "jobs.json").write_text(json.dumps(described))
-    run_program([sys.executable, "-m", PROGRAM, "jobs.json"], timeout_seconds=TIMEOUT_SECONDS, cwd=directory)
+    run_module(PROGRAM, "jobs.json", timeout_seconds=TIMEOUT_SECONDS, cwd=directory)
     statuses = json.loads((directory / "jobs.json.statuses").read_text())
     return Scripts(directory, dict(zip(jobs, statuses, strict=True)))
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 from tests.support.tiny import read_metrics
 
 PROGRAM = "tests.engine.save_failure_program"
@@ -40,7 +39,7 @@ def failing_runs(workspace: Path, make_config: Callable[..., Any]) -> dict[bool,
         cases[background] = {"config": cfg.model_dump(mode="json"), "result": f"{cfg.run_dir}.result"}
     path = workspace / "failing.json"
     path.write_text(json.dumps(list(cases.values())))
-    run_program([sys.executable, "-m", PROGRAM, str(path)], timeout_seconds=TIMEOUT_SECONDS)
+    run_module(PROGRAM, str(path), timeout_seconds=TIMEOUT_SECONDS)
     found = {}
     for background, case in cases.items():
         run = workspace / f"failing_{background}"

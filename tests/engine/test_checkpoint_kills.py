@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch.distributed.checkpoint import load as load_distributed
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 from tests.support.tiny import read_metrics
 
 PROGRAM = "tests.engine.kill_program"
@@ -61,7 +60,7 @@ def scenarios(workspace: Path, make_config: Callable[..., Any]) -> dict[str, dic
     }
     path = workspace / "kills.json"
     path.write_text(json.dumps(spec))
-    run_program([sys.executable, "-m", PROGRAM, str(path)], timeout_seconds=TIMEOUT_SECONDS)
+    run_module(PROGRAM, str(path), timeout_seconds=TIMEOUT_SECONDS)
     seen = [json.loads(Path(f"{spec['result']}.{half}").read_text()) for half in range(2)]
     return {scenario["name"]: scenario for half in seen for scenario in half}
 

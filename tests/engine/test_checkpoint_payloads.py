@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from nemo_prolong.records.checkpoint.manifest import CheckpointManifest, checkpo
 from nemo_prolong.records.checkpoint.verify import choose_checkpoint, hash_files, list_files, verify_checkpoint
 from nemo_prolong.weights.checkpoint_reader import CheckpointReader
 from nemo_prolong.weights.pickles import check_pickles, read_metadata
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 
 PROGRAM = "tests.engine.payload_program"
 
@@ -187,7 +186,7 @@ def continued(
         case = {"name": name, "config": config.model_dump(mode="json"), "resume": None, "parent_checkpoint": None}
         cases.append({**case, role: str(checkpoint)})
     (directory / "cases.json").write_text(json.dumps(cases))
-    run_program([sys.executable, "-m", PROGRAM, str(directory / "cases.json"), str(directory / "statuses.json")])
+    run_module(PROGRAM, str(directory / "cases.json"), str(directory / "statuses.json"))
     return {"directory": directory, "paths": paths, "statuses": json.loads((directory / "statuses.json").read_text())}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 
 from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.errors import CheckpointError, DataError, ProlongError
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 from tests.support.tiny import SEQ_LENGTH, VOCAB_SIZE, write_plain_tokenizer
 
 TIMEOUT_SECONDS = 600
@@ -58,8 +57,7 @@ def statuses(workspace: Path, make_config: Callable[..., Any]) -> dict[str, list
     ]
     path, output = workspace / "ending_cases.json", workspace / "ending_statuses.json"
     path.write_text(json.dumps(cases))
-    program = [sys.executable, "-m", "tests.engine.fault_program", str(path), str(output)]
-    run_program(program, timeout_seconds=TIMEOUT_SECONDS)
+    run_module("tests.engine.fault_program", str(path), str(output), timeout_seconds=TIMEOUT_SECONDS)
     return json.loads(output.read_text())
 
 

@@ -15,7 +15,7 @@ from nemo_prolong.errors import EXIT_HUNG, EXIT_PREEMPTED, CheckpointError, Trai
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
 from nemo_prolong.records.checkpoint.verify import newest_checkpoint, verify_checkpoint
 from nemo_prolong.stages.manifest import StageManifest
-from tests.support.launches import run_program
+from tests.support.launches import run_module, run_program
 from tests.support.tiny import read_metrics
 
 TIMEOUT_SECONDS = 1200
@@ -83,7 +83,7 @@ def statuses(workspace: Path, make_config: Callable[..., Any]) -> dict[str, list
         cases += [case(name, f"faults_{name}", fault), case(f"{name}_again", f"faults_{name}")]
     path, output = workspace / "fault_cases.json", workspace / "fault_statuses.json"
     path.write_text(json.dumps(cases))
-    run_program([sys.executable, "-m", PROGRAM, str(path), str(output)], timeout_seconds=TIMEOUT_SECONDS)
+    run_module(PROGRAM, str(path), str(output), timeout_seconds=TIMEOUT_SECONDS)
     return json.loads(output.read_text())
 
 

@@ -7,7 +7,6 @@ is watched here is who asks, in a stage that really trains.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 from nemo_prolong.ops import attention
 from nemo_prolong.ops.attention import document_attention
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 
 PROGRAM = "tests.engine.host_wait_program"
 STEPS, MICRO_BATCHES = 4, 16
@@ -46,7 +45,7 @@ def waits_by_ranks(make_config: Callable[..., Any], workspace: Path) -> dict[int
         cases[ranks] = {"config": cfg.model_dump(mode="json"), "ranks": ranks, "output": output}
     path = workspace / "waits.json"
     path.write_text(json.dumps(list(cases.values())))
-    run_program([sys.executable, "-m", PROGRAM, str(path)])
+    run_module(PROGRAM, str(path))
     rows = {ranks: json.loads(Path(case["output"]).read_text()) for ranks, case in cases.items()}
     return {
         ranks: {inside: {place: count for where, place, count in found if where == inside} for inside in (False, True)}

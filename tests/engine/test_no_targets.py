@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from nemo_prolong.errors import DataError
 from nemo_prolong.records.checkpoint.manifest import checkpoint_directory
 from nemo_prolong.records.stage_manifest import StageManifest
 from nemo_prolong.weights.checkpoint_reader import CheckpointReader
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 from tests.support.tiny import COLUMNS, SEQ_LENGTH, write_data
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -86,8 +85,7 @@ def statuses(root: Path, workspace: Path, make_config: Callable[..., Any]) -> di
     cases += [case("none", "empty", 2), case("none", "empty", 2), case("validation", "masked", 2, "empty")]
     path, output = workspace / "target_cases.json", workspace / "target_statuses.json"
     path.write_text(json.dumps(cases))
-    program = [sys.executable, "-m", "tests.engine.fault_program", str(path), str(output)]
-    run_program(program, timeout_seconds=600)
+    run_module("tests.engine.fault_program", str(path), str(output), timeout_seconds=600)
     return json.loads(output.read_text())
 
 

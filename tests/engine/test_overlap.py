@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from nemo_prolong.weights.checkpoint_reader import CheckpointReader
 from tests.engine.overlap_program import RANKS, SPOILED_STEP
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 from tests.support.tiny import read_metrics
 
 TIMEOUT_SECONDS = 1200
@@ -91,8 +90,9 @@ def runs(workspace: Path, make_config: Callable[..., Any]) -> Path:
     path, directory = workspace / "overlaps.json", workspace / "overlap"
     path.write_text(json.dumps({"jobs": jobs, "stages": stages}))
     directory.mkdir()
-    command = [sys.executable, "-m", "tests.engine.overlap_program", str(path), str(directory / "settings.json")]
-    run_program(command, timeout_seconds=TIMEOUT_SECONDS)
+    run_module(
+        "tests.engine.overlap_program", str(path), str(directory / "settings.json"), timeout_seconds=TIMEOUT_SECONDS
+    )
     return directory
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from nemo_prolong.data.mds import MdsWriter
 from nemo_prolong.data.order import GlobalOrder
 from nemo_prolong.records.stage_manifest import StageManifest
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 from tests.support.tiny import COLUMNS, DOCUMENT_LENGTHS, read_metrics, tiny_config, write_plain_tokenizer
 
 pytestmark = pytest.mark.distributed
@@ -96,7 +95,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         jobs.append(_job(root, name, ranks, source, parallelism=layout, **changes))
     path = root / "jobs.json"
     path.write_text(json.dumps(jobs))
-    run_program([sys.executable, "-m", PROGRAM, str(path)])
+    run_module(PROGRAM, str(path))
     return root
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.launches import TWO_RANK_LAYOUTS, run_program
+from tests.support.launches import TWO_RANK_LAYOUTS, run_module
 from tests.support.saved_state import MASTERS, read_tensors
 from tests.support.tiny import DOCUMENT_LENGTHS, SEQ_LENGTH, read_metrics
 
@@ -127,7 +126,7 @@ def test_a_stage_trains_with_its_own_rotary_base(one_rank_runs: Path) -> None:
 
 def test_the_loss_of_a_packed_step_is_that_of_documents_alone(one_rank_runs: Path, tmp_path: Path) -> None:
     output = tmp_path / "scores.json"
-    run_program([sys.executable, "-m", SCORE_PROGRAM, str(one_rank_runs), "one_step", str(output)])
+    run_module(SCORE_PROGRAM, str(one_rank_runs), "one_step", str(output))
     scores = json.loads(output.read_text())
     (record,) = read_metrics(one_rank_runs / "one_step")
     assert record["target_tokens"] == scores["target_tokens"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 from tests.support.tiny import tiny_config, write_data
 
 PAGE = Path(__file__).parents[2] / "docs" / "training_step.md"
@@ -28,7 +27,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     child = tiny_config(data, root, name="child", stage="stage1", train={"train_iters": 2}, **takes)
     configs, output = root / "configs.json", root / "observed.json"
     configs.write_text(json.dumps([config.model_dump(mode="json") for config in (parent, child)]))
-    run_program([sys.executable, "-m", "tests.engine.first_step_program", str(configs), str(output)])
+    run_module("tests.engine.first_step_program", str(configs), str(output))
     found: dict[str, Any] = json.loads(output.read_text())
     return found
 

@@ -28,7 +28,7 @@ from nemo_prolong.weights.hf_reader import HuggingFaceReader
 from nemo_prolong.weights.names import pieces
 from tests.support.export_tools import Workspace, export_config
 from tests.support.hf_models import VARIANTS, copy_with_tokenizer, write_llama
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 from tests.support.tiny import SEQ_LENGTH, VOCAB_SIZE, read_metrics, tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -217,7 +217,7 @@ def trained_at_layouts(
     ]
     path = tmp_path_factory.mktemp("layouts") / "jobs.json"
     path.write_text(json.dumps(jobs))
-    run_program([sys.executable, "-m", "tests.export.ranks_program", str(path)])
+    run_module("tests.export.ranks_program", str(path))
     return {name: Path(cfg.run_dir) for name, cfg in stages.items()}
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.support.export_tools import Workspace
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 
 PROGRAM = "tests.export.kill_program"
 SIGKILL = -9
@@ -59,7 +58,7 @@ def kills(workspace: Workspace, exported: Path, tmp_path_factory: pytest.TempPat
         "result": str(root / "result.json"),
     }
     (root / "spec.json").write_text(json.dumps(spec))
-    run_program([sys.executable, "-m", PROGRAM, str(root / "spec.json")])
+    run_module(PROGRAM, str(root / "spec.json"))
     return Kills(root / "exports", json.loads((root / "result.json").read_text()))
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 from tests.support.layouts import LAYOUTS, ONE_RANK, RECOMPUTED, STEPS, stage_config, write_rows
 
 PROGRAM = "tests.layouts.layout_program"
@@ -83,5 +82,5 @@ def layout_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         jobs.append(recomputed)
     path = runs.directory / "jobs.json"
     path.write_text(json.dumps(jobs))
-    run_program([sys.executable, "-m", PROGRAM, str(path)], timeout_seconds=180 * len(runs.names))
+    run_module(PROGRAM, str(path), timeout_seconds=180 * len(runs.names))
     return runs

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from tests.support.module_server import ModuleServer
 
 TWO_RANK_LAYOUTS: dict[str, dict[str, int]] = {
     "dp2": {},
@@ -21,8 +22,17 @@ TWO_RANK_LAYOUTS: dict[str, dict[str, int]] = {
 PROGRAM = "tests.support.train_program"
 
 
+_SERVER = ModuleServer()
+
+
+def run_module(module: str, *arguments: str, timeout_seconds: float = 300, cwd: Path | None = None) -> str:
+    """Run a program of these tests that imports NeMo, and return its output; a failure shows all of it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return _output(_SERVER.run([module, *arguments], environment, timeout_seconds, cwd))
+
+
 def run_program(command: list[str], timeout_seconds: float = 300, cwd: Path | None = None, **environment: str) -> str:
-    """Run a program of these tests and return its output; a failure shows all of it."""
+    """Run a program in a process of its own and return its output; a failure shows all of it."""
     result = subprocess.run(
         command,
         capture_output=True,
@@ -32,7 +42,11 @@ def run_program(command: list[str], timeout_seconds: float = 300, cwd: Path | No
         stdin=subprocess.DEVNULL,
         cwd=cwd,
     )
-    assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
+    return _output(result)
+
+
+def _output(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, f"{result.args}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
     return result.stdout
 
 
@@ -50,4 +64,4 @@ def train(jobs: list[dict[str, Any]], directory: Path, ranks: int = 1) -> None:
     path = directory / f"jobs_{ranks}.json"
     path.write_text(json.dumps(jobs))
     forks = [] if ranks == 1 else [str(ranks)]
-    run_program([sys.executable, "-m", PROGRAM, str(path), *forks], timeout_seconds=600)
+    run_module(PROGRAM, str(path), *forks, timeout_seconds=600)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import pytest
 
-from tests.support.launches import run_program
+from tests.support.launches import run_module
 
 BF16, TENSORWISE, BLOCKWISE, ATTENTION = range(4)
 
@@ -16,7 +15,7 @@ BF16, TENSORWISE, BLOCKWISE, ATTENTION = range(4)
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """What the program saw."""
-    return json.loads(run_program([sys.executable, "-m", "tests.engine.te.settings_program"]).splitlines()[-1])
+    return json.loads(run_module("tests.engine.te.settings_program").splitlines()[-1])
 
 
 def test_bf16_leaves_fp8_off(found):
@@ -83,7 +82,7 @@ def test_the_strategy_asks_for_hierarchical_groups(found):
 @pytest.mark.distributed
 def test_four_ranks_have_the_groups_of_the_all_to_all_and_of_the_ring(tmp_path):
     output = tmp_path / "groups.json"
-    run_program([sys.executable, "-m", "tests.engine.te.groups_program", str(output)])
+    run_module("tests.engine.te.groups_program", str(output))
     everyone = json.loads(output.read_text())
     assert [rank["cp"] for rank in everyone] == [[0, 1, 2, 3]] * 4
     assert [rank["ranks"] for rank in everyone] == [
