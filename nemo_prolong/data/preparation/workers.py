@@ -67,9 +67,10 @@ def run_tasks(tasks: Sequence[Task], workers: int, progress: Progress) -> None:
         return
     arguments = (counter,)
     with ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker, arguments) as pool:
-        with interrupts_held_back():
-            pending = {pool.submit(_call, task) for task in tasks}
         try:
+            # One that comes in this block is raised at its end.
+            with interrupts_held_back():
+                pending = {pool.submit(_call, task) for task in tasks}
             while pending:
                 finished, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
                 progress.advance_to(counter[0], counter[1])

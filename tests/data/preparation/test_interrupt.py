@@ -39,3 +39,9 @@ def test_ctrl_c_ends_all_processes_without_a_traceback(tmp_path: Path, at_work: 
     _, printed = process.communicate(timeout=60)
     assert (process.returncode, printed) == (EXIT_INTERRUPTED, "interrupted\n")
     wait_until(lambda: all(map(is_gone, started)))
+
+
+def test_ctrl_c_while_processes_are_started_ends_them_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.data.preparation.interrupt_program", str(tmp_path), "itself"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (EXIT_INTERRUPTED, "interrupted\n")
