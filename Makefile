@@ -38,7 +38,7 @@ IMAGE_TOOLS := .venv-image-tools
 SBOM := build/sbom.cdx.json
 LAUNCH := .venv-launch
 # Half of the time. Tests of exchanges fork, so nothing before them in their process may join a process group.
-ENGINE := tests/engine tests/ops
+ENGINE := tests/engine tests/ops tests/layouts tests/export tests/compatibility
 TE_CUDA := $(CURDIR)/$(TE)/lib/python3.12/site-packages/nvidia
 LOCKS := requirements/bootstrap.lock requirements/cpu.lock requirements/gpu-py312.lock requirements/interop.lock \
 	requirements/te.lock requirements/image.lock requirements/image-tools.lock requirements/launch.lock \

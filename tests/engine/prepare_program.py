@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import logging
 import sys
@@ -19,6 +20,13 @@ def twice() -> None:
     changed = parallel_state.initialize_model_parallel, torch.cuda.current_device, torch.Tensor.type
     prepare()
     assert changed == (parallel_state.initialize_model_parallel, torch.cuda.current_device, torch.Tensor.type)
+
+
+def collected() -> None:
+    """What the libraries leave is looked through by no collection."""
+    gc.unfreeze()
+    prepare()
+    assert len(gc.get_objects()) < 10_000 < gc.get_freeze_count()
 
 
 def plain_model() -> None:
@@ -87,7 +95,7 @@ def prepare_for_a_gpu() -> None:
     assert (torch.Tensor.type, torch.cuda.current_device, torch.cuda.Stream) == before
 
 
-CHECKS = (twice, plain_model, other_version, gpu_without_a_fused_adam, gpu_with_a_fused_adam)
+CHECKS = (twice, collected, plain_model, other_version, gpu_without_a_fused_adam, gpu_with_a_fused_adam)
 
 if __name__ == "__main__":
     {check.__name__: check for check in CHECKS}[sys.argv[1]]()

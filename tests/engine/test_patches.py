@@ -42,6 +42,10 @@ def test_a_second_call_changes_nothing() -> None:
     run_module(PREPARE_PROGRAM, "twice")
 
 
+def test_what_libraries_leave_is_kept_out_of_garbage_collections() -> None:
+    run_module(PREPARE_PROGRAM, "collected")
+
+
 def test_a_plain_configuration_of_nemo_gets_the_model_of_megatron() -> None:
     run_module(PREPARE_PROGRAM, "plain_model")
 

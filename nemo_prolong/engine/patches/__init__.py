@@ -7,6 +7,7 @@ something to break. So a patch that is no longer needed fails that test.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 
@@ -44,8 +45,8 @@ _prepared = False
 def prepare(without: str | None = None) -> None:
     """Apply the patches that this machine needs; a second call does nothing.
 
-    Imports Megatron and NeMo, which takes seconds. Warns where an installed library has another version than its
-    patches were written for.
+    Imports Megatron and NeMo, which takes seconds, and keeps what they leave out of garbage collections. Warns where an
+    installed library has another version than its patches were written for.
 
     Args:
         without: Name of a patch to leave out; only the tests use it.
@@ -64,4 +65,7 @@ def prepare(without: str | None = None) -> None:
     applied = [patch for patch in selected if not patch.per_object]
     for patch in sorted(applied, key=lambda patch: patch.after_import):
         patch.apply()
+    # The libraries leave 750,000 objects. Looking through them takes each full collection 0.6 s in the midst of a step,
+    # and the end of the process 3.5 s.
+    gc.freeze()
     _prepared = True
