@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,13 +63,18 @@ def main() -> int:
         arguments.results.write_text("")
     outcomes: list[Outcome] = []
     seconds: Counter[str] = Counter()
-    for target in TARGETS:
-        if arguments.targets and target.name not in arguments.targets:
-            continue
-        started = time.monotonic()
-        found = try_target(target, chosen(arguments), arguments.results)
-        seconds[target.name] = round(time.monotonic() - started)
-        outcomes += found
+    targets = [target for target in TARGETS if not arguments.targets or target.name in arguments.targets]
+    # What takes long begins first.
+    targets.sort(key=lambda target: -sum((ROOT / path).stat().st_size for path in target.sources(ROOT)))
+    is_chosen = chosen(arguments)
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        for target, (found, took) in zip(
+            targets,
+            pool.map(lambda target: try_in_fork(target, is_chosen, arguments.results), targets),
+            strict=True,
+        ):
+            outcomes += found
+            seconds[target.name] = round(took)
     survivors = Survivors.read(Path(__file__).with_name("survivors.toml"))
     whole = not (arguments.file or arguments.function or arguments.again)
     return report(outcomes, survivors, seconds, whole)
@@ -81,6 +87,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--file", action="append", help="pattern of the files, such as '*/step_guard.py', or several")
     parser.add_argument("--function", help="pattern of the functions, such as 'StepGuard.*'")
     parser.add_argument("--again", type=Path, help="results of an earlier call, whose survivors are tried again")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count(), help="targets at a time; as many as processors"
+    )
     parser.add_argument("--results", type=Path, help="file for what became of every mutant, a line of JSON each")
     arguments = parser.parse_args()
     unknown = set(arguments.targets) - set(names)
@@ -116,18 +125,34 @@ def prepare() -> None:
     settings.register_profile("mutants", deadline=None, derandomize=True, database=None, phases=phases)
 
 
+def try_in_fork(
+    target: Target, is_chosen: Callable[[Mutant], bool], results: Path | None
+) -> tuple[list[Outcome], float]:
+    """Try all mutants of a target in a process of its own. Return what became of them, and the seconds."""
+
+    def run(directory: Path) -> int:
+        outcomes = try_target(target, is_chosen, results)
+        (directory / "result").write_bytes(pickle.dumps(outcomes))
+        return 0
+
+    started = time.monotonic()
+    status, outcomes = in_fork(run, None, silent=False)
+    assert status == SURVIVED, f"{target.name}: its mutants could not be tried ({status})"
+    return outcomes, time.monotonic() - started
+
+
 def try_target(target: Target, is_chosen: Callable[[Mutant], bool], results: Path | None) -> list[Outcome]:
     """Try all mutants of a target, and return what became of them."""
     sources = {path: Mutants(path, (ROOT / path).read_text(), str(ROOT / path)) for path in target.sources(ROOT)}
     wanted = [mutant for source in sources.values() for mutant in source.all if is_chosen(mutant)]
     if not wanted:
         return []
-    print(f"{target.name}: {len(wanted)} mutants", flush=True)
+    print(f"{target.name}: {len(wanted)} mutants\n", end="", flush=True)
     tests = [f"tests/{name}" for name in target.tests]
 
     def session(directory: Path) -> int:
         outcomes: list[Outcome] = []
-        runner = Runner(ROOT, sources, wanted, Progress(outcomes, len(wanted), results).add)
+        runner = Runner(ROOT, sources, wanted, Progress(target.name, outcomes, len(wanted), results).add)
         code = pytest.main([*PYTEST, *tests], plugins=[runner])
         result = outcomes, [mutant.key for mutant in runner.at_import], runner.baseline, list(sys.modules)
         (directory / "result").write_bytes(pickle.dumps(result))
@@ -137,7 +162,7 @@ def try_target(target: Target, is_chosen: Callable[[Mutant], bool], results: Pat
     assert status == SURVIVED and result, f"{target.name}: the tests could not be run ({status})"
     outcomes, at_import, baseline, modules = result
     for test in baseline.failed:
-        print(f"  fails without a mutant, not used: {test}")
+        print(f"{target.name}: fails without a mutant, not used: {test}\n", end="", flush=True)
     by_key = {mutant.key: mutant for mutant in wanted}
     import_modules(name for name in modules if not name.startswith(("nemo_prolong", "tests", "_pytest", "pytest")))
     for file in dict.fromkeys(key[0] for key in at_import):
@@ -149,7 +174,8 @@ def try_target(target: Target, is_chosen: Callable[[Mutant], bool], results: Pat
 class Progress:
     """Keeps outcomes, also in a file where one is given, and prints now and then how many there are."""
 
-    def __init__(self, outcomes: list[Outcome], total: int, results: Path | None) -> None:
+    def __init__(self, name: str, outcomes: list[Outcome], total: int, results: Path | None) -> None:
+        self._name = name
         self._outcomes = outcomes
         self._total = total
         self._results = results
@@ -164,7 +190,9 @@ class Progress:
         if time.monotonic() - self._printed > PROGRESS_SECONDS:
             self._printed = time.monotonic()
             survived = sum(outcome.status == SURVIVED for outcome in self._outcomes)
-            print(f"  {len(self._outcomes)} of {self._total} tried, {survived} survive", flush=True)
+            print(
+                f"{self._name}: {len(self._outcomes)} of {self._total} tried, {survived} survive\n", end="", flush=True
+            )
 
 
 def import_modules(names: Iterable[str]) -> None:
@@ -180,14 +208,14 @@ def try_at_import(
     """Try the mutants of what happens when one file is imported."""
     tests = baseline.near(source.file)[:MOST_TESTS_AT_IMPORT]
     cpu_seconds = 4 * sum(baseline.seconds[test] for test in tests)
-    print(f"  {source.file}: {len(mutants)} at import", flush=True)
+    print(f"{source.file}: {len(mutants)} at import\n", end="", flush=True)
 
     def try_all(directory: Path) -> int:
         # What does not need the file can be there before it is changed.
         anew = dependents(ROOT, source.file)
         import_modules(name for name in modules if name.startswith("nemo_prolong") and name not in anew)
         outcomes: list[Outcome] = []
-        progress = Progress(outcomes, len(mutants), results)
+        progress = Progress(source.file, outcomes, len(mutants), results)
         for mutant in mutants:
             progress.add(try_import(mutant, source, tests, PYTEST, cpu_seconds))
         (directory / "result").write_bytes(pickle.dumps(outcomes))

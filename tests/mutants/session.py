@@ -135,6 +135,8 @@ def _be_child(run: Callable[[Path], int], directory: Path, cpu_seconds: float | 
     code = EXIT_BROKEN
     try:
         os.setsid()
+        # Tests and pytest collect garbage often, and what is shared with the parent is none.
+        gc.freeze()
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2) if silent else (0,):
             os.dup2(null, descriptor)
