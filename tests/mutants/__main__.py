@@ -10,10 +10,10 @@ import json
 import os
 import pickle
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ from tests.mutants.session import (
     Outcome,
     Runner,
     in_fork,
+    start_fork,
     try_import,
 )
 from tests.mutants.survivors import Survivors
@@ -66,15 +67,9 @@ def main() -> int:
     targets = [target for target in TARGETS if not arguments.targets or target.name in arguments.targets]
     # What takes long begins first.
     targets.sort(key=lambda target: -sum((ROOT / path).stat().st_size for path in target.sources(ROOT)))
-    is_chosen = chosen(arguments)
-    with ThreadPoolExecutor(arguments.processes) as pool:
-        for target, (found, took) in zip(
-            targets,
-            pool.map(lambda target: try_in_fork(target, is_chosen, arguments.results), targets),
-            strict=True,
-        ):
-            outcomes += found
-            seconds[target.name] = round(took)
+    for target, (found, took) in zip(targets, try_targets(targets, arguments), strict=True):
+        outcomes += found
+        seconds[target.name] = round(took)
     survivors = Survivors.read(Path(__file__).with_name("survivors.toml"))
     whole = not (arguments.file or arguments.function or arguments.again)
     return report(outcomes, survivors, seconds, whole)
@@ -125,20 +120,28 @@ def prepare() -> None:
     settings.register_profile("mutants", deadline=None, derandomize=True, database=None, phases=phases)
 
 
-def try_in_fork(
-    target: Target, is_chosen: Callable[[Mutant], bool], results: Path | None
-) -> tuple[list[Outcome], float]:
-    """Try all mutants of a target in a process of its own. Return what became of them, and the seconds."""
+def try_targets(targets: list[Target], arguments: argparse.Namespace) -> list[tuple[list[Outcome], float]]:
+    """Try all mutants of the targets, several at a time. Return for each what became of them, and the seconds."""
+    is_chosen = chosen(arguments)
+    # Each byte is the number of a target. Whoever is free takes the next one.
+    waiting, tasks = os.pipe()
+    os.write(tasks, bytes(range(len(targets))))
+    os.close(tasks)
+    with tempfile.TemporaryDirectory() as results:
 
-    def run(directory: Path) -> int:
-        outcomes = try_target(target, is_chosen, results)
-        (directory / "result").write_bytes(pickle.dumps(outcomes))
-        return 0
+        def work(_: Path) -> int:
+            while taken := os.read(waiting, 1):
+                started = time.monotonic()
+                outcomes = try_target(targets[taken[0]], is_chosen, arguments.results)
+                (Path(results) / str(taken[0])).write_bytes(pickle.dumps((outcomes, time.monotonic() - started)))
+            return 0
 
-    started = time.monotonic()
-    status, outcomes = in_fork(run, None, silent=False)
-    assert status == SURVIVED, f"{target.name}: its mutants could not be tried ({status})"
-    return outcomes, time.monotonic() - started
+        # No threads: the tests fork ranks, which want to be children of a main thread.
+        workers = [start_fork(work, silent=False) for _ in range(min(arguments.processes, len(targets)))]
+        for worker in workers:
+            status, _ = worker.wait()
+            assert status == SURVIVED, f"a target could not be tried ({status})"
+        return [pickle.loads((Path(results) / str(number)).read_bytes()) for number in range(len(targets))]
 
 
 def try_target(target: Target, is_chosen: Callable[[Mutant], bool], results: Path | None) -> list[Outcome]:

@@ -120,15 +120,39 @@ class Outcome:
 
 def in_fork(run: Callable[[Path], int], cpu_seconds: float | None, silent: bool = True) -> tuple[str, Any]:
     """Run a function in a fork and return what became of it, and what it left in ``result`` of its directory."""
+    return start_fork(run, cpu_seconds, silent).wait()
+
+
+def start_fork(run: Callable[[Path], int], cpu_seconds: float | None = None, silent: bool = True) -> Fork:
+    """Start a function in a fork."""
     directory = Path(tempfile.mkdtemp(prefix="mutant-"))
     child = os.fork()
     if child == 0:
         _be_child(run, directory, cpu_seconds, silent)
-    status = _wait(child, None if cpu_seconds is None else WAIT_SECONDS + 5 * cpu_seconds)
-    result = directory / "result"
-    found = pickle.loads(result.read_bytes()) if result.exists() else None
-    shutil.rmtree(directory, ignore_errors=True)
-    return status, found
+    return Fork(child, directory, None if cpu_seconds is None else WAIT_SECONDS + 5 * cpu_seconds)
+
+
+@dataclass
+class Fork:
+    """A function that runs in a fork.
+
+    Attributes:
+        child: Its process.
+        directory: Where it may leave something.
+        wait_seconds: What it may take.
+    """
+
+    child: int
+    directory: Path
+    wait_seconds: float | None
+
+    def wait(self) -> tuple[str, Any]:
+        """Return what became of it, and what it left in ``result`` of its directory."""
+        status = _wait(self.child, self.wait_seconds)
+        result = self.directory / "result"
+        found = pickle.loads(result.read_bytes()) if result.exists() else None
+        shutil.rmtree(self.directory, ignore_errors=True)
+        return status, found
 
 
 def _be_child(run: Callable[[Path], int], directory: Path, cpu_seconds: float | None, silent: bool) -> NoReturn:
