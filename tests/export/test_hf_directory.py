@@ -42,6 +42,19 @@ def test_one_file_without_index_or_in_half_precision_is_accepted(llama: Path) ->
     check(llama)
 
 
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "model.pkl"])
+def test_pickles_of_any_name_are_named(llama: Path, file: str) -> None:
+    only_pickles(llama)
+    (llama / "pytorch_model.bin").rename(llama / file)
+    assert f"its weights are pickles ({file}), which can run code" in refusal(CheckpointError, llama)
+
+
+@pytest.mark.parametrize("file", ["hf_quant_config.json", "quantize_config.json", "quant_config.json"])
+def test_quantization_that_a_file_beside_the_weights_describes_is_refused(llama: Path, file: str) -> None:
+    (llama / file).write_text("{}")
+    assert f"its weights are quantized ({file})." in refusal(CheckpointError, llama)
+
+
 def test_two_sets_of_weights_in_one_directory_are_refused(llama: Path) -> None:
     tensors = load_file(llama / "a.safetensors") | load_file(llama / "b.safetensors")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, llama / "model.safetensors")
@@ -271,10 +284,6 @@ FILES: list[tuple[Callable[[Path], object], str]] = [
         beside_the_weights("model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4", torch.ones(1)),
         "its weights are quantized (model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4 beside "
         f"the weights). {UNQUANTIZED}",
-    ),
-    (
-        lambda d: (d / "hf_quant_config.json").write_text("{}"),
-        f"its weights are quantized (hf_quant_config.json). {UNQUANTIZED}",
     ),
     (
         lambda d: (d / "adapter_config.json").write_text("{}"),
