@@ -64,3 +64,17 @@ def host_path(cluster: ClusterConfig, path: str) -> str | None:
     if inside is None or mount is None or not posixpath.isabs(mount.source):
         return None
     return posixpath.normpath(posixpath.join(mount.source, posixpath.relpath(inside, mount.target)))
+
+
+def seen_path(cluster: ClusterConfig, path: str) -> str | None:
+    """Return where an absolute path of the host is in a container, by the innermost mount; None where it is not.
+
+    >>> seen_path(ClusterConfig(container_mounts=["/shared/me:/me"]), "/shared/me/conf")
+    '/me/conf'
+    """
+    mounts = [mount for mount in mounts_of(cluster) if posixpath.isabs(mount.source)]
+    holding = [mount for mount in mounts if PurePosixPath(path).is_relative_to(posixpath.normpath(mount.source))]
+    if not holding:
+        return None
+    mount = max(holding, key=lambda mount: len(mount.source))
+    return posixpath.normpath(posixpath.join(mount.target, posixpath.relpath(path, mount.source)))

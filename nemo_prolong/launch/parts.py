@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_prolong.config.compose import CONFIG_DIR
-from nemo_prolong.config.mounts import host_path
+from nemo_prolong.config.mounts import host_path, seen_path
 from nemo_prolong.config.schema import ClusterConfig, LaunchConfig, RunConfig
+from nemo_prolong.errors import ConfigError
 
 LAUNCH_DIRECTORY = "launch"
 """In a run directory: what was submitted, and which nodes failed."""
@@ -62,8 +63,33 @@ class LaunchPart:
 
     @property
     def words(self) -> list[str]:
-        """The command line of each rank, without its launcher."""
-        return ["python", self.script_path(self.script), *self.arguments]
+        """The command line of each rank, without its launcher.
+
+        Raises:
+            ConfigError: If no mount of a container holds the directory of ``--config-dir``.
+        """
+        return ["python", self.script_path(self.script), *self._seen_arguments()]
+
+    def _seen_arguments(self) -> list[str]:
+        """Return the arguments with the directories of configurations where the ranks see them.
+
+        Raises:
+            ConfigError: If no mount of a container holds one.
+        """
+        cluster, arguments = self.cluster, list(self.arguments)
+        for number, flag in enumerate(arguments[:-1]):
+            if cluster.container_image is None or flag not in ("--config-dir", "--config-path"):
+                continue
+            typed = arguments[number + 1]
+            seen = seen_path(cluster, typed)
+            if seen is None:
+                raise ConfigError(
+                    f"{flag} {typed}",
+                    f"no mount of cluster.container_image={cluster.container_image} holds it.",
+                    f"Mount it, such as cluster.container_mounts=[{typed}:{typed}:ro], or put it below a mount.",
+                )
+            arguments[number + 1] = seen
+        return arguments
 
     def script_path(self, name: str) -> str:
         """Return where a file of ``scripts/`` is on the machine or in the image."""

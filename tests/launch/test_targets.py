@@ -212,3 +212,31 @@ def test_a_local_launch_ends_with_the_code_of_the_stage(tmp_path):
     submitted = launch_script(tmp_path, "+exp=mini/base", "launch.target=local", "launch.submit=true")
     assert submitted.returncode == 3
     assert "the data directory does not exist" in submitted.stderr
+
+
+def part_with(directory: str, mounts: str) -> LaunchPart:
+    mounted = f"cluster.container_mounts=[/lustre/project:/project,/lustre/models:/models{mounts}]"
+    cfg = compose(RunConfig, "train", [*ONE_NODE, *CONTAINER, mounted])
+    return LaunchPart.of_stage(cfg, ["--config-dir", directory, "+exp=mine"])
+
+
+@pytest.mark.parametrize(
+    ("directory", "mounts", "seen"),
+    [
+        ("/lustre/project/conf", "", "/project/conf"),
+        ("/lustre/project", "", "/project"),
+        ("/lustre/project/me/conf", ",/lustre/project/me:/me:ro", "/me/conf"),
+        ("/home/me/conf", ",/home/me/conf:/conf:ro", "/conf"),
+    ],
+)
+def test_a_directory_of_configurations_is_named_as_the_container_sees_it(directory: str, mounts: str, seen: str):
+    assert part_with(directory, mounts).words[2:] == ["--config-dir", seen, "+exp=mine"]
+
+
+def test_a_directory_of_configurations_that_no_mount_holds_is_refused():
+    with pytest.raises(ConfigError) as refusal:
+        _ = part_with("/lustre/project2", "").words
+    assert str(refusal.value) == (
+        "--config-dir /lustre/project2: no mount of cluster.container_image=registry#team/prolong:1 holds it. Mount "
+        "it, such as cluster.container_mounts=[/lustre/project2:/lustre/project2:ro], or put it below a mount."
+    )
