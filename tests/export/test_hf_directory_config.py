@@ -64,9 +64,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
         f"it is a qwen2 (Qwen2ForCausalLM), not a llama (LlamaForCausalLM). {WITHOUT_THESE}",
     ),
-    ({"sliding_window": 4096}, f"sliding_window=4096 (false is what can be trained). {WITHOUT_THESE}"),
     ({"final_logit_softcapping": 30.0}, f"final_logit_softcapping=30.0 (null is what can be trained). {WITHOUT_THESE}"),
-    ({"embedding_multiplier": 12.0}, f"embedding_multiplier=12.0 (1.0 is what can be trained). {WITHOUT_THESE}"),
     (
         {"layer_types": ["full_attention", "sliding_attention"]},
         f"some of its layers are sliding_attention. {WITHOUT_THESE}",
@@ -206,6 +204,36 @@ def test_what_changes_no_computation_is_accepted(llama: Path, changes: dict[str,
     (llama / "config.json").write_text(json.dumps(config(**changes)))
     found = check(llama)
     assert (found.rotary_base, found.rope_scaling) == (500000.0, None)
+
+
+# Keys of other kinds of models: what changes nothing, and what does.
+OTHER_KINDS: dict[str, tuple[list[Any], Any]] = {
+    "attn_logit_softcapping": ([None], 30.0),
+    "final_logit_softcapping": ([None], 30.0),
+    "embedding_multiplier": ([1.0], 2.0),
+    "residual_multiplier": ([1.0], 2.0),
+    "attention_multiplier": ([None], 1.0),
+    "logits_scaling": ([1.0], 2.0),
+    "logit_scale": ([1.0], 2.0),
+    "num_experts": ([0, 1], 2),
+    "num_local_experts": ([0, 1], 2),
+    "use_qk_norm": ([False], True),
+    "qk_norm": ([False], True),
+    "use_parallel_residual": ([False], True),
+    "no_rope_layers": ([[]], [1]),
+    "sliding_window": ([False, None], 4096),
+}
+
+
+@pytest.mark.parametrize("key", OTHER_KINDS)
+def test_a_key_of_another_kind_of_model_must_change_nothing(llama: Path, key: str) -> None:
+    neutral, other = OTHER_KINDS[key]
+    for value in neutral:
+        (llama / "config.json").write_text(json.dumps(config(**{key: value})))
+        check(llama)
+    (llama / "config.json").write_text(json.dumps(config(**{key: other})))
+    named = json.dumps(neutral[0])
+    assert f"{key}={json.dumps(other)} ({named} is what can be trained)." in refusal(CheckpointError, llama)
 
 
 def test_a_context_of_one_token_is_a_context(llama: Path) -> None:

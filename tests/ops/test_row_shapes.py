@@ -123,6 +123,9 @@ def test_a_row_that_fits_has_exactly_the_tokens_of_its_stage():
     assert few_row_tokens(65_793, 65_536, 16) == 65_536 + 512
     # The multiple counts: a step of a short row may be shorter than it, and a row no multiple of it.
     assert few_row_tokens(10, 100, 16) == 112 and few_row_tokens(113, 100, 16) == 128
+    # Steps are a 256th of the row, and at least a token.
+    assert few_row_tokens(5000, 5000, 16) == 5008 and few_row_tokens(5009, 5000, 16) == 5024
+    assert few_row_tokens(11, 10, 1) == 11 and few_row_tokens(65_537, 65_536, 1) == 65_536 + 256
 
 
 def test_what_follows_the_last_document_is_left_out():
