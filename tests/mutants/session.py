@@ -8,6 +8,7 @@ process that has imported the libraries, and of ours what does not need the file
 from __future__ import annotations
 
 import bisect
+import contextlib
 import gc
 import importlib.abc
 import importlib.machinery
@@ -116,6 +117,19 @@ class Outcome:
 
 
 # ---- forks ----------------------------------------------------------------------------------------------------------
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process and of all that it has started, whether they have ended or not."""
+    ticks, waiting = 0, [os.getpid()]
+    while waiting:
+        process = waiting.pop()
+        with contextlib.suppress(FileNotFoundError):
+            # User and system time, then the same of children that were waited for.
+            ticks += sum(map(int, Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[11:15]))
+            for children in Path(f"/proc/{process}/task").glob("*/children"):
+                waiting += map(int, children.read_text().split())
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def in_fork(run: Callable[[Path], int], cpu_seconds: float | None, silent: bool = True) -> tuple[str, Any]:
@@ -307,11 +321,11 @@ class Runner:
         baseline, self._tracer = Baseline(), Tracer(self._files)
         items = list(self._items.items())
         for (name, item), following in zip(items, [*(item for _, item in items[1:]), None], strict=True):
-            started = sum(os.times()[:4])
+            started = processor_seconds()
             self._tracer.start()
             passed = passes(item, following)
             lines = self._tracer.stop()
-            baseline.seconds[name] = sum(os.times()[:4]) - started
+            baseline.seconds[name] = processor_seconds() - started
             shared = (self._fixture_lines.get(fixture, set()) for fixture in getattr(item, "fixturenames", ()))
             baseline.lines[name] = lines.union(*shared)
             if not passed:

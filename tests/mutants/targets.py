@@ -39,16 +39,19 @@ TARGETS = (
         tuple(
             f"config/test_{name}.py"
             for name in (
+                "attention_kernels",
                 "boundaries",
                 "constraints",
                 "defaults",
                 "incomplete",
+                "overlap_rules",
                 "precision_rules",
                 "prepare_rules",
                 "recipe",
                 "rules",
             )
-        ),
+        )
+        + ("launch/test_targets.py", "ops/test_row_shapes.py"),
     ),
     Target(
         "ranks",
