@@ -36,22 +36,25 @@ TARGETS = (
         "rules",
         ("config/rules/*.py",),
         # Not test_scripts.py, whose scripts are programs of their own.
-        tuple(
-            f"config/test_{name}.py"
-            for name in (
-                "attention_kernels",
-                "boundaries",
-                "constraints",
-                "defaults",
-                "incomplete",
-                "overlap_rules",
-                "precision_rules",
-                "prepare_rules",
-                "recipe",
-                "rules",
-            )
-        )
-        + ("launch/test_targets.py", "ops/test_row_shapes.py"),
+        (
+            *(
+                f"config/test_{name}.py"
+                for name in (
+                    "attention_kernels",
+                    "boundaries",
+                    "constraints",
+                    "defaults",
+                    "incomplete",
+                    "overlap_rules",
+                    "precision_rules",
+                    "prepare_rules",
+                    "recipe",
+                    "rules",
+                )
+            ),
+            "launch/test_targets.py",
+            "ops/test_row_shapes.py",
+        ),
     ),
     Target(
         "ranks",
