@@ -81,7 +81,7 @@ test-launch: $(LAUNCH)/.installed setup ## train on two nodes that are emulated,
 test-chaos: setup ## kill a run in its save path and at 50 random times, and compare every bit (PROLONG_RANDOM_KILLS=N for more)
 	@PROLONG_RANDOM_KILLS=$${PROLONG_RANDOM_KILLS:-50} $(BIN)/python -m pytest tests/engine/test_checkpoint_kills.py $(PYTEST_ARGS)
 
-test-recipe: setup ## kill the tiny recipe at random times, and resume on 1, 2 and 4 ranks; compare every bit (about 5 minutes)
+test-recipe: setup ## kill the tiny recipe at random times, and resume on 1, 2 and 4 ranks; compare every bit (about 7 minutes)
 	@$(BIN)/python -m pytest -m recipe tests/stages tests/engine $(PYTEST_ARGS)
 
 test-interop: $(INTEROP)/.installed $(TRANSFORMERS5)/.installed setup ## MDS against mosaicml-streaming; exports in transformers 4 and 5, served, in FP8

@@ -34,6 +34,9 @@ def test_flash_attn_is_one_that_transformer_engine_takes(release, architecture, 
     platform = replace(H100, compute_capability=(architecture, 0), flash_attn=release)
     flash = replace(BF16_ROW, kernels="flash", platform=platform)
     assert ("no_flash_attn" in {rule.name for rule in broken_rules(flash)}) == (not takes)
+    if not takes:
+        named = "no flash-attn" if release is None else f"flash-attn {'.'.join(map(str, release))}"
+        assert f"precision.attention=flash ({named}): " in str(broken_rules(flash)[0].finding(flash))
     third = {rule.name for rule in broken_rules(replace(flash, platform=replace(platform, flash_attn_3=(3, 0))))}
     assert ("no_flash_attn" in third) == (not takes and architecture == 10)
 
