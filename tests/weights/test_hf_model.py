@@ -61,6 +61,8 @@ def test_no_code_of_the_directory_is_run(llama: Path) -> None:
     config = json.loads((llama / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
     (llama / "config.json").write_text(json.dumps(config))
-    (llama / "own.py").write_text("open('was_run', 'w')")
+    was_run = llama / "was_run"
+    (llama / "own.py").write_text(f"open({str(was_run)!r}, 'w')")
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_model(llama, "auto")
+    assert not was_run.exists()
