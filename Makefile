@@ -103,7 +103,7 @@ test-image: lint-image setup ## run the steps of the Dockerfile over a stand-in 
 	$(BIN)/python -m tests.image --folder $(IMAGE) --python "$$("$$python" -c "import sys; print(sys.executable)")" \
 		--te-extension="$(TE_EXTENSION)"
 
-mutants: setup ## change the code in small ways, one at a time, and list the changes that no test notices (half an hour on two cores)
+mutants: setup ## change the code in small ways, one at a time, and list the changes that no test notices (an hour)
 	@nice $(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
 gpu-check: ## run the stages of benchmarks/hopper on the GPU of this machine, and write docs/verification/hopper.md
