@@ -66,14 +66,13 @@ class ModuleServer:
             raise
 
     def _started(self) -> subprocess.Popen[str]:
-        """Return the process, which answers on its output and says what it complains of on ours."""
+        """Return the process. What it complains of while it starts goes to the errors of this one."""
         if self._process is None or self._process.poll() is not None:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.support.module_server"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
                 text=True,
                 env=environment,
                 cwd=ROOT,
